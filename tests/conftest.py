@@ -1,4 +1,4 @@
-"""Throw-away hosts: each test that needs the kernel gets network namespaces of its own and leaves none."""
+"""Create throw-away hosts: network namespaces of one test, which leave nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LONG_NAME = 80
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """In a worker, put `tmp_path` into the sandbox's own TMPDIR, and forget the size of our terminal."""
+    """Put `tmp_path` into the worker's TMPDIR, and unset the terminal's size."""
     if hasattr(config, "workerinput"):
         config.option.basetemp = None
         for name in ("COLUMNS", "LINES"):
@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Number long values instead of spelling them out: workers must agree on names, and people read them."""
+    """Number long values: all workers must agree on readable ids."""
     return argname if isinstance(val, str | bytes) and len(val) > _LONG_NAME else None
 
 
@@ -60,7 +60,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Keep what was imported out of the garbage collector's rounds: a fifth of the UI tests' time."""
+    """Exempt imported objects from garbage collection.
+
+    That saves a fifth of the UI tests' time.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
@@ -68,7 +71,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def host() -> Iterator[ThrowawayHost]:
-    """A throw-away host namespace; the test process itself stays outside."""
+    """Yield a throw-away host namespace; the test process stays outside."""
     made = ThrowawayHost()
     try:
         yield made
@@ -78,6 +81,9 @@ def host() -> Iterator[ThrowawayHost]:
 
 @pytest.fixture
 def inside_host(host: ThrowawayHost) -> Iterator[ThrowawayHost]:
-    """The same, with the test's main thread inside: collectors then take it for the host."""
+    """Yield a host with the test's main thread inside.
+
+    Collectors then take it for the host.
+    """
     with entered(f"/run/netns/{host.name}"):
         yield host

@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark in turn (or those named), their figures as one Markdown table."""
+"""Run the named benchmarks, or all, and print a Markdown table: `make bench`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from tests.bench.size import IS_TINY
 
 
 def main(names: list[str]) -> int:
-    """Run the benchmarks of those names (bench_NAME.py beside this file), all where none is given.
+    """Run the benchmarks bench_NAME.py of these names, or all.
 
-    Returns 1 where one failed, after the others."""
+    Returns 1 if one failed, after the others.
+    """
     here = Path(__file__).parent
     known = sorted(path.stem.removeprefix("bench_") for path in here.glob("bench_*.py"))
     if os.geteuid() != 0:

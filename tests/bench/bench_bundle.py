@@ -1,5 +1,4 @@
-"""A bundle (`B`) of a host with 200,000 connections: how long it takes, and how long the event loop stands
-still meanwhile."""
+"""Measure a bundle (`B`) of 200,000 connections, and the stalled event loop."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ _SETTLED = sized(8.0, 1.0)
 
 
 def run() -> list[Figure]:
-    """All figures, in a namespace of their own."""
+    """Measure all figures in a new namespace."""
     with room_for_entries(2 * COUNT):
         found = in_a_namespace("tests.bench.bench_bundle")
     seconds, still = ([one[name] for one in found] for name in ("seconds", "standstill"))
@@ -45,7 +44,7 @@ def run() -> list[Figure]:
 
 
 async def measure(folder: Path) -> list[dict[str, float]]:
-    """Write bundles into a folder, in the namespace that the caller stands in."""
+    """Write bundles into a folder, in the caller's namespace."""
     app, found = VnetApp(LiveSource()), []
     async with app.run_test(size=(130, 40)) as pilot:
         await pilot.press(*":flows", "enter")
@@ -54,7 +53,7 @@ async def measure(folder: Path) -> list[dict[str, float]]:
             heart, began = Heartbeat(), time.monotonic()
             heart.start()
             await pilot.press("B")
-            # The file gets its name when it is whole.
+            # The file gets its name when it is complete.
             while len(bundles := sorted(folder.glob("vnet-bundle-*.tar.gz"))) < number:
                 assert time.monotonic() < began + PATIENCE, "the bundle did not come"
                 await asyncio.sleep(0.02)

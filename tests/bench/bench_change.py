@@ -1,6 +1,7 @@
-"""Making networks and attaching containers, against Docker and netavark; many at once; and nothing at all.
+"""Measure creating networks and attachments, against Docker and netavark.
 
-It runs on a machine in small (tests.support.machine): what else there is on this one does not count.
+Many at once, and no change at all, too. It runs on a small machine (tests.support.machine), so that other
+networks of this one don't count.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ from tui.cli.perform import LIGHT
 NETAVARK = "/usr/lib/podman/netavark"
 CURVE = sized((10, 100, 500), (3,))
 _TURNS = sized(15, 2)
-# Seconds in which what a measurement took away is gone in the kernel and in the engine too.
+# Seconds until kernel and engine have removed what a measurement made.
 _SETTLED = 0.15
 _NET, _WEB = "vtbench", "bweb"
 _CONTAINER_ID, _NETWORK_ID = "c" * 64, "d" * 64
 
 
 def side_by_side(docker: DockerHost) -> Iterator[Figure]:
-    """One NAT network with one container on it, side by side."""
+    """Measure one NAT network with one container on each side in turns."""
     plain = docker.host.namespace("plain")
     docker.container(_WEB)
     how = f"in turns, median of {_TURNS}; ours with its look, plan and journal"
@@ -55,17 +56,17 @@ def side_by_side(docker: DockerHost) -> Iterator[Figure]:
 
 
 def run() -> list[Figure]:
-    """The ratios with Docker and netavark, and how long many take, each time and once more."""
+    """Measure the ratios with Docker and netavark, and how long many take, twice."""
     machine = Machine()
     try:
-        told = machine.run([sys.executable, "-m", "tests.bench.bench_change"])
+        output = machine.run([sys.executable, "-m", "tests.bench.bench_change"])
     finally:
         machine.close()
-    return [Figure(*figure) for figure in json.loads(told)]
+    return [Figure(*figure) for figure in json.loads(output)]
 
 
 def measured() -> list[Figure]:
-    """The same, on the machine that it runs on."""
+    """Measure on the machine that this runs on."""
     with state_directory():
         docker = DockerHost()
         try:
@@ -81,7 +82,7 @@ def measured() -> list[Figure]:
 
 
 def ours(container: str) -> float:
-    """Make the network and attach the container; what was made is taken back outside the time."""
+    """Create the network and attach the container; undo outside the measured time."""
     requests = (CreateNetwork(_NET), Attach(container, _NET))
     seconds, _ = timed(lambda: change(lambda _: requests))
     entry = next(journal.history())
@@ -91,7 +92,7 @@ def ours(container: str) -> float:
 
 
 def change(requests: Callable[[Topology], tuple[Request, ...]]) -> int:
-    """Look, plan and apply, as the command line does; returns how many steps it took."""
+    """Read, plan and apply, as the command line does; return the number of steps."""
     with planning():
         topology = Topology(read_snapshot(LIGHT, deep=False))
         plan = plan_all(requests(topology), topology)
@@ -103,7 +104,7 @@ def change(requests: Callable[[Topology], tuple[Request, ...]]) -> int:
 
 
 def theirs(docker: DockerHost) -> float:
-    """The same by the `docker` command."""
+    """Do the same by the `docker` command."""
     seconds, _ = timed(
         lambda: (docker.run("network", "create", _NET), docker.run("network", "connect", _NET, _WEB))
     )
@@ -114,7 +115,7 @@ def theirs(docker: DockerHost) -> float:
 
 
 def netavarks(host: ThrowawayHost, container: str) -> float:
-    """The same by netavark."""
+    """Do the same by netavark."""
     network = {
         "name": _NET, "id": _NETWORK_ID, "driver": "bridge", "network_interface": "nv0", "internal": False,
         "ipv6_enabled": False, "dns_enabled": False, "ipam_options": {"driver": "host-local"},
@@ -138,7 +139,7 @@ def _netavark(verb: str, container: str, wish: dict[str, object]) -> None:
 
 
 def many(count: int) -> Iterator[Figure]:
-    """One file with that many containers on one network: applied, and applied again."""
+    """Apply a file with that many containers on one network, twice."""
     prefix = f"vb{os.getpid()}"
     names = [f"{prefix}x{number}" for number in range(count)]
     text = '[network.many]\nsubnets = ["10.98.0.0/16"]\n'
@@ -167,7 +168,7 @@ def many(count: int) -> Iterator[Figure]:
 
 
 def timed[T](work: Callable[[], T]) -> tuple[float, T]:
-    """The seconds that some work takes, and what it returns."""
+    """Return the seconds of some work, and its result."""
     started = time.perf_counter()
     result = work()
     return time.perf_counter() - started, result
@@ -175,7 +176,7 @@ def timed[T](work: Callable[[], T]) -> tuple[float, T]:
 
 @contextmanager
 def inside(host: ThrowawayHost) -> Iterator[None]:
-    """The body takes the throw-away host for the host."""
+    """Take the throw-away host for the host in the block."""
     home = os.open("/proc/self/ns/net", os.O_RDONLY)
     there = os.open(f"/run/netns/{host.name}", os.O_RDONLY)
     os.setns(there, os.CLONE_NEWNET)
@@ -189,7 +190,7 @@ def inside(host: ThrowawayHost) -> Iterator[None]:
 
 @contextmanager
 def state_directory() -> Iterator[None]:
-    """A journal of its own."""
+    """Use a separate journal in the block."""
     with tempfile.TemporaryDirectory() as folder:
         before = os.environ.get("VNET_STATE")
         os.environ["VNET_STATE"] = folder

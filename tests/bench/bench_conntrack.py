@@ -1,4 +1,7 @@
-"""Measure reading 100,000 conntrack entries, against `conntrack -L`; sorting, filtering."""
+"""Measure reading 100,000 conntrack entries, sorting and filtering.
+
+Reading is compared with `conntrack -L`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ NAME = f"bench{os.getpid()}-ct"
 
 
 def run() -> list[Figure]:
-    """Measure all figures in a new namespace with connection accounting, as for a dashboard."""
+    """Measure all figures in a new namespace with accounting, as for a dashboard."""
     with room_for_entries(2 * COUNT):
         subprocess.run(["ip", "netns", "add", NAME], check=True)
         try:

@@ -1,4 +1,4 @@
-"""The dashboard as a person meets it: start, idle cost, latency, key presses, memory; on the demo lab."""
+"""Measure the dashboard on the demo lab: start, idle CPU, latency, memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PROGRAM = [sys.executable, "-m", "tui.cli"]
 
 
 def run() -> list[Figure]:
-    """All figures; each measurement runs inside a lab of its own (see `main`)."""
+    """Measure all figures, each in its own lab (see `main`)."""
     figures = []
     for name, lab in (
         ("start", Lab()),
@@ -58,7 +58,7 @@ def _inside(lab: Lab, name: str) -> list[Figure]:
 
 
 def _cpu_share(pid: int, seconds: float) -> float:
-    """Percent of a core that the process and its children took over that time."""
+    """Return the percentage of a core of the process and its children over that time."""
 
     def spent() -> float:
         times = psutil.Process(pid).cpu_times()
@@ -70,7 +70,7 @@ def _cpu_share(pid: int, seconds: float) -> float:
 
 
 def start() -> list[Figure]:
-    """Start to first paint, and to first data; medians of seven."""
+    """Measure start to first paint, and to first data; medians of seven."""
     paints, data = [], []
     for _ in range(_STARTS):
         with Terminal(_PROGRAM) as terminal:
@@ -93,7 +93,7 @@ def start() -> list[Figure]:
 
 
 def bytecode() -> list[Figure]:
-    """Start to first paint with the bytecode that set-up compiles, against without any."""
+    """Measure start to first paint with the bytecode of set-up, against without."""
     root = Path(__file__).parents[2]
     with tempfile.TemporaryDirectory() as compiled, tempfile.TemporaryDirectory() as plain:
         for folder in (compiled, plain):
@@ -107,14 +107,14 @@ def bytecode() -> list[Figure]:
 
 
 def _first_paint(folder: str) -> float:
-    """Seconds from the start to the first paint of the program in that folder."""
+    """Return the seconds from the start to the first paint of that folder's program."""
     words = ["env", f"--chdir={folder}", "PYTHONDONTWRITEBYTECODE=1", f"PYTHONPATH={folder}", *_PROGRAM]
     with Terminal(words) as terminal:
         return terminal.wait_for("vnet-tui") - terminal.started
 
 
 def idle() -> list[Figure]:
-    """CPU with nothing changing."""
+    """Measure the CPU time while nothing changes."""
     with Terminal(_PROGRAM) as terminal:
         terminal.wait_for("br-shop")
         _drain(terminal, _SETTLED)
@@ -132,7 +132,7 @@ def idle() -> list[Figure]:
 
 
 def latency() -> list[Figure]:
-    """`ip link add` in a container's namespace to its row on the screen."""
+    """Measure from `ip link add` in a container's namespace to its row on the screen."""
     names = json.loads(
         subprocess.run(["ip", "-j", "netns"], capture_output=True, text=True, check=True).stdout
     )
@@ -161,7 +161,7 @@ def latency() -> list[Figure]:
 
 
 def crowd() -> list[Figure]:
-    """200 namespaces and 100,000 conntrack entries, the conntrack view in sight."""
+    """Measure 200 namespaces and 100,000 conntrack entries in the conntrack view."""
     from tests.support.bulk_conntrack import insert
 
     insert(_ENTRIES)

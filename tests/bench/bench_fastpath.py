@@ -1,4 +1,4 @@
-"""The fast path against Docker's default: traffic, frames from outside, start, memory, cost, churn."""
+"""Measure the fast path against Docker: traffic, NIC frames, start, cost, churn."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.bench.report import Figure
 
 
 def run() -> list[Figure]:
-    """All figures, told one by one on standard error, for this takes its time.
+    """Measure all figures, and print each on standard error, because it takes long.
 
     VNET_BENCH_SECONDS and VNET_BENCH_REPETITIONS set how long each measurement takes and how often it is
     repeated.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the lab is taken away
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the lab is removed
     found = []
     for figure in _figures():
         print(f"{figure.what}: {figure.measured}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""100,000 flows: a repaint, the command against `conntrack -L`; speeds against iperf3's own report."""
+"""Measure 100,000 flows: repaint, command against conntrack(8); speeds, iperf3."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAME = f"bench{os.getpid()}-fl"
 
 
 def run() -> list[Figure]:
-    """All figures, in a namespace of their own."""
+    """Measure all figures in a new namespace."""
     with room_for_entries(2 * COUNT):
         subprocess.run(["ip", "netns", "add", NAME], check=True)
         try:
@@ -38,7 +38,7 @@ def run() -> list[Figure]:
 
 
 def _against_iperf3() -> Iterator[Figure]:
-    """Unlimited traffic; the figures are those of the tests' own measurement."""
+    """Measure unlimited traffic by the tests' own measurement."""
     from tests.kernel import test_flow_rates
     from tests.support.host import ThrowawayHost
 
@@ -47,11 +47,11 @@ def _against_iperf3() -> Iterator[Figure]:
         try:
             road = test_flow_rates.made_road(host)
             with test_flow_rates.accelerated(road) if fast else nullcontext() as reader:
-                sums, told, _ = test_flow_rates.measured(road, streams, "0", reader)
+                sums, report, _ = test_flow_rates.measured(road, streams, "0", reader)
         finally:
             host.close()
         ours = float(np.median(sorted(sums)[len(sums) // 3 :]))
-        theirs = float(np.median([one["sum"]["bits_per_second"] for one in told["intervals"]]))
+        theirs = float(np.median([one["sum"]["bits_per_second"] for one in report["intervals"]]))
         yield Figure(
             f"speed of {streams} unlimited iperf3 stream{'s' * (streams > 1)}" + ", on the fast path" * fast,
             "within 3 % of its report",
@@ -61,7 +61,7 @@ def _against_iperf3() -> Iterator[Figure]:
 
 
 def measure() -> list[Figure]:
-    """The figures of the namespace that the caller stands in."""
+    """Measure the figures in the caller's namespace."""
     from core.model import Namespace
     from core.netlink.netns import HOST_PATH, inode_of
     from tests.support.bulk_conntrack import insert
@@ -73,7 +73,7 @@ def measure() -> list[Figure]:
 
 
 def _repaint(spaces) -> Iterator[Figure]:
-    """Merge, sort and filter, with everything worked out anew."""
+    """Measure merging, sorting and filtering, all computed again."""
     from core.flows.meter import FlowMeter
     from core.model import Host, Snapshot
     from core.topology import Topology
@@ -112,7 +112,10 @@ def _repaint(spaces) -> Iterator[Figure]:
 
 
 def _fast_flows(table, count):
-    """The first connections of a table as the fast path counts them, both directions of each."""
+    """Return a table's first connections as the fast path counts them.
+
+    Both directions of each.
+    """
     from core.model import FASTFLOW_DTYPE, FastFlows
 
     entries, parts = table.entries[:count], []

@@ -1,5 +1,8 @@
-"""The flows view live: its CPU with 100,000 flows of which 2,000 move, against `watch -n1 conntrack -L`; a
-flood of 20,000 new connections a second for 20 s."""
+"""Measure the live flows view: CPU with 100,000 flows, and a flood of new ones.
+
+2,000 flows are active, against `watch -n1 conntrack -L`; the flood is 20,000 new connections a second for 20
+s.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,12 @@ from tests.support.sandbox import alone
 ACTIVE = sized(2000, 20)
 SECONDS = sized(20.0, 2.0)
 RATE = sized(20_000, 500)
-# A plain `watch -n1 conntrack -L` hangs up on conntrack after the first screenful, and so reads little.
+# A plain `watch -n1 conntrack -L` closes conntrack's pipe after the first screenful, and so reads little.
 POLLING = "watch -n1 'conntrack -L 2>/dev/null | tail -n 36'"
 
 
 def run() -> list[Figure]:
-    """All figures, in a namespace of their own, where processes and mounts show no others."""
+    """Measure all figures in a new namespace, without other processes and mounts."""
     with room_for_entries(int(RATE * SECONDS * 1.2)):
         cpu = in_a_namespace("tests.bench.bench_flows_live")
         flood = in_a_namespace("tests.support.flooded", str(RATE), str(SECONDS))
@@ -36,7 +39,7 @@ def run() -> list[Figure]:
 
 
 def in_a_namespace(module: str, *words: str):
-    """Run a module of ours in a network namespace where no other is in sight; the JSON that it prints."""
+    """Run a module in a network namespace that sees no other; return its JSON."""
     name = f"bench{os.getpid()}-lf"
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
@@ -60,7 +63,7 @@ def _flood(found) -> Figure:
 
 
 def measure() -> list[Figure]:
-    """The figures of the namespace that the caller stands in."""
+    """Measure the figures in the caller's namespace."""
     from tests.support.bulk_conntrack import insert
 
     Path("/proc/sys/net/netfilter/nf_conntrack_acct").write_text("1")
@@ -86,7 +89,10 @@ def measure() -> list[Figure]:
 
 @contextmanager
 def _moving() -> Iterator[None]:
-    """Counters of 2,000 connections move: UDP to loopback, of as many sources."""
+    """Keep the counters of 2,000 connections moving.
+
+    UDP to loopback, from as many sources.
+    """
     code = (
         "import socket, time\n"
         "sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); sink.bind(('127.0.0.1', 9000))\n"
@@ -109,8 +115,8 @@ def _moving() -> Iterator[None]:
 
 
 def _share(program: str, keys: str, shows: str, settle: float) -> float:
-    """Percent of a core that a program and its children take in a terminal of their own."""
-    # A server that was killed may still answer to its name.
+    """Return a program's percentage of a core, with its children, in a terminal."""
+    # A killed server may still answer to its name.
     terminal = f"fl{os.getpid()}-{time.monotonic_ns()}"
     subprocess.run(
         ["tmux", "-L", terminal, "new-session", "-d", "-x", "130", "-y", "40", program], check=True
@@ -138,7 +144,7 @@ def _tmux(terminal: str, *words: str) -> str:
 
 
 def _spent(pid: int) -> float:
-    """Seconds of CPU of a process and of those of its children that ended."""
+    """Return the CPU seconds of a process and its ended children."""
     return sum(psutil.Process(pid).cpu_times()[:4])
 
 

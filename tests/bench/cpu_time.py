@@ -1,7 +1,7 @@
-"""Measure the CPU time of a connection, of both ends; other load hardly changes it.
+"""Measure the CPU time of both ends of a connection.
 
-Both ends are processes on one CPU. The kernel's work for a packet, in any namespace, is accounted to the
-process that sends it.
+Other load hardly changes it. Both ends are processes on one CPU. The kernel's work for a packet, in any
+namespace, is accounted to the process that sends it.
 """
 
 from __future__ import annotations

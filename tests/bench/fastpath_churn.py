@@ -1,4 +1,4 @@
-"""How much of a connection stays fast while other containers come and go."""
+"""Measure how much of a connection stays fast while containers come and go."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from tests.support.waiting import wait_until
 
 _RATE = 20
 _PACE = 0.001  # seconds from one datagram to the next
-_OTHERS = ("NOT_IP", "MULTICAST")  # what the bridge floods
+_OTHERS = ("NOT_IP", "MULTICAST")  # the bridge floods it
 
 
 def figures() -> Iterator[Figure]:
-    """With addresses of their own, and with few, each of which is at another port a moment later; then other
-    changes that go on."""
+    """Measure with unique addresses, with reused ones, and other changes.
+
+    Reused addresses are at another port a moment later.
+    """
     yield _figure(f"{_RATE} containers a second", ">= 95 %", lambda lab: _churn(lab, 200))
     yield _figure(
         f"{_RATE} containers a second, who get the addresses of those that went",
@@ -59,7 +61,7 @@ def _figure(what: str, to_reach: str, change: Callable[[FastLab], Churn | Repeat
 
 
 def _ports(status: dict[str, object]) -> dict[str, int]:
-    """Packets by verdict, of the links of a and b."""
+    """Return the packets by verdict, of the links of a and b."""
     found: dict[str, int] = {}
     for row in status["ports"]:  # type: ignore[attr-defined]
         for name, count in row["verdicts"].items() if row["name"] in ("v-a", "v-b") else ():

@@ -1,4 +1,4 @@
-"""What the program itself costs a packet: by test run, and with very many flows in the cache."""
+"""Measure the program's own cost of a packet: by test run, and with many flows."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ _RUN_TIME, _RUN_COUNT = 192, 200  # struct bpf_prog_info
 
 
 def returning(value: int) -> int:
-    """A program that does nothing but return a value: its descriptor."""
+    """Load a program that only returns a value; return its descriptor."""
     code = struct.pack("<BBhi", _MOVE, 0, 0, value) + struct.pack("<BBhi", _EXIT, 0, 0, 0)
     return syscall.load_program(syscall.PROG_SCHED_CLS, code, "empty")
 
 
 def figures() -> Iterator[Figure]:
-    """All of them."""
+    """Measure all figures."""
     yield from by_test_run()
     yield from curve()
     yield from _reading()
 
 
 def by_test_run() -> Iterator[Figure]:
-    """Nanoseconds a packet of flows that are known, an empty program beside it."""
+    """Measure nanoseconds a packet of known flows, beside an empty program."""
     host = ThrowawayHost()
     try:
         host.run("ip link add up0 type veth peer name far")
@@ -60,7 +60,10 @@ def by_test_run() -> Iterator[Figure]:
 
 
 def _costs(rig: Rig) -> Iterator[Figure]:
-    """Rewriting leaves the packet's tuple as it is, for a test run gives the program its own output again."""
+    """Measure the costs of each kind of flow.
+
+    Rewriting leaves the packet's tuple as it is, because a test run gives the program its own output again.
+    """
     rewrites = {
         "same bridge": (0, "<= 65 ns"),
         "routed": (layout.REWRITE_L3, "(report)"),
@@ -95,12 +98,15 @@ def _cost(program: int, packet: Packet, rig: Rig) -> str:
 
 
 def curve() -> Iterator[Figure]:
-    """The cost of a packet of any one of very many flows, on a real link, as the kernel counts it."""
+    """Measure the cost of packets of very many flows on a real link.
+
+    The kernel counts it.
+    """
     host = ThrowawayHost()
     try:
         far = host.namespace("far")
         host.run(f"ip link add up0 type veth peer name far netns {far}")
-        host.run("ip link add out0 type veth peer name sink")  # down: what is sent there is gone
+        host.run("ip link add out0 type veth peer name sink")  # down: frames sent there are dropped
         host.run("ip link set up0 up")
         host.run("ip link set far up", inside="far")
         with entered(named(host.name)):
@@ -116,7 +122,7 @@ def curve() -> Iterator[Figure]:
 
 
 def _reading() -> Iterator[Figure]:
-    """All counters into the columns of the flow view."""
+    """Measure reading all counters into the columns of the flow view."""
     for flows, to_reach in sized(((65_536, "<= 30 ms"), (1_000_000, "<= 0.5 s")), ((65_536, "<= 30 ms"),)):
         host = ThrowawayHost()
         try:
@@ -147,7 +153,7 @@ def _read_once(rig: Rig) -> float:
 
 
 def _cost_with(host: ThrowawayHost, flows: int) -> tuple[float, float]:
-    """Nanoseconds a packet, and those of an empty program in front of it."""
+    """Measure nanoseconds a packet, also with an empty program in front."""
     rig = Rig(host, flows=max(flows * 5 // 4, 1024))
     keys = _fill(rig, flows)
     empty = returning(-1)
@@ -171,7 +177,7 @@ def _average(program: int) -> float:
 
 
 def _fill(rig: Rig, flows: int) -> np.ndarray:
-    """That many flows in the cache; their keys."""
+    """Add that many flows to the cache; return their keys."""
     packet = plain("udp", 4)
     rig.flow(packet, "up0", rewrite=layout.REWRITE_L3, out_ifindex=rig.links["out0"])
     raw = syscall.lookup(rig.loaded.maps["flows4"], flow_key(packet).tobytes(), layout.FLOW.itemsize)
@@ -186,7 +192,10 @@ def _fill(rig: Rig, flows: int) -> np.ndarray:
 
 
 def _send_any(keys: np.ndarray, count: int) -> None:
-    """Frames of random flows into the far end of the link, built in the buffer that is sent."""
+    """Send frames of random flows into the far end of the link.
+
+    They are built in the send buffer.
+    """
     frame = np.frombuffer(bytes(plain("udp", 4, b"x" * 22)), np.uint8)
     batch = Batch(len(frame))
     frames = np.frombuffer(batch.buffer, np.uint8).reshape(-1, len(frame))

@@ -1,6 +1,7 @@
-"""Small datagrams as fast as a CPU can send them: `receive PORT CPU`, `send ADDRESS PORT SECONDS CPU PID`.
+"""Send small datagrams as fast as a CPU can.
 
-PID is the receiver's; printed is how many arrived a second. sendmmsg(2) keeps Python's part small.
+`receive PORT CPU`, `send ADDRESS PORT SECONDS CPU PID`: PID is the receiver's; prints how many arrived a
+second. sendmmsg(2) keeps Python's share small.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tests.bench.fastpath_lab import read_udp_arrivals
 
 SIZE, BATCH = 64, 256
 QUESTION = b"?"
-_WARM_UP = 0.5  # seconds of question and answer, so that both directions are known
+_WARM_UP = 0.5  # seconds of questions and answers, so that both directions are known
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -33,7 +34,7 @@ class _Message(ctypes.Structure):
 
 
 class Batch:
-    """As many messages of `size` bytes each in `buffer`; sent or received by one system call."""
+    """Hold many messages of `size` bytes in `buffer` for one system call."""
 
     def __init__(self, size: int = SIZE, count: int = BATCH) -> None:
         self.buffer = (ctypes.c_char * (size * count))()
@@ -47,14 +48,17 @@ class Batch:
             self._messages[at].vector_count = 1
 
     def send(self, socket_fd: int) -> int:
-        """Send all on a connected socket; how many went. Raises OSError where none did."""
+        """Send all on a connected socket; return how many.
+
+        Raises OSError if none was sent.
+        """
         sent = int(_libc.sendmmsg(socket_fd, self._messages, self._count, 0))
         if sent <= 0:
             raise OSError(ctypes.get_errno(), "nothing was sent")
         return sent
 
     def receive(self, socket_fd: int) -> int:
-        """Wait for one, take what is there; how many came."""
+        """Wait for one, receive what is there; return how many."""
         wait_for_one = 0x10000
         return int(_libc.recvmmsg(socket_fd, self._messages, self._count, wait_for_one, None))
 
@@ -75,7 +79,10 @@ def receive(port: int, cpu: int) -> None:
 
 
 def warm_up(here: socket.socket, seconds: float = _WARM_UP) -> None:
-    """Ask and be answered until the flow is known to everybody; raises TimeoutError where no answer comes."""
+    """Exchange questions and answers until the flow is known everywhere.
+
+    Raises TimeoutError without an answer.
+    """
     here.settimeout(0.2)
     began, answered = time.monotonic(), 0
     while time.monotonic() - began < seconds or not answered:
@@ -84,7 +91,7 @@ def warm_up(here: socket.socket, seconds: float = _WARM_UP) -> None:
             here.recv(SIZE)
             answered += 1
         if time.monotonic() - began > 20:
-            raise TimeoutError("nobody answers")
+            raise TimeoutError("no answer")
     here.settimeout(None)
 
 

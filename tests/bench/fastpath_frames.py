@@ -1,4 +1,7 @@
-"""Frames that come in at the uplink as a card delivers them, to a published port (XDP live frames)."""
+"""Measure frames at the uplink to a published port (XDP live frames).
+
+They arrive as a NIC delivers them.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,15 @@ from tests.bench.size import sized
 _PROG_XDP, _XDP_PASS, _LIVE_FRAMES = 6, 2, 1 << 1
 _TEST_RUN = 10
 _FRAMES, _BATCH = sized(200_000, 5_000), 64
-_HEADERS = 48  # bytes that are written into every frame
+_HEADERS = 48  # bytes written into every frame
 _SOURCE_PORT = 40000
 
 
 def figures(lab: Lab, fast: FastPath, floods: Floods) -> Iterator[Figure]:
-    """Docker's default, the fast path, and the limit: a link that ends in the receiver's own namespace."""
+    """Measure Docker, the fast path, and the limit.
+
+    The limit is a link that ends in the receiver's own namespace.
+    """
     published = lab.cases[-1]
     limit = lab.limit_of(published)
     with _speaker(published) as speaker, _speaker(limit) as near:
@@ -48,13 +54,13 @@ def figures(lab: Lab, fast: FastPath, floods: Floods) -> Iterator[Figure]:
         )
     yield Figure(
         "frames as from a card, published port", ">= 2.8 x, <= 1.10 of the limit's time",
-        turns.in_words(is_time=True), "ns a frame; 64 B of UDP, XDP live frames",
+        turns.as_text(is_time=True), "ns a frame; 64 B of UDP, XDP live frames",
     )  # fmt: skip
 
 
 @contextmanager
 def _speaker(case: Case) -> Iterator[socket.socket]:
-    """A socket whose flow the frames belong to."""
+    """Return a socket of the flow that the frames belong to."""
     with entered(case.client):
         here = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with here:
@@ -64,7 +70,7 @@ def _speaker(case: Case) -> Iterator[socket.socket]:
 
 
 def _inject(speaker: socket.socket, case: Case, namespace: str, link: str, floods: Floods) -> float:
-    """Nanoseconds a frame of the flow of the speaker, received by that link; they must arrive."""
+    """Measure nanoseconds a frame of the speaker's flow by that link; all must arrive."""
     warm_up(speaker)
     receiver = floods.receiver(case)
     source = mac_of(case.client, "eth0")
@@ -87,16 +93,17 @@ def _frame(speaker: socket.socket, source: str, destination: str) -> bytes:
 
 
 def mac_of(namespace: str, link: str) -> str:
-    """The address of a link."""
+    """Return the address of a link."""
     with entered(namespace), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as here:
         here.bind((link, 0))
         return str(here.getsockname()[4].hex(":"))
 
 
 def _passing(headers: bytes) -> int:
-    """An XDP program that passes each frame, its headers (a multiple of eight bytes) as given.
+    """Load an XDP program that passes each frame with these headers.
 
-    The kernel uses a frame's memory again, with what became of it."""
+    Their size is a multiple of eight. The kernel reuses a frame's memory with its changes.
+    """
     words = list(struct.iter_unpack("=ii", headers))
     begin = [
         (0x61, 0x12, 0, 0),  # r2 = data
@@ -116,7 +123,10 @@ def _passing(headers: bytes) -> int:
 
 
 def _receive(program: int, frame: bytes, ifindex: int) -> None:
-    """BPF_PROG_TEST_RUN of an XDP program with BPF_F_TEST_XDP_LIVE_FRAMES: its frames are really received."""
+    """Run an XDP program by BPF_PROG_TEST_RUN with BPF_F_TEST_XDP_LIVE_FRAMES.
+
+    Its frames are really received.
+    """
     data = np.frombuffer(bytearray(frame), np.uint8)
     context = np.frombuffer(bytearray(struct.pack("=IIIIII", 0, len(frame), 0, ifindex, 0, 0)), np.uint8)
     attributes = struct.pack(

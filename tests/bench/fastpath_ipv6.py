@@ -1,4 +1,4 @@
-"""Bulk TCP between two containers of a bridge over IPv6 with BIG TCP: with the fast path and without."""
+"""Measure bulk TCP over IPv6 with BIG TCP, with and without the fast path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BYTES = SECONDS << sized(31, 27)
 
 
 def figures() -> Iterator[Figure]:
-    """BIG TCP against none, both with the fast path; the fast path against the kernel, both with BIG TCP."""
+    """Measure BIG TCP against none, and the fast path against the kernel."""
     with FastLab() as lab:
         case = Case("IPv6", *(named(lab.host.full(name)) for name in ("a", "b")), V6["b"])
 
@@ -46,7 +46,7 @@ def _accelerate(lab: FastLab) -> None:
 
 
 def _allow_frames_of(lab: FastLab, size: int) -> None:
-    """How large frames may be on the links of the two containers."""
+    """Set how large frames may be on the links of the two containers."""
     links = [("host", name) for name in (BRIDGES["a"], "v-a", "v-b")] + [("a", "eth0"), ("b", "eth0")]
     for place, link in links:
         lab.run(f"ip link set {link} gso_max_size {size} gro_max_size {size}", place)

@@ -1,7 +1,7 @@
-"""The lab of the fast path's benchmarks: a real Docker Engine, two bridges, and a world outside.
+"""Build the lab of the fast path's benchmarks: a Docker Engine and two bridges.
 
-A veth pair that joins two namespaces directly is the limit of what can be reached; where the server is on a
-user-defined network, one whose far end has Docker's DNS rules as well.
+A veth pair that joins two namespaces directly is the limit of what can be reached; if the server is on a
+user-defined network, another one whose far end has Docker's DNS rules too.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from pathlib import Path
 from bpf import client, rpc
 from core.netlink.netns import entered
 from tests.docker.engine import DockerHost
-from tests.docker.place import remove_stale
+from tests.docker.engine_folder import remove_stale
 from tests.support.docker_dns import write_rules
 
 CONTROL, DATA, FLOOD = 12865, 12866, 12867  # ports: netperf's own, its data's, and the flood's
-CPU = (os.cpu_count() or 1) - 1  # where everything runs that is measured
-OTHER_CPU = 0  # where the receiver of a flood runs
+CPU = (os.cpu_count() or 1) - 1  # the CPU of everything that is measured
+OTHER_CPU = 0  # the CPU of a flood's receiver
 HOST, WORLD = "192.0.2.1", "192.0.2.2"
 _LIMIT = "198.51.100.1", "198.51.100.2"
 _PUBLISH = [f"{port}:{port}/{l4}" for port in (CONTROL, DATA, FLOOD) for l4 in ("tcp", "udp")]
 
-# Connections that have ended keep no port: there are only so many, and each is used again and again.
+# Ended connections keep no port: there are few ports, and each is used again and again.
 _PORTS_LAST = "net.ipv4.tcp_max_tw_buckets=0", "net.ipv4.ip_local_port_range=1024 65000"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way through the host: from the namespace `client` to an address that `server` answers for."""
+    """Describe a path: from the namespace `client` to an address of `server`."""
 
     name: str
     client: str
@@ -44,8 +44,11 @@ class Case:
 
 
 class Lab:
-    """`cases` are the ways through the host, `limits` are the direct pairs, without and with Docker's DNS
-    rules at the far end, `host` is what the engine runs in."""
+    """Hold the paths and the namespaces.
+
+    `cases` are the paths through the host, `limits` are the direct pairs, without and with Docker's DNS rules
+    at the far end, `host` is what the engine runs in.
+    """
 
     def __init__(self) -> None:
         remove_stale()
@@ -92,18 +95,18 @@ class Lab:
         return Case("limit", named(near), named(far), _LIMIT[1], bool(suffix))
 
     def limit_of(self, case: Case) -> Case:
-        """The direct pair whose far end has the same rules as the case's server."""
+        """Return the direct pair whose far end has the same rules as the case's server."""
         return self.limits[case.has_dns_rules]
 
     def servers(self) -> set[str]:
-        """The namespaces of all that answer."""
+        """Return the namespaces of all servers."""
         return {each.server for each in (*self.cases, *self.limits)}
 
     def _ends(self) -> set[str]:
         return {each.client for each in (*self.cases, *self.limits)} | self.servers()
 
     def vnet(self, *words: str) -> None:
-        """Run one of our own commands on the host; AssertionError where it fails."""
+        """Run a vnet-tui command on the host; AssertionError if it fails."""
         environment = {"DOCKER_HOST": self.docker.url, "VNET_STATE": str(self.docker.folder / "state")}
         done = self.host.vnet(*words, **environment)
         assert done.returncode == 0, done.stderr + done.stdout
@@ -129,7 +132,7 @@ class Lab:
         return server
 
     def links(self) -> Iterator[tuple[str, str]]:
-        """All links that the cases' frames pass: namespace and name."""
+        """Return namespace and name of all links that the cases' frames pass."""
         for link in self.host.json("ip -j link"):
             if link["ifname"] != "lo":
                 yield named(self.host.name), link["ifname"]
@@ -137,11 +140,11 @@ class Lab:
             yield namespace, "eth0"
 
     def forget(self) -> None:
-        """Empty the host's conntrack table, so that each measurement begins alike."""
+        """Empty the host's conntrack table, so that all measurements begin alike."""
         self.host.run("conntrack -F")
 
     def close(self) -> None:
-        """Take everything away."""
+        """Remove everything."""
         for server in self._servers:
             server.kill()
             server.wait()
@@ -149,22 +152,22 @@ class Lab:
 
 
 def has_netperf() -> bool:
-    """Whether netperf is there (Debian: netperf; not every distribution has it)."""
+    """Return whether netperf is there; not every distribution has it."""
     return bool(shutil.which("netperf") and shutil.which("netserver"))
 
 
 def named(name: str) -> str:
-    """The path of a named namespace."""
+    """Return the path of a named namespace."""
     return f"/run/netns/{name}"
 
 
 def inside(namespace: str, *words: str) -> list[str]:
-    """What runs a command in the namespace at that path."""
+    """Return the command that runs a command in the namespace at that path."""
     return ["nsenter", f"--net={namespace}", *words]
 
 
 class FastPath:
-    """The fast path of the lab's host, switched on and off."""
+    """Switch the fast path of the lab's host on and off."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -172,7 +175,7 @@ class FastPath:
         self._started: client.StartResult | None = None
 
     def on(self) -> None:
-        """Accelerate every bridge; AssertionError with the reason where it does not come."""
+        """Accelerate every bridge; AssertionError with the reason if it isn't on."""
         with entered(self._path):
             self._started = client.start(["all"], tied=True)
             assert self._started.answer.get("ok"), self._started.answer
@@ -182,22 +185,22 @@ class FastPath:
                 time.sleep(0.02)
 
     def status(self) -> rpc.Answer:
-        """What its daemon says."""
+        """Return the daemon's status."""
         with entered(self._path):
             return rpc.ask({"do": "status"})
 
     def share(self) -> float:
-        """The part of all packets (0 to 1) that took the fast path since it was switched on."""
+        """Return the fast share of all packets (0 to 1) since it was switched on."""
         verdicts = self.status()["verdicts"]
         return float(verdicts.get("FAST", 0) / max(sum(verdicts.values()), 1))
 
     def processes(self) -> list[int]:
-        """Its processes: the supervisor and the daemon."""
+        """Return its processes: the supervisor and the daemon."""
         assert self._started is not None
         return [self._started.supervisor.pid, int(self._started.answer["pid"])]
 
     def off(self) -> None:
-        """Everything as it was."""
+        """Restore everything."""
         if self._started is not None and self._started.supervisor.stdin is not None:
             self._started.supervisor.stdin.close()
             self._started.supervisor.wait(20)
@@ -206,7 +209,7 @@ class FastPath:
 
 @contextmanager
 def lab_and_fast_path() -> Iterator[tuple[Lab, FastPath]]:
-    """Both, and nothing of them afterwards."""
+    """Yield both, and remove everything afterwards."""
     lab = Lab()
     fast = FastPath(lab)
     try:
@@ -218,7 +221,7 @@ def lab_and_fast_path() -> Iterator[tuple[Lab, FastPath]]:
 
 @contextmanager
 def one_cpu(cpu: int) -> Iterator[None]:
-    """The body runs on that CPU."""
+    """Run the block on that CPU."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {cpu})
     try:
@@ -228,7 +231,10 @@ def one_cpu(cpu: int) -> Iterator[None]:
 
 
 def read_udp_arrivals(pid: int) -> int:
-    """UDP datagrams that came to a socket in the namespace of that process, also those it had no room for."""
+    """Return the UDP datagrams for a socket in that process's namespace.
+
+    Including those for which it had no room.
+    """
     lines = [
         line.split() for line in Path(f"/proc/{pid}/net/snmp").read_text().splitlines() if "Udp:" in line
     ]

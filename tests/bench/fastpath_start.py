@@ -1,4 +1,4 @@
-"""How long it takes until the fast path is there, and the memory that it takes."""
+"""Measure how long the fast path takes to start, and its memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.bench.report import Figure
 from tests.bench.size import sized
 
 _REPETITIONS = sized(5, 1)
-# What the dashboard has loaded anyway, and then what it takes to show the fast path's flows.
+# The dashboard's modules, then those that show the fast path's flows.
 _READER = """
 import psutil
 import tui.app
@@ -36,7 +36,7 @@ print(resident() - before)
 
 
 def figures(lab: Lab, fast: FastPath) -> Iterator[Figure]:
-    """Time, then memory."""
+    """Measure time, then memory."""
     yield from _times(lab, fast)
     yield from _memory(lab, fast)
 
@@ -61,7 +61,10 @@ def _times(lab: Lab, fast: FastPath) -> Iterator[Figure]:
 
 
 def _start(folder: Path) -> float:
-    """Seconds to have the program at one link, its compiled form kept in that folder."""
+    """Return the seconds to have the program at one link.
+
+    Its compiled form is kept in that folder.
+    """
     began = time.perf_counter()
     loaded = maps.load(maps.flow_capacity(), folder)
     link = syscall.attach_tcx(loaded.program, socket.if_nametoindex("up0"))
@@ -89,7 +92,7 @@ def _memory(lab: Lab, fast: FastPath) -> Iterator[Figure]:
 
 
 def _kilobytes(pid: int) -> tuple[int, int]:
-    """Private and resident memory."""
+    """Return private and resident memory."""
     found = {"Private_Clean:": 0, "Private_Dirty:": 0, "Rss:": 0}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         name, *rest = line.split()

@@ -1,4 +1,4 @@
-"""Traffic through the lab: transactions, connections, small datagrams and bulk TCP, all of it on one CPU."""
+"""Measure traffic through the lab on one CPU: TCP, small datagrams, connections."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ _TESTS = (
 
 
 def netperf(test: str, case: Case) -> float:
-    """Transactions a second, or Mbit/s, as netperf measures them; both ends on the CPU that is measured."""
+    """Return netperf's transactions a second, or Mbit/s.
+
+    Both ends are on the measured CPU.
+    """
     words = ["netperf", "-H", case.address, "-p", str(CONTROL), "-t", test, "-P", "0"]
     words += ["-l", str(fastpath_turns.SECONDS), "-T", f"{CPU},{CPU}", "--", "-P", f",{DATA}"]
     words += ["-k", "THROUGHPUT"]
@@ -52,18 +55,18 @@ def netperf(test: str, case: Case) -> float:
 
 
 class Floods:
-    """A receiver of small datagrams in each server's namespace."""
+    """Run a receiver of small datagrams in each server's namespace."""
 
     def __init__(self, lab: Lab) -> None:
         words = sys.executable, "-m", _FLOOD, "receive", str(FLOOD), str(OTHER_CPU)
         self._receivers = {each: lab.serve(each, *words).pid for each in lab.servers()}
 
     def receiver(self, case: Case) -> int:
-        """The process that receives."""
+        """Return the receiving process."""
         return self._receivers[case.server]
 
     def measure(self, case: Case) -> float:
-        """Datagrams a second that arrive, sent by the CPU that is measured."""
+        """Return the datagrams a second that arrive, sent by the measured CPU."""
         words = case.address, str(FLOOD), str(fastpath_turns.SECONDS), str(CPU), str(self.receiver(case))
         done = subprocess.run(
             inside(case.client, sys.executable, "-m", _FLOOD, "send", *words),
@@ -74,7 +77,7 @@ class Floods:
 
 
 def figures(lab: Lab, fast: FastPath, floods: Floods) -> Iterator[Figure]:
-    """Every measure for every way through the host."""
+    """Measure everything on every path through the host."""
     cases = sized(lab.cases, lab.cases[-1:])
     if has_netperf():
         for test, to_reach, unit in _TESTS:
@@ -100,14 +103,14 @@ def _figure(
 ) -> Figure:
     turns = in_turns(fast, lambda: measure(case), lambda: measure(case), lambda: measure(lab.limit_of(case)))
     how = f"{unit}; {median(turns.shares):.1%} of the packets fast"
-    return Figure(f"{what}, {case.name}", to_reach, turns.in_words(), how)
+    return Figure(f"{what}, {case.name}", to_reach, turns.as_text(), how)
 
 
 def _with_big_tcp(lab: Lab, fast: FastPath, case: Case) -> Figure:
-    """Docker's default as it is against the fast path with larger frames."""
+    """Measure Docker's default against the fast path with larger frames."""
     turns = in_turns(fast, lambda: netperf("TCP_STREAM", case), lambda: _big(lab, case))
     how = "Mbit/s; Docker's default as it is / the fast path with BIG TCP"
-    return Figure(f"TCP_STREAM with BIG TCP, {case.name}", ">= 2 x", turns.in_words(), how)
+    return Figure(f"TCP_STREAM with BIG TCP, {case.name}", ">= 2 x", turns.as_text(), how)
 
 
 def _big(lab: Lab, case: Case) -> float:
@@ -119,7 +122,7 @@ def _big(lab: Lab, case: Case) -> float:
 
 
 def _allow_frames_of(lab: Lab, size: int) -> None:
-    """Let TCP make frames of that many bytes, on all links."""
+    """Allow TCP to make frames of that many bytes, on all links."""
     sizes = [word for name in ("gso", "gro") for word in (f"{name}_ipv4_max_size", str(size))]
     for namespace, link in lab.links():
         subprocess.run(inside(namespace, "ip", "link", "set", link, *sizes), check=True)

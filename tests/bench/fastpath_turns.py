@@ -1,4 +1,4 @@
-"""Docker's default and the fast path in turns, the limit beside them: what came of it, in words."""
+"""Measure Docker's default and the fast path in turns, and the limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tests.bench.fastpath_lab import FastPath
 from tests.bench.size import sized
 
-SECONDS = int(os.environ.get("VNET_BENCH_SECONDS", sized("2", "1")))  # netperf takes whole ones
+SECONDS = int(os.environ.get("VNET_BENCH_SECONDS", sized("2", "1")))  # netperf takes whole seconds
 REPETITIONS = int(os.environ.get("VNET_BENCH_REPETITIONS", sized("5", "1")))
 
 Measure = Callable[[], float]
@@ -18,15 +18,15 @@ Measure = Callable[[], float]
 
 @dataclass
 class Turns:
-    """Of each repetition: Docker's default, the fast path, the limit; and the share of fast packets."""
+    """Results of each repetition: Docker, fast path, limit, and the fast share."""
 
     kernel: list[float] = field(default_factory=list)
     fast: list[float] = field(default_factory=list)
     limit: list[float] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)
 
-    def in_words(self, is_time: bool = False) -> str:
-        """Gain with its spread, part of the limit, and the three medians; `is_time` where less is better."""
+    def as_text(self, is_time: bool = False) -> str:
+        """Format gain, share of the limit, and medians; `is_time`: less is better."""
         words = gain(self.kernel, self.fast) if is_time else gain(self.fast, self.kernel)
         if self.limit:
             pairs = zip(self.fast, self.limit, strict=True)
@@ -36,7 +36,7 @@ class Turns:
 
 
 def gain(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """The median of the repetitions' own ratios, with the least and the greatest."""
+    """Return the median of the repetitions' ratios, the least and the greatest."""
     ratios = sorted(one / other for one, other in zip(ours, theirs, strict=True))
     return f"{statistics.median(ratios):.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
@@ -44,7 +44,7 @@ def gain(ours: Sequence[float], theirs: Sequence[float]) -> str:
 def alternate(
     before: Callable[[], None], after: Callable[[], None], measure: Measure
 ) -> tuple[list[float], ...]:
-    """Measure after each of the two, as often as is asked for, in the other order every other time."""
+    """Measure after each of the two repeatedly, in alternating order."""
     found: tuple[list[float], ...] = [], []
     for repetition in range(REPETITIONS):
         for which in (1, 0) if repetition % 2 else (0, 1):
@@ -54,7 +54,7 @@ def alternate(
 
 
 def in_turns(fast: FastPath, kernel: Measure, accelerated: Measure, limit: Measure | None = None) -> Turns:
-    """Measure each as often as is asked for, in the other order every other time, the limit in the middle."""
+    """Measure each repeatedly, in alternating order, the limit in the middle."""
     found = Turns()
 
     def once_accelerated() -> None:

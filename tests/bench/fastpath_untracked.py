@@ -1,4 +1,4 @@
-"""What Docker's DNS rules cost in a container, and what `tune --no-track-dns` gains."""
+"""Measure Docker's DNS rules in a container, and `tune --no-track-dns`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from tests.bench.report import Figure
 from tests.bench.size import sized
 from tests.support.docker_dns import write_rules
 
-_COUNT = sized(100_000, 2_000)  # transactions, for each second that a measurement takes
+_COUNT = sized(100_000, 2_000)  # transactions per second of a measurement
 _KINDS = {"TCP": socket.SOCK_STREAM, "UDP": socket.SOCK_DGRAM}
 
 type _Switch = Callable[[bool], None]
 
 
 def figures(lab: Lab, fast: FastPath) -> Iterator[Figure]:
-    """Transactions with the one end that has the rules: with these alone and tuned, with these and with none,
-    in turns. Afterwards that container has no rules."""
+    """Measure transactions with the end that has the rules.
+
+    With these alone and tuned, with these and with none, in turns. Afterwards that container has no rules.
+    """
     case = next(each for each in lab.cases if each.has_dns_rules)
     yield from _figures(case, _tuning(lab), "tune --no-track-dns, the kernel's path", "(report)")
     fast.on()

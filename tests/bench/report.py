@@ -1,4 +1,4 @@
-"""What a benchmark says: one line a figure, with what is to be reached beside what was measured."""
+"""Format the figures of benchmarks: goal and measurement on one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure: what, what to reach, what was measured, and how."""
+    """One measured figure: name, goal, measurement, and method."""
 
     what: str
     to_reach: str
@@ -19,8 +19,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class PairedRatio:
-    """Ratios of two ways measured in turns: their median, least and greatest, the median times (s), and the
-    least ones, which other work on the machine disturbs least."""
+    """Ratios of two measurements in turns.
+
+    Their median, least and greatest, the median times (s), and the least times, which other work on the
+    machine disturbs least.
+    """
 
     median: float
     least: float
@@ -30,7 +33,7 @@ class PairedRatio:
     fastest: tuple[float, float]
 
     def with_fastest(self) -> str:
-        """The same in words, with the least times."""
+        """Format the same with the least times."""
         ours, theirs = self.fastest
         least = f"{ours / theirs:.2f} x; {ours * 1000:.0f} ms against {theirs * 1000:.0f} ms"
         return f"{self}; the fastest of each {least}"
@@ -43,7 +46,7 @@ class PairedRatio:
 
 
 def paired(ours: Callable[[], float], theirs: Callable[[], float], repetitions: int = 7) -> PairedRatio:
-    """Time both in turns, in the other order every other time; each callable returns its seconds."""
+    """Time both in turns, in alternating order; each callable returns its seconds."""
     pairs = []
     for repetition in range(repetitions):
         if repetition % 2:
@@ -60,13 +63,13 @@ def paired(ours: Callable[[], float], theirs: Callable[[], float], repetitions: 
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` (0 to 1) of the values lie."""
+    """Return the value below which `share` (0 to 1) of the values lie."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """The figures as a Markdown table."""
+    """Format the figures as a Markdown table."""
     lines = ["| what | to reach | measured | how |", "| --- | --- | --- | --- |"]
     lines += [f"| {f.what} | {f.to_reach} | {f.measured} | {f.how} |" for f in figures]
     return "\n".join(lines)

@@ -1,4 +1,7 @@
-"""How much a benchmark does: all, or as little as shows that it still works (`make bench SIZE=tiny`)."""
+"""Set how much a benchmark does: all, or little (`make bench SIZE=tiny`).
+
+The tiny size shows that each still works.
+"""
 
 from __future__ import annotations
 
@@ -8,5 +11,5 @@ IS_TINY = os.environ.get("VNET_BENCH_SIZE") == "tiny"
 
 
 def sized[T](whole: T, tiny: T) -> T:
-    """What applies to the size that was asked for."""
+    """Return the value for the requested size."""
     return tiny if IS_TINY else whole

@@ -50,7 +50,7 @@ class Rig:
         self.config = np.zeros(1, layout.CONFIG)
         self.reset()
         self.links: dict[str, int] = {}
-        self.look()
+        self.read_links()
 
     def reset(self) -> None:
         """Empty all maps; set a lease, a generation and timeouts longer than any test."""
@@ -67,7 +67,7 @@ class Rig:
         self.config["tcp_unanswered"] = 300_000
         self.configure()
 
-    def look(self) -> None:
+    def read_links(self) -> None:
         """Read the links' ifindexes."""
         self.links = {link["ifname"]: link["ifindex"] for link in self.host.json("ip -j link")}
 

@@ -94,7 +94,7 @@ def test_a_link_begins_only_so_many_flows_that_conntrack_does_not_count(floods: 
 
 
 @BOTH
-def test_connections_of_others_grow_up_beside_a_flood(floods: Rig, family: int) -> None:
+def test_other_connections_become_known_during_a_flood(floods: Rig, family: int) -> None:
     """Only the first packet with data of a TCP connection is noted.
 
     Conntrack is asked about the second, however many others a container begins between the two.

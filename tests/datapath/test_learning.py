@@ -84,10 +84,10 @@ class Lab:
         ]  # fmt: skip
         self.host.run(command + (["--state", given["state"]] if l4 == "tcp" else []))
         if l4 == "tcp":
-            assert connections.set_liberal(wanted(packet)) == 1
+            assert connections.set_liberal(want_row(packet)) == 1
 
 
-def wanted(packet: Packet) -> np.ndarray:
+def want_row(packet: Packet) -> np.ndarray:
     """Return the row of layout.WANT that the program would write for a packet."""
     row, key = np.zeros(1, layout.WANT), flow_key(packet)[0]
     row["family"] = socket.AF_INET6 if IPv6 in packet else socket.AF_INET
@@ -105,7 +105,7 @@ def lab(inside_host: ThrowawayHost) -> Iterator[Lab]:
     made.rig.close()
 
 
-def out(l4: str, family: int, to: str = "far", payload: bytes = b"hello") -> Packet:
+def outgoing(l4: str, family: int, to: str = "far", payload: bytes = b"hello") -> Packet:
     """Return a packet from the container to an address behind the gateway."""
     addresses = ADDRESSES[family]
     return plain(
@@ -119,7 +119,7 @@ L4 = pytest.mark.parametrize("l4", ["tcp", "udp"])
 
 def masquerade(lab: Lab, l4: str, family: int, **words: str) -> Packet:
     addresses = ADDRESSES[family]
-    packet = out(l4, family)
+    packet = outgoing(l4, family)
     lab.track(packet, (addresses["far"], addresses["host"], 443, 61000), **words)
     return packet
 
@@ -251,7 +251,7 @@ def test_one_direction_alone_is_no_leave_for_the_other(lab: Lab) -> None:
 
 
 def test_no_entry_no_flow(lab: Lab) -> None:
-    assert lab.rig.run(out("udp", 4), "p1").verdict == "NO_CONNTRACK"
+    assert lab.rig.run(outgoing("udp", 4), "p1").verdict == "NO_CONNTRACK"
 
 
 @BOTH
@@ -378,7 +378,7 @@ def test_a_route_that_moves_a_translated_flow_asks_the_kernel_first(lab: Lab) ->
     host.run("ip link set up1 up")
     host.run("ip addr add 198.51.100.1/24 dev up1")
     host.run("ip neigh add 198.51.100.9 lladdr 02:00:00:00:03:01 dev up1 nud permanent")
-    lab.rig.look()
+    lab.rig.read_links()
     lab.rig.port("up1", layout.LINK_OUT, "up1", UPLINK)
     packet = masquerade(lab, "udp", 4)
     assert lab.rig.run(packet, "p1").verdict == "FAST"
@@ -398,23 +398,23 @@ def test_young_udp_is_shown_to_the_kernel_now_and_then(lab: Lab) -> None:
 
 
 def test_a_young_udp_flow_that_was_handed_back_is_fast_at_once(lab: Lab) -> None:
-    """Storing a flow gives its former memory to the next one, here to the other direction's."""
+    """A new flow reuses the former memory, here that of the other direction."""
     packet = masquerade(lab, "udp", 4, status="SEEN_REPLY")
     lab.rig.flow(packet, "p1", action=layout.ACTION_NONE)
     assert lab.rig.run(packet, "p1").verdict == "FAST"
 
 
-def left(lab: Lab, l4: str) -> int:
+def remaining(lab: Lab, l4: str) -> int:
     """Return the remaining seconds of conntrack's only entry."""
     return int(lab.host.run(f"conntrack -L -p {l4}").split()[2])
 
 
 def test_asking_renews_the_entrys_timer(lab: Lab) -> None:
     packet = masquerade(lab, "udp", 4)
-    assert left(lab, "udp") <= 100
+    assert remaining(lab, "udp") <= 100
     lab.rig.configure(udp_timeout=500_000, recheck=0)
     assert lab.rig.run(packet, "p1").verdict == "FAST"
-    assert 400 < left(lab, "udp") <= 500
+    assert 400 < remaining(lab, "udp") <= 500
 
 
 def test_an_entry_deleted_is_a_flow_ended(lab: Lab) -> None:
@@ -428,7 +428,7 @@ def test_an_entry_deleted_is_a_flow_ended(lab: Lab) -> None:
 
 def test_an_acknowledgement_alone_does_not_ask(lab: Lab) -> None:
     masquerade(lab, "tcp", 4)
-    assert lab.rig.run(out("tcp", 4, payload=b""), "p1").verdict == "NO_DATA"
+    assert lab.rig.run(outgoing("tcp", 4, payload=b""), "p1").verdict == "NO_DATA"
 
 
 def to_the_host(l4: str, family: int, payload: bytes = b"hello") -> Packet:
@@ -515,13 +515,13 @@ def test_conntrack_has_to_be_liberal_first(lab: Lab, family: int) -> None:
     packet = masquerade(lab, "tcp", family)
     strict = bytes([0, 8])  # conntrack(8) makes entries that are liberal
     with Netlink(NETFILTER) as kernel:
-        body = header(int(wanted(packet)["family"][0])) + connections.tuple_of(wanted(packet)[0])
+        body = header(int(want_row(packet)["family"][0])) + connections.tuple_of(want_row(packet)[0])
         kernel.batch([(0x100, body + nest(4, nest(1, attribute(4, strict), attribute(5, strict))))])
     ring = RingBuffer(lab.rig.loaded.maps["wanted"], layout.WANTED_BYTES)
     ring.read()
     assert lab.rig.learn(packet, "p1").verdict == "YOUNG"
     (said,) = ring.read()
-    expected = wanted(packet)
+    expected = want_row(packet)
     expected["what"] = layout.WANT_LIBERAL
     assert np.frombuffer(said, layout.WANT) == expected
     assert connections.set_liberal(np.frombuffer(said, layout.WANT)) == 1
@@ -535,15 +535,15 @@ def test_only_what_is_answered_makes_an_entry_last(lab: Lab) -> None:
     answer = answer_to(packet, 4)
     lab.rig.configure(tcp_timeout=500_000, tcp_unanswered=300_000)
     assert lab.rig.learn(packet, "p1").verdict == "FAST"
-    assert 400 < left(lab, "tcp") <= 500
+    assert 400 < remaining(lab, "tcp") <= 500
     lab.rig.configure(recheck=0)
     for _ in range(2):  # the first has both numbers
         assert lab.rig.run(packet, "p1").verdict == "FAST"
-    assert 200 < left(lab, "tcp") <= 300
+    assert 200 < remaining(lab, "tcp") <= 300
     lab.rig.configure(recheck=1000 * lab.rig.clock.hz)
     answer[TCP].ack = packet[TCP].seq + len(packet[TCP].payload)
     assert lab.rig.run(answer, "up0").verdict == "FAST"  # asks at once
-    assert 400 < left(lab, "tcp") <= 500
+    assert 400 < remaining(lab, "tcp") <= 500
 
 
 def test_a_keepalive_without_data_under_way_makes_an_entry_last(lab: Lab) -> None:
@@ -553,13 +553,13 @@ def test_a_keepalive_without_data_under_way_makes_an_entry_last(lab: Lab) -> Non
     assert lab.rig.learn(packet, "p1").verdict == "FAST"
     answer[TCP].ack = packet[TCP].seq + len(packet[TCP].payload)
     assert lab.rig.run(answer, "up0").verdict == "FAST"
-    probe = out("tcp", 4, payload=b"")
+    probe = outgoing("tcp", 4, payload=b"")
     probe[TCP].seq = answer[TCP].ack - 1
     lab.host.run("conntrack -U -p tcp --timeout 100")
     lab.rig.configure(recheck=0)
     for _ in range(3):
         assert lab.rig.run(probe, "p1").verdict == "FAST"
-        assert 400 < left(lab, "tcp") <= 500
+        assert 400 < remaining(lab, "tcp") <= 500
 
 
 def test_a_ct_mark_that_no_rule_reads_may_change(lab: Lab) -> None:

@@ -212,7 +212,7 @@ def test_a_reset_ends_a_connection_where_it_is_exact(tracking: Rig, name: str) -
 
 
 @pytest.mark.parametrize("flags", ["F", "FR", "RU", "SF", "SR"])
-def test_flags_that_never_stand_together_end_nothing(rig: Rig, flags: str) -> None:
+def test_impossible_flags_end_nothing(rig: Rig, flags: str) -> None:
     """Conntrack ignores such packets."""
     packet = plain("tcp", 4)
     rig.flow(packet, "p1", changed(packet, eth_src=SERVER, eth_dst=ROUTER, hops=63))

@@ -1,4 +1,4 @@
-"""A server on a unix socket that answers like an engine gone wrong: bad input for the collectors."""
+"""Serve wrong answers on a unix socket, as a broken container engine would."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# What a request's path leads to: pieces of the raw answer, each sent as it comes.
+# By path of the request: pieces of the raw answer, each sent as it comes.
 Answers = Callable[[str], Iterator[bytes]]
 
 
@@ -26,8 +26,10 @@ class _Handler(socketserver.StreamRequestHandler):
 
 
 class BadEngine(socketserver.ThreadingUnixStreamServer):
-    """Serves `answers` at `path` within a `with` block; `asked` lists the paths requested, `over` is set at
-    the block's end, so that endless answers can end."""
+    """Serve `answers` at `path` within a block; `asked` lists the requested paths.
+
+    `over` is set at the block's end, so that endless answers can end.
+    """
 
     daemon_threads = True
     block_on_close = False
@@ -49,6 +51,6 @@ class BadEngine(socketserver.ThreadingUnixStreamServer):
 
 
 def http(body: bytes, status: str = "200 OK") -> bytes:
-    """A complete answer."""
+    """Return a complete answer."""
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body

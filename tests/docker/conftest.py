@@ -1,4 +1,4 @@
-"""Fixtures for tests that need a real container engine."""
+"""Start a real container engine for tests that need one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from core.netlink.netns import entered
 from tests.docker.engine import IMAGE, DockerHost
-from tests.docker.place import remove_stale
+from tests.docker.engine_folder import remove_stale
 from tests.docker.podman_engine import PodmanHost
 from tests.support.skipping import leave_out
 from tests.support.watching import Watched
@@ -18,7 +18,7 @@ from tests.support.watching import Watched
 
 @pytest.fixture(scope="session")
 def docker_engine() -> Iterator[DockerHost]:
-    """One Docker Engine for the whole run: see `docker_host` for one that each test finds empty."""
+    """Start one Docker Engine for the whole run; tests use `docker_host`."""
     remove_stale()
     engine = DockerHost()
     try:
@@ -33,21 +33,24 @@ def docker_engine() -> Iterator[DockerHost]:
 
 @pytest.fixture
 def docker_host(docker_engine: DockerHost) -> Iterator[DockerHost]:
-    """The engine without containers and without networks but its own; the test process stays outside."""
+    """Yield the engine, which has only its own networks and no containers."""
     yield docker_engine
     docker_engine.remove_containers()
 
 
 @pytest.fixture
 def inside_docker_host(docker_host: DockerHost) -> Iterator[DockerHost]:
-    """The same, with the test's main thread inside its namespace: collectors then take it for the host."""
+    """Yield the same with the test's main thread inside its namespace.
+
+    Collectors then take it for the host.
+    """
     with entered(f"/run/netns/{docker_host.namespace}"):
         yield docker_host
 
 
 @pytest.fixture
 def watched(inside_docker_host: DockerHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
-    """A watcher of the engine's host that has read everything once."""
+    """Yield a watcher of the engine's host that has read everything once."""
     monkeypatch.setenv("DOCKER_HOST", inside_docker_host.url)
     made = Watched()
     made.watcher.start()
@@ -60,7 +63,7 @@ def watched(inside_docker_host: DockerHost, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="session")
 def podman_engine() -> Iterator[PodmanHost]:
-    """podman and its API service for the whole run: see `podman_host`."""
+    """Start podman and its API service for the whole run; tests use `podman_host`."""
     remove_stale()
     engine = PodmanHost()
     try:
@@ -75,14 +78,14 @@ def podman_engine() -> Iterator[PodmanHost]:
 
 @pytest.fixture
 def podman_host(podman_engine: PodmanHost) -> Iterator[PodmanHost]:
-    """podman without containers and without networks but its own; the test process stays outside."""
+    """Yield podman, which has only its own network and no containers."""
     yield podman_engine
     podman_engine.remove_containers()
 
 
 @contextmanager
 def _wanted(engine: str) -> Iterator[None]:
-    """Some containers and kernels have all that an engine asks for and yet can't run one."""
+    """Skip the tests if an engine has all that it needs but can't run a container."""
     try:
         yield
     except (AssertionError, subprocess.SubprocessError) as error:

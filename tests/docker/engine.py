@@ -1,4 +1,4 @@
-"""A real Docker Engine inside a throw-away host namespace: starting it, and leaving nothing of it behind."""
+"""Start a real Docker Engine inside a throw-away host, and remove all of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tarfile
 from functools import cached_property
 from pathlib import Path
 
-from tests.docker.place import Place
+from tests.docker.engine_folder import EngineFolder
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -19,36 +19,36 @@ SUBNET_GATEWAY = "10.200.0.1/24"
 
 
 class DockerHost:
-    """dockerd and a containerd of its own in the network namespace `host`, with an image `busybox:local`.
+    """Run dockerd and containerd in the namespace `host`, with `busybox:local`.
 
-    `socket` is the Engine API's path, `url` the same for DOCKER_HOST; `host` the ThrowawayHost it lives in.
+    `socket` is the Engine API's path, `url` the same for DOCKER_HOST; `host` the ThrowawayHost it runs in.
     """
 
     def __init__(self) -> None:
         self.host = ThrowawayHost()
-        self._place = Place(self.host.name)
+        self._place = EngineFolder(self.host.name)
         self.folder = self._place.folder
         self.socket = str(self.folder / "docker.sock")
         self.url = f"unix://{self.socket}"
 
     @property
     def namespace(self) -> str:
-        """The name under /run/netns of the namespace that plays the host."""
+        """Return the name under /run/netns of the host's namespace."""
         return self.host.name
 
     @property
     def inode(self) -> int:
-        """The inode of that namespace."""
+        """Return the inode of that namespace."""
         return self.host.inode
 
     @cached_property
     def version(self) -> tuple[int, int]:
-        """The engine's version, as (28, 5)."""
+        """Return the engine's version, as (28, 5)."""
         major, minor = self.run("version", "-f", "{{.Server.Version}}").split(".")[:2]
         return int(major), int(minor)
 
     def run(self, *words: str, check: bool = True) -> str:
-        """Run `docker WORDS...` against this engine and return what it printed, without the last newline."""
+        """Run `docker WORDS...` against this engine; return its output, stripped."""
         done = subprocess.run(
             ["docker", "-H", self.url, *words], capture_output=True, text=True, check=False, timeout=PATIENCE
         )
@@ -57,17 +57,23 @@ class DockerHost:
         return done.stdout.rstrip("\n")
 
     def container(self, name: str, *options: str, command: str = "sleep 100000") -> str:
-        """Run a container that sleeps (`docker run -d --name NAME OPTIONS busybox:local`); its id."""
+        """Run a container that sleeps; return its id.
+
+        The command is `docker run -d --name NAME OPTIONS busybox:local`.
+        """
         return self.run(
             "run", "-d", "--stop-signal", "KILL", "--name", name, *options, IMAGE, *command.split()
         )
 
     def pid(self, name: str) -> int:
-        """The first process of a running container, as the engine tells it."""
+        """Return the engine's pid of a running container's first process."""
         return int(self.run("inspect", "-f", "{{.State.Pid}}", name))
 
     def start(self) -> None:
-        """Start containerd and dockerd; AssertionError with the log's end if they do not come to answer."""
+        """Start containerd and dockerd.
+
+        Raises AssertionError with the log's end if they don't answer.
+        """
         containerd = self.folder / "containerd.sock"
         if not (self.folder / "daemon.json").exists():
             self._dockerd_config()
@@ -83,11 +89,14 @@ class DockerHost:
         )  # fmt: skip
 
     def stop(self) -> None:
-        """Stop dockerd and containerd, as `systemctl stop docker` does; containers stop with it."""
+        """Stop dockerd and containerd, and with them all containers.
+
+        As `systemctl stop docker` does.
+        """
         self._place.stop()
 
     def keep_containers(self, on: bool) -> None:
-        """Whether containers outlive the engine's end (dockerd's live-restore), from now on."""
+        """Set whether containers outlive the engine (dockerd's live-restore)."""
         self._dockerd_config(on)
         self._place.reload()
         wait_until(
@@ -102,7 +111,7 @@ class DockerHost:
         )  # fmt: skip
 
     def remove_containers(self) -> None:
-        """Remove every container and every network that is not the engine's own."""
+        """Remove every container, and every network except the engine's own."""
         if ids := self.run("ps", "-aq").split():
             self.run("rm", "-f", "-v", *ids)
         if ids := self.run("network", "ls", "-q", "--filter", "type=custom").split():
@@ -132,7 +141,7 @@ class DockerHost:
 
 
 def busybox_image() -> bytes:
-    """A root file system in a tar archive: busybox and a link for each of its applets."""
+    """Return a root file system (tar): busybox and links for its applets."""
     applets = subprocess.run([_BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split()
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:

@@ -1,4 +1,4 @@
-"""A real Docker Engine on a host with an uplink, and tests of which web servers are reachable."""
+"""Run a real Docker Engine on a host with an uplink, and probe its web servers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.docker.engine import DockerHost
-from tests.docker.place import remove_stale
+from tests.docker.engine_folder import remove_stale
 
 HTTPD = "httpd -f -p 80"
-# Docker networks whose addresses the world has a route to, via the host.
+# Docker networks to whose addresses the world has a route via the host.
 _INSIDE = ("10.192.0.0/11", "fd00:7::/32")
 HOST, WORLD = "192.0.2.2", "192.0.2.1"
 HOST6, WORLD6 = "fd00:2::2", "fd00:2::1"
@@ -57,8 +57,10 @@ class Site:
 
 @contextmanager
 def engine_site(state: Path, forwards: bool = False, **settings: Any) -> Iterator[Site]:
-    """An engine with these settings (of daemon.json, with `_` for `-`). `forwards`: the host already
-    forwards when it starts; then Docker doesn't change the forward policy."""
+    """Start an engine with these settings (of daemon.json, with `_` for `-`).
+
+    `forwards`: the host already forwards when it starts; then Docker doesn't change the forward policy.
+    """
     remove_stale()
     engine = DockerHost()
     try:

@@ -1,4 +1,4 @@
-"""A network of a real Docker Engine is accelerated by its name, with Docker's own rules in charge."""
+"""Accelerate a network of a real Docker Engine by name, with Docker's own rules."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 
 from core.netlink.netns import entered
 from tests.docker.engine import DockerHost
-from tests.support.fastpath import Guard, traces
+from tests.support.fastpath import Guard, leftovers
 from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.root
 
 
 class Vnet:
-    """Our own program in the engine's host."""
+    """Run vnet-tui on the engine's host."""
 
     def __init__(self, docker: DockerHost) -> None:
         self.docker = docker
@@ -38,7 +38,7 @@ class Vnet:
 
 @pytest.fixture
 def vnet(docker_host: DockerHost) -> Iterator[Vnet]:
-    """The network shop with web and db on it, a port of web's published."""
+    """Yield the network shop with web and db, with a published port of web."""
     docker_host.run("network", "create", "shop")
     docker_host.container("web", "--network", "shop", "-p", "8080:7000")
     docker_host.container("db", "--network", "shop")
@@ -53,8 +53,10 @@ def vnet(docker_host: DockerHost) -> Iterator[Vnet]:
 def ends(
     docker: DockerHost, address: str, port: int, caller: str, server_in: str = ""
 ) -> tuple[socket.socket, ...]:
-    """A server on port 7000 of web (or another namespace), and who called it from another namespace; both
-    ends of the connection."""
+    """Connect another namespace to port 7000 of web (or of another namespace).
+
+    Yields both ends of the connection.
+    """
     with entered(server_in or f"/proc/{docker.pid('web')}/ns/net"):
         server = socket.create_server(("0.0.0.0", 7000))
     with entered(caller):
@@ -70,7 +72,7 @@ def ends(
 
 @pytest.fixture
 def world(docker_host: DockerHost) -> Iterator[str]:
-    """The path of a namespace that reaches the engine's host by a link up0."""
+    """Return the path of a namespace that reaches the engine's host by a link up0."""
     host = docker_host.host
     host.run(f"ip link add up0 type veth peer name eth0 netns {host.namespace('world')}")
     host.run("ip addr add 192.0.2.1/24 dev up0")
@@ -84,7 +86,7 @@ def world(docker_host: DockerHost) -> Iterator[str]:
 
 
 def say(client: socket.socket, there: socket.socket) -> None:
-    """A hundred questions and answers."""
+    """Send a hundred questions, each with its answer."""
     for _ in range(100):
         client.sendall(b"x" * 100)
         assert there.recv(100, socket.MSG_WAITALL) == b"x" * 100
@@ -93,7 +95,7 @@ def say(client: socket.socket, there: socket.socket) -> None:
 
 
 def forwarded(vnet: Vnet, link: str = "") -> int:
-    """Packets that the fast path forwarded, of all links or of one."""
+    """Return the packets that the fast path forwarded, of all links or of one."""
     found = vnet.status()
     rows = [one["verdicts"] for one in found["links"] if link in ("", one["name"])]
     return sum(row.get("FAST", 0) for row in rows)
@@ -114,13 +116,13 @@ def test_docker_s_network_is_accelerated_by_its_name(vnet: Vnet, docker_host: Do
         docker.container("later", "--network", "shop")
         wait_until(lambda: len(vnet.status()["links"]) == 4, "the container that came later")
         vnet("accelerate shop --off --yes")
-        wait_until(lambda: not traces(host), "the state before")
+        wait_until(lambda: not leftovers(host), "the state before")
         say(*inside)
         say(*outside)
 
 
 class Chatter:
-    """Connections that talk without a pause, by a thread of its own."""
+    """Talk on connections without a pause, on a thread."""
 
     def __init__(self, *talks: tuple[socket.socket, ...]) -> None:
         self._talks = talks
@@ -140,19 +142,19 @@ class Chatter:
             self.error = error
 
     def goes_on(self) -> None:
-        """Wait for more rounds of everybody."""
+        """Wait for more rounds of every connection."""
         before = self.rounds
         wait_until(lambda: self.error or self.rounds > before + 3, "more rounds")
         assert self.error is None, repr(self.error)
 
     def close(self) -> None:
-        """Talk no more."""
+        """Stop talking."""
         self._stop.set()
         self._thread.join()
 
 
 def test_docker_is_restarted_under_load(vnet: Vnet, docker_host: DockerHost, world: str) -> None:
-    """With its containers kept: it writes all its rules anew, and no connection notices."""
+    """Containers stay; Docker rewrites all its rules, and no connection notices."""
     docker, host = docker_host, docker_host.host
     address = docker.run("inspect", "-f", "{{.NetworkSettings.Networks.shop.IPAddress}}", "web")
     vnet("accelerate shop --yes")
@@ -181,11 +183,11 @@ def test_docker_is_restarted_under_load(vnet: Vnet, docker_host: DockerHost, wor
         chatter.goes_on()
         assert docker.run("inspect", "-f", "{{.State.Running}}", "web") == "true"
     vnet("accelerate --off --yes")
-    wait_until(lambda: not traces(host), "the state before")
+    wait_until(lambda: not leftovers(host), "the state before")
 
 
-def test_a_network_that_is_made_anew_is_accelerated_again(docker_host: DockerHost, vnet: Vnet) -> None:
-    """As `docker compose down` and `up` do: its bridge is another one, its name the same."""
+def test_a_recreated_network_is_accelerated_again(docker_host: DockerHost, vnet: Vnet) -> None:
+    """`docker compose down` and `up` create another bridge under the same name."""
     docker = docker_host
     vnet("accelerate shop --yes")
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The Docker collector against a real engine, compared with `docker inspect` and the kernel."""
+"""The Docker collector, compared with `docker inspect` and the kernel."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WEIRD = {
 
 
 def inspect(engine: DockerHost, name: str) -> dict[str, Any]:
-    """What `docker inspect` says about one thing."""
+    """Return what `docker inspect` prints about one object."""
     return dict(json.loads(engine.run("inspect", name))[0])
 
 
@@ -45,16 +45,16 @@ def networks(engine: DockerHost) -> dict[str, Network]:
     return {network.name: network for network in read_docker(engine.socket).networks}
 
 
-def assert_as_inspected(container: Container, told: dict[str, Any]) -> None:
-    """Compare all that the two have in common."""
-    assert container.uid == f"docker:{told['Id']}"
-    assert f"/{container.name}" == told["Name"]
-    assert container.state == told["State"]["Status"]
-    assert container.pid == (told["State"]["Pid"] or None)
-    assert container.image == told["Config"]["Image"]
-    assert container.labels == (told["Config"]["Labels"] or {})
-    assert container.command == " ".join([told["Path"], *told["Args"]])
-    created = datetime.fromisoformat(told["Created"][:19] + "+00:00")
+def assert_as_inspected(container: Container, inspected: dict[str, Any]) -> None:
+    """Compare everything that both have."""
+    assert container.uid == f"docker:{inspected['Id']}"
+    assert f"/{container.name}" == inspected["Name"]
+    assert container.state == inspected["State"]["Status"]
+    assert container.pid == (inspected["State"]["Pid"] or None)
+    assert container.image == inspected["Config"]["Image"]
+    assert container.labels == (inspected["Config"]["Labels"] or {})
+    assert container.command == " ".join([inspected["Path"], *inspected["Args"]])
+    created = datetime.fromisoformat(inspected["Created"][:19] + "+00:00")
     assert datetime.fromisoformat(container.created) == created
     ends = {
         name: (
@@ -63,7 +63,7 @@ def assert_as_inspected(container: Container, told: dict[str, Any]) -> None:
             end["Gateway"],
             end["MacAddress"],
         )
-        for name, end in told["NetworkSettings"]["Networks"].items()
+        for name, end in inspected["NetworkSettings"]["Networks"].items()
     }
     assert {end.network: (end.ipv4, end.ipv6, end.gateway, end.mac) for end in container.endpoints} == ends
 
@@ -104,10 +104,10 @@ def test_published_ports(docker_host: DockerHost) -> None:
     )  # fmt: skip
     docker_host.container("too", "--network", "container:pub")
     found = containers(docker_host)
-    told = inspect(docker_host, "pub")["NetworkSettings"]["Ports"]
+    inspected = inspect(docker_host, "pub")["NetworkSettings"]["Ports"]
     expected = {
         (inside.split("/")[1], end["HostIp"], int(end["HostPort"]), int(inside.split("/")[0]))
-        for inside, ends in told.items()
+        for inside, ends in inspected.items()
         for end in ends or ()
     }
     both = {(proto, *ports) for proto, ip, *ports in expected if ip == "0.0.0.0"} & {
@@ -144,11 +144,15 @@ def test_networks(docker_host: DockerHost) -> None:
     bridges = {link["ifname"] for link in docker_host.host.json("ip -j link show type bridge")}
     assert found.keys() == {"bridge", "host", "none", "named", "inner", "both"}
     for name, network in found.items():
-        [told] = json.loads(docker_host.run("network", "inspect", name))
-        pools = told["IPAM"]["Config"] or []
-        assert (network.engine, network.id, network.driver) == ("docker", told["Id"], told["Driver"])
-        assert network.internal == told["Internal"] == (name == "inner")
-        assert network.labels == told["Labels"]
+        [inspected] = json.loads(docker_host.run("network", "inspect", name))
+        pools = inspected["IPAM"]["Config"] or []
+        assert (network.engine, network.id, network.driver) == (
+            "docker",
+            inspected["Id"],
+            inspected["Driver"],
+        )
+        assert network.internal == inspected["Internal"] == (name == "inner")
+        assert network.labels == inspected["Labels"]
         assert list(network.subnets) == [pool["Subnet"] for pool in pools]
         assert list(network.gateways) == [pool["Gateway"] for pool in pools if "Gateway" in pool]
         assert network.ns == docker_host.inode
@@ -186,7 +190,7 @@ def test_an_engines_containers_are_no_plain_ones(docker_host: DockerHost) -> Non
 
 @pytest.fixture
 def calls(docker_host: DockerHost) -> Iterator[list[float]]:
-    """The calls of `dirty` by a running watcher, which ends with the test."""
+    """Yield the calls of `dirty` by a running watcher, which ends with the test."""
     made: list[float] = []
     stop = threading.Event()
     watcher = threading.Thread(target=watch_docker, args=(stop, lambda: made.append(1), docker_host.socket))
@@ -222,23 +226,23 @@ def test_events_are_noticed(docker_host: DockerHost, calls: list[float], words: 
 
 
 def quiet(calls: list[float]) -> bool:
-    """Forget the calls so far; whether there were none."""
+    """Forget the calls so far; return whether there were none."""
     seen = len(calls)
     calls.clear()
     threading.Event().wait(0.5)
     return not seen
 
 
-def test_looking_inside_a_container_is_no_event(docker_host: DockerHost, calls: list[float]) -> None:
+def test_an_exec_in_a_container_is_no_event(docker_host: DockerHost, calls: list[float]) -> None:
     docker_host.container("aa")
     wait_until(lambda: quiet(calls), "the end of the events of the start")
 
-    def looked_inside_in_silence() -> bool:
+    def exec_is_silent() -> bool:
         docker_host.run("exec", "aa", "true")
         docker_host.run("top", "aa")
         return quiet(calls)
 
-    wait_until(looked_inside_in_silence, "looking inside without an event")
+    wait_until(exec_is_silent, "looking inside without an event")
 
 
 def test_an_engine_stopped_and_started_again(docker_host: DockerHost, calls: list[float]) -> None:

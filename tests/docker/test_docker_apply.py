@@ -1,4 +1,4 @@
-"""Changes of Docker networks: killed, refused or failed, they leave nothing behind."""
+"""Changes of Docker networks that are killed, refused or fail leave nothing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ COUNT = len(steps_of())
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
 
 
@@ -71,8 +71,10 @@ def engine(inside_docker_host: DockerHost, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def whole(engine: DockerHost) -> dict[str, Any]:
-    """Return the state of host, container and Docker networks, without what the engine chooses again: MAC
-    addresses of bridges and veths, names of veths, rule order."""
+    """Return the state of host, container and Docker networks.
+
+    Left out is what the engine chooses again: MAC addresses of bridges and veths, names of veths, rule order.
+    """
     inspected = json.loads(engine.run("network", "inspect", *engine.run("network", "ls", "-q").split()))
     ends = json.loads(engine.run("inspect", "-f", "{{json .NetworkSettings.Networks}}", "app"))
     inside = f"nsenter -t {engine.pid('app')} -n ip -j addr"
@@ -97,7 +99,10 @@ def whole(engine: DockerHost) -> dict[str, Any]:
 
 
 def mac_of(end: dict[str, Any], engine: DockerHost) -> str:
-    """Docker chooses a random MAC address since 28, before that one derived from the address."""
+    """Return a MAC address derived from the IPv4 address, "" if it is random.
+
+    Docker chooses a random one since 28.
+    """
     return "" if engine.version >= (28, 0) else str(end["MacAddress"])
 
 

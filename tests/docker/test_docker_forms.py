@@ -22,7 +22,7 @@ SHOP, LAN, MINE = (f"{name}{os.getpid()}" for name in ("s", "l", "m"))
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
 
 

@@ -1,4 +1,4 @@
-"""A user with access to Docker but without root can change Docker networks, and nothing else."""
+"""A user with access to Docker, but not root, can change only Docker networks."""
 
 from __future__ import annotations
 

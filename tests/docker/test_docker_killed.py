@@ -1,4 +1,4 @@
-"""A change of Docker networks is killed at different calls: recovery leaves no difference."""
+"""Kill a change of Docker networks at different calls; recovery restores all."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.docker.docker_user import DockerUser, create_networks, differences
 from tests.docker.engine import DockerHost
-from tests.docker.person import Person, differences, furnished
 from tests.support.killing import COUNTED, KILL_AT
 
 pytestmark = pytest.mark.root
@@ -23,31 +23,31 @@ CHANGES = (
 
 
 @pytest.fixture
-def person(docker_host: DockerHost, tmp_path: Path) -> Person:
+def user(docker_host: DockerHost, tmp_path: Path) -> DockerUser:
     docker_host.run("network", "create", "auto2")
-    return furnished(docker_host, tmp_path / "state")
+    return create_networks(docker_host, tmp_path / "state")
 
 
 @pytest.mark.parametrize("words", CHANGES, ids=" ".join)
 @pytest.mark.parametrize("killed", ["change", "undo"])
 def test_a_killed_change_or_undo_leaves_nothing(
-    person: Person, tmp_path: Path, words: tuple[str, ...], killed: str
+    user: DockerUser, tmp_path: Path, words: tuple[str, ...], killed: str
 ) -> None:
-    before, calls = person.inspects(), tmp_path / "calls"
-    assert person.tries(*words, **{COUNTED: str(calls)}).returncode == 0
+    before, calls = user.inspects(), tmp_path / "calls"
+    assert user.tries(*words, **{COUNTED: str(calls)}).returncode == 0
     if killed == "undo":
-        assert person.tries("undo", **{COUNTED: str(calls)}).returncode == 0
+        assert user.tries("undo", **{COUNTED: str(calls)}).returncode == 0
     else:
-        person.types("undo")
-    assert differences(before, person.inspects()) == []
+        user.types("undo")
+    assert differences(before, user.inspects()) == []
     total = int(calls.read_text())
     for number in range(_KILLS):
         at = 1 + number * (total - 1) // (_KILLS - 1)
         if killed == "undo":
-            person.types(*words)
-        ended = person.tries(*(words if killed == "change" else ["undo"]), **{KILL_AT: str(at)})
+            user.types(*words)
+        ended = user.tries(*(words if killed == "change" else ["undo"]), **{KILL_AT: str(at)})
         assert ended.returncode == -9, f"call {at} of {total}: {ended.stderr}"
-        person.types("recover")
-        if differences(before, person.inspects()):
-            person.types("undo")  # the change was complete, or its undo hadn't begun
-        assert differences(before, person.inspects()) == [], f"call {at} of {total}"
+        user.types("recover")
+        if differences(before, user.inspects()):
+            user.types("undo")  # the change was complete, or its undo hadn't begun
+        assert differences(before, user.inspects()) == [], f"call {at} of {total}"

@@ -1,5 +1,7 @@
-"""Docker's gateway modes, and ports that vnet publishes on such networks: the views agree with traffic
-from outside, with either policy of Docker's forward chain."""
+"""Docker's gateway modes, and vnet's published ports: views agree with traffic.
+
+Traffic comes from outside, with either policy of Docker's forward chain.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,10 @@ _PORT, _HIDDEN = 80, 81
 
 @dataclass(frozen=True)
 class Mode:
-    """A network with these options: its kind, its mode by address family, and which `ends` of its
-    container are reachable from the world by IPv4 and IPv6."""
+    """A network's options, its kind, and its mode by address family.
+
+    `ipv4` and `ipv6` say which `ends` of its container are reachable from the world.
+    """
 
     number: int
     options: tuple[str, ...]
@@ -70,7 +74,10 @@ MODES = {
 
 @pytest.fixture(scope="module", params=[False, True], ids=["drop", "accept"])
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Create each network with a container of its name with a published port, and `by-led` without one."""
+    """Create each network with a container that publishes a port.
+
+    `by-led` has no published port.
+    """
     forwards = request.param
     with engine_site(tmp_path_factory.mktemp("state"), forwards=forwards, live_restore=True) as made:
         run, container = made.engine.run, made.engine.container
@@ -98,14 +105,16 @@ def findings(site: Site) -> list[dict[str, Any]]:
 
 
 def answers(site: Site, ends: Sequence[tuple[str, int]]) -> list[bool]:
-    """Return which of these addresses and ports are reachable from the world; all at once, because
-    time-outs take long."""
+    """Return which of these addresses and ports are reachable from the world.
+
+    All are tried at once, because time-outs take long.
+    """
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(lambda end: site.reaches("world", *end), ends))
 
 
 def sender(site: Site, name: str) -> str:
-    """Return the source address that the world sees of a container's packets, "" if none arrive."""
+    """Return the source that the world sees of a container's packets, "" if none."""
     address = MODES[name].address(2)
     site.engine.run("exec", name, "ping", "-c1", "-W1", WORLD, check=False)
     found = re.findall(r"dst=(\S+)", site.host.run(f"conntrack -L -p icmp -s {address}", check=False))
@@ -155,7 +164,7 @@ def test_published_ports_are_shown_with_the_families_that_answer(site: Site) -> 
 
 
 @pytest.mark.parametrize("name", ["plain", "led"])
-def test_a_port_of_ours_is_let_in_by_the_remedy_and_nothing_else(site: Site, name: str) -> None:
+def test_the_printed_remedy_opens_a_published_port_and_nothing_else(site: Site, name: str) -> None:
     mode, port = MODES[name], 7000 + MODES[name].number
     ends = [(HOST, port), (HOST6, port)]
     closed = [(mode.address(2, ipv6), _HIDDEN) for ipv6 in (False, True)]

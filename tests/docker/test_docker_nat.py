@@ -97,7 +97,7 @@ def test_a_published_port_is_one_entry_of_its_container_and_network(docker_host:
         assert entry.networks == (seen.networks["shop"].id,)
 
 
-def test_the_rules_that_help_a_port_stand_behind_it(docker_host: DockerHost) -> None:
+def test_the_other_rules_of_a_port_follow_it(docker_host: DockerHost) -> None:
     docker_host.container("web", "-p", "8080:80")
     seen = see(docker_host)
     (entry,) = seen.of("published port")
@@ -151,7 +151,7 @@ def test_dockers_internal_rules_alone_show_that_a_network_is_internal(docker_hos
     assert kinds == {"docker0": "nat", seen.networks["vault"].bridge: "internal"}
 
 
-def test_filters_are_told_by_networks_names(docker_host: DockerHost) -> None:
+def test_filters_are_named_by_their_networks(docker_host: DockerHost) -> None:
     docker_host.run("network", "create", "shop", "--opt", "com.docker.network.bridge.name=br-shop")
     sentences = {entry.sentence for entry in see(docker_host).of("filter")}
     # Since Docker 28 another rule handles packets that stay on a network.

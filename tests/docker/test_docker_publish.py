@@ -1,5 +1,7 @@
-"""Ports that vnet publishes for containers on an engine's network, with and without its userland proxy:
-the preview agrees with traffic."""
+"""Ports that vnet publishes on an engine's network: preview and traffic agree.
+
+With and without Docker's userland proxy.
+"""
 
 from __future__ import annotations
 

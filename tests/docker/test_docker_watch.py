@@ -1,4 +1,4 @@
-"""The live picture follows a real Docker Engine, also through its stop and restart."""
+"""Snapshots follow a real Docker Engine, also through its stop and restart."""
 
 from __future__ import annotations
 

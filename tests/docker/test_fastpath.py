@@ -11,14 +11,14 @@ from bpf import preconditions
 from core.netlink.netns import entered
 from tests.docker.engine import SUBNET_GATEWAY, DockerHost
 from tests.docker.podman_engine import PodmanHost
-from tests.support.fastpath import FastPath, traces
+from tests.support.fastpath import FastPath, leftovers
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
 
 
-def test_dockers_own_rules_do_not_stand_in_the_way(inside_docker_host: DockerHost) -> None:
+def test_dockers_own_rules_do_not_pause_it(inside_docker_host: DockerHost) -> None:
     inside_docker_host.container("web", "-p", "8080:80")
     inside_docker_host.run("network", "create", "shop")
     inside_docker_host.run("network", "create", "--internal", "shut")
@@ -26,7 +26,7 @@ def test_dockers_own_rules_do_not_stand_in_the_way(inside_docker_host: DockerHos
     inside_docker_host.run("network", "rm", "shop", "shut")
 
 
-def test_podmans_own_rules_do_not_stand_in_the_way(podman_host: PodmanHost) -> None:
+def test_podmans_own_rules_do_not_pause_it(podman_host: PodmanHost) -> None:
     podman_host.container("web", "-p", "8080:80")
     with entered(f"/run/netns/{podman_host.host.name}"):
         found = preconditions.read_preconditions()
@@ -42,8 +42,8 @@ def test_a_network_of_podmans_is_accelerated_by_its_name(
     for name in ("here", "there"):
         podman_host.container(name, "--network", "pods")
     inside = {name: podman_host.run("inspect", "-f", "{{.State.Pid}}", name) for name in ("here", "there")}
-    told = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
-    address = podman_host.run("inspect", "-f", told, "there")
+    template = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    address = podman_host.run("inspect", "-f", template, "there")
     with ExitStack() as stack:
         with entered(f"/proc/{inside['there']}/ns/net"):
             server = stack.enter_context(socket.create_server(("0.0.0.0", 7000)))
@@ -64,7 +64,7 @@ def test_a_network_of_podmans_is_accelerated_by_its_name(
         with FastPath(podman_host.host, "pods") as fast:
             assert eventually(goes_fast), fast.status()
             assert fast.status()["unknown"] == []
-    assert eventually(lambda: not traces(podman_host.host)), traces(podman_host.host)
+    assert eventually(lambda: not leftovers(podman_host.host)), leftovers(podman_host.host)
 
 
 def test_a_container_talks_fast_from_its_first_flow_and_docker_goes_on(docker_host: DockerHost) -> None:
@@ -82,7 +82,7 @@ def test_a_container_talks_fast_from_its_first_flow_and_docker_goes_on(docker_ho
         assert eventually(is_fast)
         docker_host.run("rm", "-f", "client", "server")
         assert eventually(fast.is_on)
-    assert eventually(lambda: not traces(host)), traces(host)
+    assert eventually(lambda: not leftovers(host)), leftovers(host)
 
 
 def test_what_goes_to_the_userland_proxy_is_for_the_host_itself(docker_host: DockerHost) -> None:

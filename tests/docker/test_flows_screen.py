@@ -1,5 +1,8 @@
-"""The main job, whole: the dashboard on a real Docker host, accelerated by `f`, every flow on the screen with
-its path, and each byte counted once, as conntrack(8) and bpftool count it."""
+"""All flows of an accelerated Docker network on the dashboard.
+
+A real Docker host, accelerated by `f`: every flow is on the screen with its path, and each byte is counted
+once, as conntrack(8) and bpftool count it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ import pytest
 from bpf import layout, rpc
 from tests.docker.engine import DockerHost
 from tests.docker.test_accelerate import Vnet, ends, say, world
-from tests.support.fastpath import traces
+from tests.support.fastpath import leftovers
 from tests.support.waiting import PATIENCE, wait_until
 from tests.ui.driver import Person
 from tui.app import VnetApp
@@ -33,7 +36,7 @@ pytestmark = pytest.mark.root
 
 __all__ = ["world"]
 
-# Other hosts on the same machine may be in sight.
+# Other hosts on the same machine may be visible.
 SHOP, WEB, DB = (f"{name}{os.getpid()}" for name in ("shop", "web", "db"))
 PORT = 8080
 
@@ -42,7 +45,10 @@ PORT = 8080
 def shop(
     inside_docker_host: DockerHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[DockerHost]:
-    """The network SHOP with WEB, whose port is published, and DB; the kernel counts."""
+    """Yield the network SHOP with WEB, whose port is published, and DB.
+
+    The kernel counts conntrack entries.
+    """
     docker = inside_docker_host
     monkeypatch.setenv("DOCKER_HOST", docker.url)
     monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
@@ -51,12 +57,12 @@ def shop(
     docker.container(WEB, "--network", SHOP, "-p", f"{PORT}:7000")
     docker.container(DB, "--network", SHOP)
     yield docker
-    wait_until(lambda: not traces(docker.host), "the state before")
+    wait_until(lambda: not leftovers(docker.host), "the state before")
 
 
 @asynccontextmanager
 async def dashboard(size: tuple[int, int]) -> AsyncIterator[Person]:
-    """The program as a person starts it on this host."""
+    """Start the program on this host as a user does."""
     fast = DashboardFastPath()
     source = LiveSource(fast.flows)
     app = VnetApp(source, make_change_service=ChangeSession, make_fast_path_service=fast.fast_path_service)
@@ -66,7 +72,7 @@ async def dashboard(size: tuple[int, int]) -> AsyncIterator[Person]:
 
 @pytest.fixture
 def talks(shop: DockerHost, world: str) -> Iterator[list[tuple[socket.socket, ...]]]:
-    """Two connections: from DB, and from outside to the published port."""
+    """Yield two connections: from DB, and from outside to the published port."""
     address = shop.run("inspect", "-f", f"{{{{.NetworkSettings.Networks.{SHOP}.IPAddress}}}}", WEB)
     with ExitStack() as stack:
         web = f"/proc/{shop.pid(WEB)}/ns/net"
@@ -78,7 +84,10 @@ def talks(shop: DockerHost, world: str) -> Iterator[list[tuple[socket.socket, ..
 
 
 async def talked_until(person: Person, talks: list[tuple[socket.socket, ...]], shown: list[str]) -> None:
-    """Both connections talk until each has a line on the screen that all of these patterns fit in order."""
+    """Talk on both connections until the screen shows them.
+
+    Each needs a line that matches all of these patterns in order.
+    """
     end = time.monotonic() + PATIENCE
     while not all(any(re.search(each, line) for line in person.lines) for each in shown):
         assert time.monotonic() < end, person.text
@@ -104,27 +113,30 @@ async def test_f_and_every_flow_on_the_screen(
         await person.eventually("fast path on")
         await person.type(":flows⏎")
         await person.type(f"/to:{WEB} dport:7000⏎")
-        # Where the column is narrow a long name comes with its port alone.
+        # In a narrow column only the port follows a long name.
         rows = [rf"{DB} .*{WEB} .* tcp .*bit/s +fast", rf"-world[ :].*{WEB} .* tcp .*bit/s +fast"]
         await talked_until(person, talks, rows)
         wait_until(lambda: measured(shop, ports) == counted(shop, ports), "equal counts")
         assert [fast for _, _, fast in measured(shop, ports).values()] == [True, True]
-        wait_until(lambda: told_by_metrics() == dumped(shop)["packets"].sum(), "the same number in metrics")
+        wait_until(lambda: metrics_packets() == dumped(shop)["packets"].sum(), "the same number in metrics")
         assert bundled(shop, tmp_path / "b.tar.gz") == [True, True]
 
 
 def measured(shop: DockerHost, ports: list[int]) -> dict[int, tuple[int, int, int]]:
-    """Packets, bytes, and whether they are fast, of the connections from these ports, as our command says."""
-    told = json.loads(Vnet(shop)(f"flows --json 'to:{WEB}' dport:7000"))["flows"]
+    """Return (packets, bytes, is fast) of the connections from these ports.
+
+    As `vnet-tui flows` prints them.
+    """
+    listed = json.loads(Vnet(shop)(f"flows --json 'to:{WEB}' dport:7000"))["flows"]
     return {
         one["origin"]["port"]: (sum(one["packets"]), sum(one["bytes"]), one["path"] == "fast")
-        for one in told
+        for one in listed
         if one["origin"]["port"] in ports
     }
 
 
 def counted(shop: DockerHost, ports: list[int]) -> dict[int, tuple[int, int, int]]:
-    """The same as conntrack(8) and bpftool count: neither sees what the other does."""
+    """Return the same from conntrack(8) and bpftool, each of which sees a part."""
     found = {port: [0, 0, 0] for port in ports}
     for line in shop.host.run("conntrack -L -p tcp").splitlines():
         words = re.findall(r"(sport|packets|bytes)=(\d+)", line)
@@ -142,21 +154,21 @@ def counted(shop: DockerHost, ports: list[int]) -> dict[int, tuple[int, int, int
 
 
 def dumped(shop: DockerHost, part: str = "value") -> np.ndarray:
-    """The keys or values of the map of IPv4 flows, as bpftool dumps it."""
+    """Return the keys or values of the map of IPv4 flows, as bpftool dumps it."""
     number = rpc.ask({"do": "maps"}, shop.inode)["maps"]["flows4"]
     rows = json.loads(shop.host.run(f"bpftool -j map dump id {number}"))
     octets = bytes(int(octet, 16) for row in rows for octet in row[part])
     return np.frombuffer(octets, layout.KEY4 if part == "key" else layout.FLOW)
 
 
-def told_by_metrics() -> int | None:
-    """Packets that the fast path forwarded, as `vnet-tui agent --metrics` tells it."""
+def metrics_packets() -> int | None:
+    """Return the packets forwarded by the fast path, from the agent's metrics."""
     numbers = FastPathMetrics()()
     return numbers.packets if numbers else None
 
 
 def bundled(shop: DockerHost, path: Path) -> list[bool]:
-    """Whether the connections to WEB are told as fast in a bundle of now."""
+    """Return whether each connection to WEB is shown as fast in a new bundle."""
     Vnet(shop)(f"bundle {path}")
     with tarfile.open(path) as archive:
         (name,) = (name for name in archive.getnames() if name.endswith("/flows.txt"))

@@ -1,4 +1,4 @@
-"""Networks of drivers other than bridge, as a real engine makes them."""
+"""Networks of drivers other than bridge, created by a real engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.root
 
 
 def shown(engine: DockerHost) -> dict[str, Any]:
-    """What `show all` says on the engine's host."""
+    """Return the output of `show all` on the engine's host."""
     done = engine.host.vnet("show", "all", "--json", DOCKER_HOST=engine.url)
     assert done.returncode in (0, 1), done.stderr
     return dict(json.loads(done.stdout))
@@ -23,7 +23,7 @@ def shown(engine: DockerHost) -> dict[str, Any]:
 
 @pytest.fixture
 def swarm(docker_host: DockerHost) -> Iterator[DockerHost]:
-    """The engine as a swarm of its own."""
+    """Yield the engine as a swarm."""
     docker_host.host.run("ip link add up7 type veth peer name far7")
     docker_host.host.run("ip addr add 192.0.2.71/24 dev up7")
     docker_host.host.run("ip link set up7 up")

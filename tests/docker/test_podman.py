@@ -1,4 +1,4 @@
-"""The podman collector against a real podman, compared with `podman inspect` and the kernel."""
+"""The podman collector, compared with `podman inspect` and the kernel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.root
 
 
 def inspect(podman: PodmanHost, name: str) -> dict[str, Any]:
-    """What `podman inspect` says about a container."""
+    """Return what `podman inspect` prints about a container."""
     return dict(json.loads(podman.run("container", "inspect", name))[0])
 
 
@@ -29,16 +29,16 @@ def containers(podman: PodmanHost) -> dict[str, Container]:
     return {container.name: container for container in found.containers}
 
 
-def assert_as_inspected(container: Container, told: dict[str, Any]) -> None:
-    """Compare all that the two have in common."""
-    assert container.uid == f"podman:{told['Id']}"
-    assert container.name == told["Name"]
-    assert container.state == told["State"]["Status"]
-    assert container.pid == (told["State"]["Pid"] or None)
-    assert container.image == told["ImageName"]
-    assert container.labels == (told["Config"].get("Labels") or {})
-    assert container.command == " ".join(told["Config"]["Cmd"])
-    created = datetime.fromisoformat(told["Created"][:19] + "+00:00")
+def assert_as_inspected(container: Container, inspected: dict[str, Any]) -> None:
+    """Compare everything that both have."""
+    assert container.uid == f"podman:{inspected['Id']}"
+    assert container.name == inspected["Name"]
+    assert container.state == inspected["State"]["Status"]
+    assert container.pid == (inspected["State"]["Pid"] or None)
+    assert container.image == inspected["ImageName"]
+    assert container.labels == (inspected["Config"].get("Labels") or {})
+    assert container.command == " ".join(inspected["Config"]["Cmd"])
+    created = datetime.fromisoformat(inspected["Created"][:19] + "+00:00")
     assert datetime.fromisoformat(container.created) == created
 
 
@@ -58,11 +58,11 @@ def test_containers(podman_host: PodmanHost) -> None:
         "new": "user-net",
     }  # fmt: skip
     for name, container in found.items():
-        told = inspect(podman_host, name)
-        assert_as_inspected(container, told)
+        inspected = inspect(podman_host, name)
+        assert_as_inspected(container, inspected)
         if name in ("web", "us"):
             [end] = container.endpoints
-            [(network, expected)] = told["NetworkSettings"]["Networks"].items()
+            [(network, expected)] = inspected["NetworkSettings"]["Networks"].items()
             assert end.network == network
             assert end.ipv4 == f"{expected['IPAddress']}/{expected['IPPrefixLen']}"
             assert (end.gateway, end.mac) == (expected["Gateway"], expected["MacAddress"])
@@ -95,15 +95,19 @@ def test_networks(podman_host: PodmanHost) -> None:
     bridges = {link["ifname"] for link in podman_host.host.json("ip -j link show type bridge")}
     assert found.keys() == {"podman", "named", "inner"}
     for name, network in found.items():
-        [told] = json.loads(podman_host.run("network", "inspect", name))
-        assert (network.engine, network.id, network.driver) == ("podman", told["id"], told["driver"])
-        assert network.internal == told["internal"] == (name == "inner")
-        assert network.labels == told.get("labels", {})
-        assert list(network.subnets) == [subnet["subnet"] for subnet in told["subnets"]]
+        [inspected] = json.loads(podman_host.run("network", "inspect", name))
+        assert (network.engine, network.id, network.driver) == (
+            "podman",
+            inspected["id"],
+            inspected["driver"],
+        )
+        assert network.internal == inspected["internal"] == (name == "inner")
+        assert network.labels == inspected.get("labels", {})
+        assert list(network.subnets) == [subnet["subnet"] for subnet in inspected["subnets"]]
         assert list(network.gateways) == [
-            subnet["gateway"] for subnet in told["subnets"] if "gateway" in subnet
+            subnet["gateway"] for subnet in inspected["subnets"] if "gateway" in subnet
         ]
-        assert (network.ns, network.bridge) == (podman_host.host.inode, told["network_interface"])
+        assert (network.ns, network.bridge) == (podman_host.host.inode, inspected["network_interface"])
     assert {network.bridge for network in found.values()} == bridges
     assert (found["named"].mtu, found["named"].bridge) == (1400, "nm0")
 

@@ -1,4 +1,4 @@
-"""`tune --no-track-dns` on containers of a real engine: DNS works without conntrack."""
+"""`tune --no-track-dns` on a real engine: DNS works without conntrack."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def resolves_and_reaches(engine: DockerHost) -> bool:
 
 
 class Shop:
-    """The containers web and log on one network, and a DNS server that the engine forwards to."""
+    """Hold containers web and log on one network, and the engine's DNS server."""
 
     def __init__(self, engine: DockerHost, folder: Path) -> None:
         self.engine, self._folder = engine, folder
@@ -66,7 +66,10 @@ class Shop:
         assert done.returncode == 0, done.stderr + done.stdout
 
     def ask(self) -> None:
-        """Query a container's address and a long external TXT record, from each address, by UDP and TCP."""
+        """Query a container's address and a long external TXT record.
+
+        From each address, by UDP and TCP.
+        """
         web = f"/proc/{self.engine.pid('web')}/ns/net"
         inspected = "{{.NetworkSettings.Networks.shop.IPAddress}}"
         own, log = (self.engine.run("inspect", "-f", inspected, name) for name in ("web", "log"))

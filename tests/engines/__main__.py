@@ -1,4 +1,4 @@
-"""Run the tests of container engines with other versions of these than the installed ones.
+"""Run the engine tests with other engine versions than the installed ones.
 
 `python -m tests.engines [ENGINE...] [-- PYTEST OPTIONS]`; `make test-engines` calls it.
 """
@@ -20,13 +20,13 @@ from tests.support.debian import CannotFetch
 
 ROOT = Path(__file__).parents[2]
 _CGROUPS = Path("/sys/fs/cgroup")
-# A mount namespace in which these are of version 2.
+# A mount namespace in which cgroups have version 2.
 _WITH_CGROUP2 = ("unshare", "--mount", "sh", "-c", f'mount -t cgroup2 none {_CGROUPS} && exec "$0" "$@"')
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the tests gave with one engine."""
+    """Hold the test counts of one engine."""
 
     name: str
     version: str
@@ -41,7 +41,7 @@ class Result:
 
 
 def main() -> int:
-    """Returns 1 if a test failed, or an engine could not be had."""
+    """Return 1 if a test failed, or an engine isn't available."""
     options = _options()
     try:
         with one_at_a_time():
@@ -85,24 +85,24 @@ def run(found: Engine, options: argparse.Namespace) -> Result:
 
 
 def _around(found: Engine) -> tuple[str, ...]:
-    """What a run is wrapped in on a machine with cgroups of version 1."""
+    """Return the wrapper of a run on a machine with cgroups of version 1."""
     is_old = not (_CGROUPS / "cgroup.controllers").exists()
     return _WITH_CGROUP2 if ENGINES[found.name].needs_cgroup2 and is_old else ()
 
 
 def _expanded(tests: str) -> list[str]:
-    """Paths of tests, which may have wildcards."""
+    """Expand wildcards in the paths of tests."""
     every = [sorted(ROOT.glob(one)) or [ROOT / one] for one in tests.split()]
     return [str(one.relative_to(ROOT)) for some in every for one in some]
 
 
 def _selection(found: Engine) -> list[str]:
-    """Tests of podman say nothing of another Docker."""
+    """Select tests: those of podman don't depend on the Docker version."""
     return ["-k", "not podman"] if found.name.startswith("docker") else []
 
 
 def _result(found: Engine, report: Path, seconds: float) -> Result:
-    """From pytest's report; a run that wrote none has failed."""
+    """Read pytest's report; a run without one has failed."""
     if not report.exists():
         return Result(found.name, found.version, 0, 1, 0, seconds)
     suite = ElementTree.parse(report).getroot()[0]
@@ -113,7 +113,7 @@ def _result(found: Engine, report: Path, seconds: float) -> Result:
 
 
 def table(results: list[Result]) -> str:
-    """A line for each engine."""
+    """Return a table with a line for each engine."""
     lines = [f"{'engine':15} {'version':28} {'passed':>6} {'failed':>6} {'skipped':>7} {'time':>7}"]
     for each in results:
         counts = f"{each.passed:6} {each.failed:6} {each.skipped:7} {each.seconds:5.0f} s"

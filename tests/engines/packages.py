@@ -1,4 +1,4 @@
-"""The container engines to test with: Debian's packages, unpacked into a cache and never installed."""
+"""Fetch container engines from Debian's packages into a cache, without installing."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ _PODMAN_TESTS = ("tests/docker/test_podman.py", "tests/docker/test_agent_podman.
 
 @dataclass(frozen=True)
 class Series:
-    """Versions of an engine that count as one: of the first of the `packages` the newest is taken that one of
-    the `suites` has and whose version begins with `version`; the others come from the same suite, or from
-    the next that has them. `tests` are those that the engine matters to. An engine that knows cgroups of
-    version 2 alone `needs_cgroup2`."""
+    """Versions of an engine that count as one.
+
+    The newest version of the first of `packages` is taken that one of the `suites` has and that begins with
+    `version`; the other packages come from the same suite, or from the next that has them. `tests` are those
+    that depend on the engine. An engine that only knows cgroups of version 2 `needs_cgroup2`.
+    """
 
     version: str
     suites: tuple[str, ...]
@@ -31,7 +33,7 @@ class Series:
     needs_cgroup2: bool = False
 
 
-# Suites move on: where a series stays longer, or comes next, stands behind the suite that it is in now.
+# Suites move on: a suite in which a series will be next comes after the one in which it is now.
 ENGINES = {
     "docker-20.10": Series("20.10", ("bookworm",), (*_DOCKER, "libdevmapper1.02.1"), _DOCKER_TESTS),
     "docker-26.1": Series("26.1", ("trixie",), (*_DOCKER, "docker-cli"), _DOCKER_TESTS),
@@ -51,14 +53,14 @@ ENGINES = {
 
 @dataclass(frozen=True)
 class Engine:
-    """An unpacked engine: its name here, its version in Debian, and the folder that it was unpacked in."""
+    """Hold an unpacked engine: its name here, its version in Debian, its folder."""
 
     name: str
     version: str
     root: Path
 
     def environment(self) -> dict[str, str]:
-        """What makes programs start this engine in place of the installed one."""
+        """Return variables with which programs start this engine."""
         folders = [str(self.root / folder) for folder in ("usr/sbin", "usr/bin")]
         found = {"PATH": os.pathsep.join([*folders, os.environ.get("PATH", os.defpath)])}
         if libraries := os.pathsep.join(str(one) for one in self._libraries()):
@@ -73,7 +75,7 @@ class Engine:
 
 
 def cache() -> Path:
-    """The folder that holds everything that is kept between runs."""
+    """Return the folder for everything that is kept between runs."""
     return debian.cache("engines")
 
 
@@ -83,7 +85,10 @@ def one_at_a_time() -> AbstractContextManager[None]:
 
 
 def engine(name: str) -> Engine:
-    """An engine of a series, from the cache if the mirror was asked within a week. Raises CannotFetch."""
+    """Return an engine of a series, cached if the mirror was asked within a week.
+
+    Raises CannotFetch.
+    """
     series, folder = ENGINES[name], cache() / name
     root = debian.unpacked(folder, series.suites, lambda apt: _packages(name, apt), _finish)
     version = (folder / "asked").read_text().split()[0].partition("=")[2]
@@ -91,7 +96,7 @@ def engine(name: str) -> Engine:
 
 
 def _packages(name: str, apt: Apt) -> list[str]:
-    """The packages of a series with their versions, as apt-get takes them."""
+    """Return the packages of a series with their versions, as apt-get takes them."""
     series = ENGINES[name]
     first, *others = series.packages
     offered = _offered(first, apt)
@@ -116,7 +121,7 @@ def _is_of(version: str, series: Series) -> bool:
 
 
 def _offered(package: str, apt: Apt) -> list[tuple[str, str]]:
-    """The suites that have a package, and its version in each, the newest first."""
+    """Return the suites that have a package, and their versions, newest first."""
     found = []
     for line in apt.run("apt-cache", "madison", package).splitlines():
         _, version, source = (part.strip() for part in line.split("|"))
@@ -125,22 +130,25 @@ def _offered(package: str, apt: Apt) -> list[tuple[str, str]]:
 
 
 def _finish(root: Path) -> None:
-    """Have podman take its helpers from here."""
+    """Have podman use its helpers from this folder."""
     helpers = root / "usr/lib/podman"
     if not helpers.exists():
         return
     if (root / "usr/bin/podman").exists():
         _lend_libsubid(root)
-    cached = root.parent / "root/usr/lib/podman"  # where they will be
+    cached = root.parent / "root/usr/lib/podman"  # their path at run time
     folders = ", ".join(f'"{folder}"' for folder in (cached, "/usr/lib/podman", "/usr/libexec/podman"))
-    # A limit of processes needs a controller, which a second mount of cgroups lacks.
+    # A limit of processes needs a controller, which a second mount of cgroups doesn't have.
     (root / "containers.conf").write_text(
         f"[engine]\nhelper_binaries_dir = [{folders}]\n[containers]\npids_limit = 0\n"
     )
 
 
 def _lend_libsubid(root: Path) -> None:
-    """The newer libsubid needs a newer C library; its functions are called for users other than root."""
+    """Replace the newer libsubid, which needs a newer C library.
+
+    Its functions are only called for users other than root.
+    """
     for folder in (root / "usr/lib").glob("*-linux-gnu*"):
         for older in Path("/usr/lib", folder.name).glob("libsubid.so.5"):
             (folder / "libsubid.so.6").symlink_to(older)

@@ -11,7 +11,7 @@ from tests.kernel.fastlab import FastLab
 
 @pytest.fixture(params=[False, True], ids=["kernel", "fast"])
 def lab(request: pytest.FixtureRequest) -> Iterator[FastLab]:
-    """A lab for one test, which runs twice: without and with the fast path."""
+    """Yield a lab for one test, which runs twice: without and with the fast path."""
     with FastLab() as made:
         if request.param:
             made.accelerate()

@@ -1,4 +1,4 @@
-"""Rule sets of container engines in several versions, for the bridges of `BRIDGES`.
+"""Rule sets of container engines in several versions, for bridges in `BRIDGES`.
 
 `docker0` has no container, `br-app` has one at 10.201.0.2 with port 80 published at 8080 and port 81 at
 127.0.0.1:8081, `br-lan` another one at 10.202.0.2.

@@ -1,4 +1,4 @@
-"""A throw-away host as Docker 26 leaves one: two bridges with containers, two uplinks, every rule.
+"""Build a host with Docker 26's rules: two bridges with containers, two uplinks.
 
 Containers a and b are on docker0, c is on br-two; `world` is the router at the other end of both uplinks,
 `far` a host behind it. Whatever happens, no private source address may leave by an uplink: see Guard.
@@ -11,7 +11,7 @@ import subprocess
 from typing import Self
 
 from core.netlink.netns import entered
-from tests.support.fastpath import FastPath, Guard, traces
+from tests.support.fastpath import FastPath, Guard, leftovers
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import eventually
 
@@ -97,7 +97,7 @@ route add default via 198.51.100.1
 route add default via 2001:db8:1::1
 """
 
-# As Docker 26 writes them with its userland proxy off; the user lets the two networks talk to each other.
+# As Docker 26 writes them with its userland proxy off; the user allows the two networks to reach each other.
 _RULES = """
 *nat
 :PREROUTING ACCEPT [0:0]
@@ -158,7 +158,7 @@ def _filled(text: str, words: dict[str, str]) -> str:
 
 
 class FastLab:
-    """The host and all that hangs off it."""
+    """Hold the host and all namespaces connected to it."""
 
     def __init__(self) -> None:
         self.host = ThrowawayHost()
@@ -198,11 +198,11 @@ class FastLab:
         assert not done.returncode, f"{command}: {done.stderr}"
 
     def ip(self, inside: str, lines: str) -> None:
-        """Several commands of ip(8)."""
+        """Run several ip(8) commands."""
         self.run_with("ip -batch -", lines, inside)
 
     def run(self, command: str | list[str], inside: str = "host", check: bool = True) -> str:
-        """As ThrowawayHost.run."""
+        """Run a command as ThrowawayHost.run does."""
         return self.host.run(command, inside, check)
 
     def accelerate(self, *targets: str) -> FastPath:
@@ -212,32 +212,34 @@ class FastLab:
         return self.fast
 
     def end_fast(self) -> None:
-        """Turn it off; nothing may be left of it."""
+        """Turn it off, and check that nothing is left of it."""
         if self.fast is not None:
             self.fast.end()
             self.fast = None
-        assert eventually(lambda: not traces(self.host)), traces(self.host)
+        assert eventually(lambda: not leftovers(self.host)), leftovers(self.host)
 
     def took_fast(self, port: str = "", least: int = 1, since: int = 0) -> bool:
-        """Whether at least that many packets went fast at the port; without the fast path there is no such
-        question."""
+        """Return whether at least that many packets went fast at the port.
+
+        Always true without the fast path.
+        """
         return self.fast is None or self.fast.count("FAST", port) >= since + least
 
     def counted(self, port: str = "", verdict: str = "FAST") -> int:
-        """Packets of that verdict; 0 without the fast path."""
+        """Return the packets of that verdict; 0 without the fast path."""
         return 0 if self.fast is None else self.fast.count(verdict, port)
 
     def leaked(self) -> list[bytes]:
-        """Frames with a private source that left the host by an uplink."""
+        """Return the frames with a private source that left the host by an uplink."""
         return [frame for guard in self._guards for frame in guard.leaked()]
 
     def socket(self, inside: str, family: int, kind: int, protocol: int = 0) -> socket.socket:
-        """A socket in one of the namespaces."""
+        """Create a socket in one of the namespaces."""
         with entered(f"/run/netns/{self.host.full(inside)}"):
             return socket.socket(family, kind, protocol)
 
     def conntrack(self, *filters: str) -> list[str]:
-        """The lines of `conntrack -L` with these words."""
+        """Return the lines of `conntrack -L` with these words."""
         lines = self.run(["conntrack", "-L", "-f", "ipv4"], check=False).splitlines()
         lines += self.run(["conntrack", "-L", "-f", "ipv6"], check=False).splitlines()
         return [line for line in lines if all(word in line.split() for word in filters)]
@@ -256,7 +258,7 @@ class FastLab:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Without an error, the end is judged as well."""
+        """Close; without an error, check the final state too."""
         try:
             if kind is None:
                 self.end_fast()

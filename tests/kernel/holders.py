@@ -39,7 +39,10 @@ def holder(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def shell(script: str) -> tuple[str, ...]:
-    """Return the command of a shell that runs `script`, prints "ready" and waits with exec."""
+    """Return the command of a shell that runs `script` and waits with exec.
+
+    It prints "ready" in between.
+    """
     return "sh", "-c", f"{script}\necho ready\nexec sleep 60"
 
 

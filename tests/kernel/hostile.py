@@ -1,7 +1,7 @@
-"""Traps that an unprivileged user can set for a program that reads the machine: run as a program.
+"""Set traps, as an unprivileged user, for a program that reads the machine.
 
-`python hostile.py KIND FOLDER`, as any user: creates user, mount and network namespaces, puts a FIFO
-where a namespace is expected, prints "ready" and stays. It needs only the standard library and no privileges.
+`python hostile.py KIND FOLDER`, as any user: creates user, mount and network namespaces, puts a FIFO where a
+namespace is expected, prints "ready" and stays. It needs only the standard library and no privileges.
 """
 
 from __future__ import annotations
@@ -50,13 +50,16 @@ def become_root_inside() -> None:
 
 
 def leave_behind(path: Path) -> None:
-    """Mount our network namespace at `path` and enter another: only the mount leads to it."""
+    """Mount our network namespace at `path`, its only reference; enter another."""
     mount("/proc/self/ns/net", path, flags=_MS_BIND)
     os.unshare(os.CLONE_NEWNET)
 
 
 def behind_descriptor(folder: Path, other: str = "") -> int:
-    """Hold an unopened FIFO (or the file `other`) whose link text is the path of a mounted namespace."""
+    """Hold an unopened FIFO whose link text is a mounted namespace's path.
+
+    With `other`, hold that file.
+    """
     trap = folder / "trap"
     if other:
         trap.touch()
@@ -79,7 +82,7 @@ def behind_lost_mount(folder: Path) -> int:
 
 
 def swapped(folder: Path) -> None:
-    """Mount our namespace in `here`, and keep swapping that folder with one of other content.
+    """Mount our namespace in `here`, and keep swapping that folder with another.
 
     There the same name is the FIFO, or a symlink to it.
     """

@@ -1,5 +1,8 @@
-"""A small machine for tests that check that nothing is left: this program in new pid, mount
-and net namespaces. Usage: `python -m tests.kernel.lab_sandbox STORY`; prints the results as JSON."""
+"""Run a program in a small machine, to check that nothing is left.
+
+The machine has its own pid, mount and net namespaces. Usage: `python -m tests.kernel.lab_sandbox STORY`;
+prints the results as JSON.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,10 @@ def picture() -> dict[str, list[str]]:
 
 
 def _namespaces() -> list[str]:
-    """Return the output of lsns(8), which fails if a namespace vanishes meanwhile; then retry."""
+    """Return the output of lsns(8).
+
+    It fails if a namespace vanishes meanwhile; then it is repeated.
+    """
     for _ in range(5):
         lsns = subprocess.run(["lsns", "-n", "-o", "TYPE,NS"], capture_output=True, text=True, check=False)
         if not lsns.returncode:
@@ -78,7 +84,10 @@ def orderly() -> dict[str, Any]:
 
 
 def killed(until: str = "up") -> dict[str, Any]:
-    """Start a launcher, kill it with SIGKILL after it printed `until`, start a lab again."""
+    """Start a lab after its launcher was killed.
+
+    SIGKILL is sent after the launcher printed `until`.
+    """
     before = picture()
     launcher = subprocess.Popen([sys.executable, "-c", _LAUNCHER], stdout=subprocess.PIPE, text=True)
     assert launcher.stdout is not None

@@ -1,4 +1,7 @@
-"""Load for a lab: numbered UDP at a steady pace both ways, and many TCP connections, every byte checked."""
+"""Send load through a lab: numbered UDP, and many TCP connections.
+
+UDP has a steady pace in both directions; every TCP byte is checked.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from tests.kernel.fastlab import FastLab
 from tests.support.fastpath import Talk
 from tests.support.waiting import PATIENCE, eventually
 
-_HEAD = struct.Struct("=QQd")  # whose, number, when it was sent
+_HEAD = struct.Struct("=QQd")  # stream, number, time of sending
 _TAIL = bytes(range(200))
 _SILENCE = 150  # datagrams
 _FORCE = {"rcv": 33, "snd": 32}  # SO_RCVBUFFORCE, SO_SNDBUFFORCE
@@ -22,8 +25,8 @@ FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 @dataclass
-class Heard:
-    """What arrived at one side: when each number was sent, and from whom it came."""
+class Received:
+    """Hold what arrived at one side: when each number was sent, and its sender."""
 
     sent_at: dict[int, float] = field(default_factory=dict)
     sources: list[tuple[str, int]] = field(default_factory=list)
@@ -31,7 +34,7 @@ class Heard:
     damaged: int = 0
 
     def take(self, data: bytes, source: tuple[str, int]) -> int:
-        """Note a datagram; its number."""
+        """Note a datagram; return its number."""
         _, number, sent = _HEAD.unpack_from(data)
         self.damaged += data[_HEAD.size :] != _TAIL
         self.twice += number in self.sent_at
@@ -42,12 +45,15 @@ class Heard:
 
     @property
     def latest(self) -> float:
-        """When the youngest of all that arrived was sent."""
+        """Return the newest sending time of all that arrived."""
         return max(self.sent_at.values(), default=0.0)
 
 
 class Stream:
-    """UDP from one end to another, numbered, answered one for one, by a thread of its own until `stop`."""
+    """Send numbered UDP from one end to another on a thread until `stop`.
+
+    Each datagram is answered.
+    """
 
     def __init__(
         self, lab: FastLab, here: str, there: str, address: str, port: int = 6000, to: int = 0,
@@ -59,7 +65,7 @@ class Stream:
         self._address = (address, to or port)
         self._pace, self._answered = pace, answered
         self.sent = 0
-        self.there, self.back = Heard(), Heard()
+        self.there, self.back = Received(), Received()
         self.errors = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -87,7 +93,7 @@ class Stream:
         try:
             self.client.sendto(_HEAD.pack(id(self), self.sent, time.monotonic()) + _TAIL, self._address)
             self.sent += 1
-        except OSError:  # an ICMP error that came back: not sent
+        except OSError:  # an ICMP error came back: nothing was sent
             self.errors += 1
 
     def _hear(self, ready: list[socket.socket]) -> None:
@@ -106,17 +112,17 @@ class Stream:
                 each.sendto(_HEAD.pack(head[0], head[1], time.monotonic()) + _TAIL, source)
 
     def flows(self, more: int = 20) -> bool:
-        """Wait until that many more came back (or arrived, where nothing is answered)."""
+        """Wait until that many more came back (or arrived, without answers)."""
         heard = self.back if self._answered else self.there
         before = len(heard.sent_at)
         return bool(eventually(lambda: len(heard.sent_at) >= before + more))
 
-    def is_cut(self, heard: Heard) -> bool:
-        """Wait until of so many that were sent one after the other none arrives at that side."""
+    def is_cut(self, heard: Received) -> bool:
+        """Wait until none of so many consecutive datagrams arrives at that side."""
         return bool(eventually(lambda: self.sent > max(heard.sent_at, default=0) + _SILENCE))
 
     def stop(self) -> None:
-        """Send no more, and take in what is under way."""
+        """Stop sending, and receive what is under way."""
         self._stop.set()
         self._thread.join()
         deadline = time.monotonic() + PATIENCE
@@ -125,7 +131,7 @@ class Stream:
             self._hear(ready)
 
     def lost(self) -> list[int]:
-        """Numbers that did not come back (or arrive, where nothing is answered) after the first that did."""
+        """Return the numbers that did not come back (or arrive) after the first that did."""
         heard = self.back if self._answered else self.there
         first = min(heard.sent_at, default=0)
         return [number for number in range(first, self.sent) if number not in heard.sent_at]
@@ -144,11 +150,14 @@ class Stream:
         self.close()
 
 
-class Crowd:
-    """Many TCP connections, all of them talking in turn, by a thread of its own until `stop`."""
+class TcpConnections:
+    """Talk on many TCP connections in turn, on a thread, until `stop`."""
 
     def __init__(self, lab: FastLab, ways: list[tuple[str, str, str, int]], count: int) -> None:
-        """`ways`: from, to, address, the first server's port: each connection has one of its own."""
+        """Open the connections.
+
+        `ways`: from, to, address, the first server's port: each connection has its own.
+        """
         self.talks: list[Talk] = []
         for number in range(count):
             here, there, address, port = ways[number % len(ways)]
@@ -170,7 +179,7 @@ class Crowd:
             self.error = error
 
     def goes_on(self, rounds: int = 3) -> bool:
-        """Whether every connection talks that many times more."""
+        """Return whether every connection talks that many times more."""
         before = self.rounds
         eventually(lambda: self.error or self.rounds >= before + rounds)
         assert self.error is None, repr(self.error)
@@ -191,7 +200,10 @@ class Crowd:
 
 
 def is_fast(lab: FastLab, *ports: str) -> bool:
-    """Wait until the fast path takes packets at each of these ports; true where there is none."""
+    """Wait until the fast path takes packets at each of these ports.
+
+    Always true without a fast path.
+    """
     if lab.fast is None:
         return True
     count = lab.fast.count
@@ -200,8 +212,10 @@ def is_fast(lab: FastLab, *ports: str) -> bool:
 
 
 def talks_fast(lab: FastLab, talk: Talk, *ports: str) -> bool:
-    """Wait until ten rounds of a conversation take the fast path at each of these ports, where there is
-    one."""
+    """Wait until ten rounds take the fast path at each of these ports.
+
+    Always true without a fast path.
+    """
 
     def grows(port: str) -> bool:
         before = lab.counted(port)

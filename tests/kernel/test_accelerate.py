@@ -1,4 +1,4 @@
-"""`vnet-tui accelerate`, `fastpath` and the agent on a machine in small, with real traffic."""
+"""`vnet-tui accelerate`, `fastpath` and the agent with real traffic."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
-    """A machine with the network shop, on it web (10.91.0.2) and db (10.91.0.3)."""
+    """Yield a machine with the network shop, with web (10.91.0.2) and db (10.91.0.3)."""
     made = Machine()
     try:
         network(made, "shop", "10.91.0", "web", "db")
@@ -61,7 +61,7 @@ def machine() -> Iterator[Machine]:
 
 
 def network(machine: Machine, name: str, subnet: str, *containers: str) -> None:
-    """A network as we make them, without its rules, and containers on it from .2 on."""
+    """Create a network like vnet's, without its rules, and containers from .2 on."""
     bridge = f"br-{name}"
     lines = [
         f"link add {bridge} type bridge", f"link set {bridge} alias vnet:net={name}",
@@ -82,13 +82,13 @@ def network(machine: Machine, name: str, subnet: str, *containers: str) -> None:
 def started(
     machine: Machine, code: str, inside: str, *words: str
 ) -> AbstractContextManager[subprocess.Popen[str]]:
-    """A program of ours in one of the machine's namespaces, once it says that it is ready."""
+    """Run one of our programs in a namespace of the machine; yield it when ready."""
     run = machine.words("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", code, *words, inside=inside)
     return running(run)
 
 
 def say(talk: subprocess.Popen[str]) -> None:
-    """A hundred questions and answers on the connection that is open."""
+    """Send a hundred questions with answers on the open connection."""
     assert talk.stdin and talk.stdout
     talk.stdin.write("\n")
     talk.stdin.flush()
@@ -100,7 +100,10 @@ def status(machine: Machine) -> dict[str, Any]:
 
 
 def asked(machine: Machine) -> dict[str, Any]:
-    """The status answer, from the machine's control socket: quicker than the command; empty: off."""
+    """Return the daemon's status answer, empty if off.
+
+    It is read from the control socket, which is quicker than the command.
+    """
     with socket.socket(socket.AF_UNIX) as there, suppress(OSError):
         there.settimeout(PATIENCE)
         there.connect(str(next(Path(f"/proc/{machine.pid}/root/run/vnet-tui").glob("*.sock"), "")))
@@ -110,7 +113,7 @@ def asked(machine: Machine) -> dict[str, Any]:
 
 
 def is_as_before(machine: Machine) -> bool:
-    """Whether nothing of the fast path is left."""
+    """Return whether nothing of the fast path is left."""
     return (
         machine.run(f"sysctl -n {_LIBERAL}").strip() == "0"
         and "vnet_fastpath" not in machine.run("nft list tables")
@@ -160,7 +163,7 @@ def fast_flow(machine: Machine) -> dict[str, Any] | None:
 
 
 def recorded(machine: Machine) -> int:
-    """The most flows of the fast path in a moment of a recording that is made now."""
+    """Return the most accelerated flows in a moment of a new recording."""
     path = machine.folder / "now.vnetrec"
     ok(machine, f"record {path} --for 4s")
     recording = Recording(path)
@@ -179,7 +182,7 @@ def test_in_a_pid_namespace_our_own_rules_are_not_taken_for_others(machine: Mach
         ok(machine, "fastpath status")
         return bool(asked(machine)["generation"] == generation)
 
-    wait_until(stays, "the same generation")  # a daemon that was late begins one of its own accord
+    wait_until(stays, "the same generation")  # a late daemon begins one by itself
     generation = asked(machine)["generation"]
     machine.run("nft add table ip others")
     wait_until(lambda: asked(machine)["generation"] not in (0, generation), "the next generation")
@@ -265,7 +268,7 @@ def test_strict_is_asked_for_and_taken_back(machine: Machine) -> None:
 
 
 def accelerated_and_killed(machine: Machine) -> None:
-    """Both processes of a fast path are killed at once."""
+    """Kill both processes of a fast path at once."""
     ok(machine, "accelerate shop --yes")
     daemon = asked(machine)["pid"]
     supervisor = machine.run(f"ps -o ppid= -p {daemon}").strip()

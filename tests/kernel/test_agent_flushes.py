@@ -1,9 +1,10 @@
-"""The agent puts our rules back after whatever sequence of flushes, and after reloads of known firewalls.
+"""The agent restores vnet's rules after any sequence of flushes.
 
-firewalld and ufw are not installed where the tests run; their reloads are played by the commands that they
-give. firewalld deletes its own table `inet firewalld` and loads it again in one transaction of nft; ufw, and
-firewalld with iptables as its backend, flush and delete chains of iptables and restore them. `systemctl
-restart nftables` loads /etc/nftables.conf, which begins with `flush ruleset`.
+Also after reloads of known firewalls. firewalld and ufw are not installed where the tests run; their reloads
+are played by the commands that they give. firewalld deletes its own table `inet firewalld` and loads it again
+in one transaction of nft; ufw, and firewalld with iptables as its backend, flush and delete chains of
+iptables and restore them. `systemctl restart nftables` loads /etc/nftables.conf, which begins with `flush
+ruleset`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ _UFW = """\
 -A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 COMMIT
 """
-# What each gives to these commands, the last of which reads the text; and a line of what it leaves.
+# What each writes to these commands, the last of which reads the text, and a line that is there afterwards.
 _RELOADS = {
     "nftables": (["nft -f -"], _NFTABLES_CONF, "table inet filter {"),
     "firewalld": (["nft -f -"], _FIREWALLD, "table inet firewalld {"),
@@ -66,7 +67,7 @@ _RELOADS = {
 
 @pytest.mark.timeout(scaled(1800))
 def test_random_sequences_of_flushes() -> None:
-    """Most play against an agent that nothing but events wakes, some against the program."""
+    """Most run with an agent that only events wake, some with the program."""
     shares = [_COUNT // (_AT_ONCE - 1)] * (_AT_ONCE - 1)
     shares[0] += _COUNT % (_AT_ONCE - 1)
     players = [_player(_SEED * 1000 + number, share) for number, share in enumerate(shares)]
@@ -88,7 +89,7 @@ def _player(seed: int, count: int, *more: str) -> subprocess.Popen[bytes]:
 
 @pytest.fixture
 def guarded() -> Iterator[Machine]:
-    """A machine with a network of ours and the agent at work."""
+    """Yield a machine with a vnet network and a running agent."""
     machine = Machine(VNET_ENGINES="none")
     try:
         ok(machine, "network create shop")
@@ -104,7 +105,7 @@ def guarded() -> Iterator[Machine]:
 def test_a_reload_of_the_firewall_is_survived(guarded: Machine, firewall: str) -> None:
     commands, text, theirs = _RELOADS[firewall]
     ours = guarded.run("nft -s list table inet vnet")
-    for _ in range(2):  # the second time it finds its own rules there
+    for _ in range(2):  # the second time its own rules are there
         for command in commands:
             guarded.run(command, text=text if command == commands[-1] else "")
         rules = wait_until(partial(_both, guarded, ours, theirs), "our rules and theirs")

@@ -1,4 +1,4 @@
-"""All or nothing: killed after any step, refused at any step, a change leaves the network as it was."""
+"""A change that is killed or refused at any step leaves the network as it was."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def names(inside_host: ThrowawayHost) -> Iterator[tuple[str, str, str]]:
-    """The host's name, and two that the change will make."""
+    """Return the host's name, and two that the change will create."""
     web, log = inside_host.full("web"), inside_host.full("log")
     yield inside_host.name, web, log
     for name in (web, log):
@@ -121,7 +121,7 @@ def test_killed_after_any_step(at: int, names: tuple[str, str, str]) -> None:
 
 
 def kill_before(at: int, body: Callable[[Callable[[Operation], None]], object]) -> None:
-    """Do something in a child that is killed before the operation with that number."""
+    """Do something in a child that is killed before the operation of that number."""
     child = os.fork()
     if child == 0:
         left = at
@@ -180,14 +180,14 @@ def test_killed_while_a_failed_change_is_taken_back(
 def test_what_an_undo_had_half_made_is_finished(
     names: tuple[str, str, str], inside_host: ThrowawayHost
 ) -> None:
-    """Killed between making a bridge again and tagging it, and between a name and its namespace."""
+    """Killed between bridge and tag, and between a name and its namespace."""
     made = (CreateNamespace(names[1]), CreateBridge("br-t", alias="vnet:net=t"))
     assert run.apply("made", made).done
     before = host_state(names)
     assert run.apply("deleted", undo_of(made)).done
     entry = next(journal.history())
     writer = journal.reopened(entry)
-    for number in range(2):  # each of them cut off
+    for number in range(2):  # each of them truncated
         writer.undoing(2)
         writer.undo(number)
     writer.close()
@@ -206,18 +206,18 @@ def _without_macs(value: object) -> object:
 
 
 def test_a_change_of_another_process_is_under_way_and_not_open(inside_host: ThrowawayHost) -> None:
-    told, tell = os.pipe()
+    ready, report = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             with state.writing():
                 journal.Record("slow", (CreateBridge("br-t"),)).begin(0)
-                os.write(tell, b"x")
+                os.write(report, b"x")
                 signal.pause()
         finally:
             os._exit(1)
-    os.close(tell)
-    assert os.read(told, 1) == b"x"
+    os.close(report)
+    assert os.read(ready, 1) == b"x"
     try:
         assert [entry.end for entry in journal.latest(9)] == ["under way"]
         assert [one.is_open for one in ChangeSession().history()] == [False]
@@ -310,7 +310,7 @@ def test_a_restart_of_the_machine_takes_back_what_the_kernel_held(
     entry = next(journal.history())
     assert (entry.end, entry.steps, entry.errors) == ("undone", (), ("the machine was restarted since",))
     assert journal.open_intents() == ()
-    assert run.undo(done).end == "undone"  # touches nothing: what stands now is not what it made
+    assert run.undo(done).end == "undone"  # it changes nothing: the current state isn't what it made
     assert host_state(names) != before
     monkeypatch.undo()
 

@@ -1,4 +1,4 @@
-"""Changes in doubt: the journal cannot be written, an id was used again, an undo failed, a state is stale."""
+"""Uncertain changes: unwritable journal, reused ids, failed undo, stale state."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_pid_that_leads_elsewhere_counts_as_gone(inside_host: ThrowawayHost) -
         assert run.apply("inside", bridge(NetnsTarget(pid=process.pid, inode=box))).done
         (entry,) = journal.history()
         record = Path(os.environ["VNET_STATE"], "journal", f"{entry.entry_id}.jsonl")
-        # As though that process had ended and another one, elsewhere, had got its number.
+        # As if that process had ended and another one, elsewhere, had its number.
         record.write_text(record.read_text().replace(f'"inode": {box}', f'"inode": {box + 1}'))
         assert run.undo(entry).end == "undone"
         assert inside_host.json("ip -j link show br-t", inside="box")
@@ -92,7 +92,7 @@ def test_a_failed_undo_is_offered_again(inside_host: ThrowawayHost, monkeypatch:
         patched.setattr(run, "execute", _refuse)
         outcome = run.undo(next(journal.history()))
     assert outcome.end == "failed"
-    assert len(outcome.errors) == 3, "each of them is told"
+    assert len(outcome.errors) == 3, "each of them is reported"
     (entry,) = journal.open_intents()
     assert run.undo(entry).end == "undone"
     assert state(inside_host.names) == before
@@ -106,7 +106,7 @@ def _refuse(operation: Operation, kernel: object) -> None:
 def test_what_was_refused_is_not_undone_later(
     inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A namespace of somebody else in the way, and an undo that fails too: the namespace must survive it."""
+    """Another program's namespace is in the way, and an undo fails: it must survive."""
     theirs = inside_host.namespace("theirs")
     steps = (*bridge(), CreateNamespace(theirs))
     real = run.execute
@@ -126,7 +126,7 @@ def test_what_was_refused_is_not_undone_later(
 
 
 def test_an_entry_that_was_undone_meanwhile(inside_host: ThrowawayHost) -> None:
-    """What is undone twice, from a list that was read before, does no harm."""
+    """Undoing twice, from a list that was read before, does no harm."""
     before = state(inside_host.names)
     assert run.apply("bridge", bridge()).done
     entry = next(journal.history())
@@ -165,7 +165,7 @@ def test_the_commands_say_what_is_done(inside_host: ThrowawayHost) -> None:
 
 
 def _without_macs(value: object) -> str:
-    """A bridge's MAC, and the link-local address that comes of it, are drawn afresh."""
+    """Remove a bridge's MAC and its link-local address, which are random."""
     if isinstance(value, dict):
         kept = {k: v for k, v in value.items() if k != "address"}
         return str({k: _without_macs(v) for k, v in kept.items()})

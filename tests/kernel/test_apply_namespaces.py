@@ -1,4 +1,4 @@
-"""A namespace made by an operation is as `ip netns add` makes it, its directory too."""
+"""An operation creates a namespace like `ip netns add`, with its directory."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ def by_ip() -> None:
 
 
 def made(make: Callable[[], None], again: bool) -> object:
-    """What there is after it was done in a mount namespace with an empty /run (`again`: with one namespace
-    there already), told by a child that ends with it."""
+    """Return the state after `make` in a mount namespace with an empty /run.
+
+    `again`: one namespace is there before. A child does it and reports the state.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -38,13 +40,13 @@ def made(make: Callable[[], None], again: bool) -> object:
             if again:
                 subprocess.run(["ip", "netns", "add", "earlier"], check=True)
             make()
-            os.write(writing, json.dumps(_told()).encode())
+            os.write(writing, json.dumps(_namespace_state()).encode())
         finally:
             os._exit(0)
     os.close(writing)
     os.waitpid(child, 0)
-    with os.fdopen(reading) as told:
-        return json.loads(told.read())
+    with os.fdopen(reading) as reader:
+        return json.loads(reader.read())
 
 
 def _empty_run() -> None:
@@ -53,7 +55,7 @@ def _empty_run() -> None:
         subprocess.run(["mount", *words.split()], check=True)
 
 
-def _told() -> list[object]:
+def _namespace_state() -> list[object]:
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     ours = [
         [words[4], words[6].split(":")[0], words[words.index("-") + 1]]
@@ -68,9 +70,9 @@ def _told() -> list[object]:
 
 @pytest.mark.parametrize("again", [False, True])
 def test_as_ip_netns_makes_it(again: bool) -> None:
-    told = made(by_operation, again)
-    assert told
-    assert told == made(by_ip, again)
+    found = made(by_operation, again)
+    assert found
+    assert found == made(by_ip, again)
 
 
 def test_only_the_new_name_leads_there() -> None:

@@ -1,4 +1,4 @@
-"""What only reads gives up its rights, and reads all that it read with them."""
+"""Read-only commands give up their rights, and read everything without them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
-# Becomes what this command line is and tries to change things; prints its capabilities and what it could do.
+# Becomes this command line and tries to change things; prints its capabilities and what it could do.
 _TRY = """
 import os, socket, subprocess, sys
 from contextlib import suppress
@@ -57,7 +57,7 @@ def shared() -> Iterator[Machine]:
 
 
 def tried(machine: Machine, *arguments: str) -> tuple[int, set[str]]:
-    """Its bounding set, and what it could do, started in the machine's own folder."""
+    """Return its bounding set and what it could do, started in the machine's folder."""
     words = ["env", "-C", str(machine.folder), f"PYTHONPATH={ROOT}", sys.executable, "-c", _TRY, *arguments]
     mask, *done = machine.run(words).split()
     machine.run("ip link del x", check=False)
@@ -65,7 +65,10 @@ def tried(machine: Machine, *arguments: str) -> tuple[int, set[str]]:
 
 
 def test_show_and_flows_keep_what_reading_takes(shared: Machine) -> None:
-    """The rights to read rules and to enter namespaces are those to change them: these can't be dropped."""
+    """The rights to read rules and to enter namespaces also allow changing them.
+
+    These can't be dropped.
+    """
     for command in ("show", "flows"):
         mask, done = tried(shared, command)
         assert mask.bit_count() == 6, "of capabilities(7): five, and reading others' files"
@@ -79,7 +82,7 @@ def test_a_read_only_dashboard_writes_in_its_folder_alone(shared: Machine) -> No
 
 
 @pytest.mark.parametrize("arguments", [("--from", "x"), ("replay", "x")])
-def test_who_looks_at_a_file_does_nothing_else(shared: Machine, arguments: tuple[str, ...]) -> None:
+def test_reading_a_file_does_nothing_else(shared: Machine, arguments: tuple[str, ...]) -> None:
     mask, done = tried(shared, *arguments)
     assert mask.bit_count() == 2 and done == {"mine"}
 
@@ -90,8 +93,10 @@ def test_what_is_read_is_the_same_as_with_all_rights(shared: Machine) -> None:
 
 
 def _read_while_still(machine: Machine) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """What is read without and with all rights; None if the kernel
-    changed meanwhile, as when it adds a route."""
+    """Return the output without and with all rights.
+
+    None if the kernel changed meanwhile, as when it adds a route.
+    """
     before, confined, after = (
         stable(json.loads(machine.run([sys.executable, *program, "show", "all", "--json"])))
         for program in (("-c", _UNCONFINED), PROGRAM[1:], ("-c", _UNCONFINED))
@@ -100,7 +105,7 @@ def _read_while_still(machine: Machine) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def stable(shown: dict[str, Any]) -> dict[str, Any]:
-    """Without times, counters and the processes that come and go."""
+    """Remove times, counters, and processes that come and go."""
     for one in shown["namespaces"]:
         one["pids"] = one["held_fds"] = one["command"] = None
     for entry in shown["conntrack"]["entries"] if isinstance(shown.get("conntrack"), dict) else ():

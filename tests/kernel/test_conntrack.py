@@ -1,4 +1,4 @@
-"""Check conntrack tables of traffic and of inserted entries against `conntrack -L`."""
+"""Check conntrack tables of real and inserted entries against `conntrack -L`."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def talk(host: ThrowawayHost, inside: str, l4_proto: str, address: str, port: in
 
 @pytest.fixture
 def routed(host: ThrowawayHost) -> ThrowawayHost:
-    """Create a container on a bridge, a host with NAT and published port 8080, and a server."""
+    """Create a container, a host with NAT and published port 8080, and a server."""
     host.run("ip link add br0 type bridge")
     host.run("ip link set br0 up")
     host.run("ip addr add 172.30.0.1/24 dev br0")
@@ -201,7 +201,10 @@ def decoded(row: np.void) -> dict[str, Any]:
 
 
 def assert_as_listed(host: ThrowawayHost, inside: str = "host") -> np.ndarray:
-    """Read the table between two listings; unchanged entries must be in it and equal. Return it."""
+    """Return the table, compared with listings before and after.
+
+    Entries that are equal in both must be in it and equal.
+    """
     before = listed(host, inside)
     table = read_conntrack(namespace_of(host, inside))
     after = listed(host, inside)
@@ -271,7 +274,7 @@ def test_entries_of_every_protocol(host: ThrowawayHost) -> None:
 
 
 def test_entries_with_and_without_counters(host: ThrowawayHost) -> None:
-    """Entries older than accounting have no counters; they are mixed with others that have."""
+    """Entries older than accounting have no counters; others have."""
     host.run("conntrack -I -p udp -s 1.1.1.1 -d 2.2.2.2 --sport 1 --dport 2 -t 100")
     host.run("sysctl -qw net.netfilter.nf_conntrack_acct=1")
     host.run("conntrack -I -p udp -s 1.1.1.1 -d 2.2.2.2 --sport 3 --dport 4 -t 100")

@@ -1,4 +1,4 @@
-"""Check `vnet-tui demo` as root: it opens the lab, or the recording with the reason."""
+"""Check `vnet-tui demo` as root: it opens the lab, or a recording with the reason."""
 
 from __future__ import annotations
 

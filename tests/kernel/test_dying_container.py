@@ -1,4 +1,4 @@
-"""A container that ends while it is being attached: nothing of the attachment remains."""
+"""A container ends while it is being attached: nothing of the attachment stays."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def container() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def look() -> Topology:
+def read_topology() -> Topology:
     return Topology(read_snapshot((Part.LINKS, Part.CONTAINERS, Part.HOST_FIREWALL)))
 
 
 def uid() -> str:
-    found = [one.uid for one in look().containers.values() if one.name == "dying"]
+    found = [one.uid for one in read_topology().containers.values() if one.name == "dying"]
     return found[0] if found else ""
 
 
 def planned(*requests: Attach | CreateNetwork) -> Plan:
-    made = plan_all(requests, look())
+    made = plan_all(requests, read_topology())
     assert isinstance(made, Plan), made
     return made
 
@@ -83,7 +83,7 @@ def test_it_ends_before_any_step(
             wait_until(lambda: not Path(f"/proc/{pid}/ns/net").exists(), "the container to be gone")
         seen += 1
 
-    pid = next(one.pid for one in look().containers.values() if one.name == "dying")
+    pid = next(one.pid for one in read_topology().containers.values() if one.name == "dying")
     outcome = run.apply(plan.title, plan.steps, progress=end_here)
     assert outcome.end == "undone", outcome
     assert any("gone" in one or str(pid) in one for one in outcome.errors), outcome.errors

@@ -154,7 +154,7 @@ table inet late {
 
 
 def test_drops_that_name_no_side_are_shown(engine: ThrowawayHost) -> None:
-    """Drops by port, by set, at a link's ingress, and of all other packets; not of invalid ones."""
+    """Drops by port, set, a link's ingress, or the rest, but not of invalid packets."""
     load(engine, "nft -f -", DROPS)
     found = shown(engine)
     assert found["names"] == {

@@ -1,4 +1,4 @@
-"""Check that events of all namespaces arrive, also in a flood, and after an overrun."""
+"""Check that events of all namespaces arrive, also in and after a flood."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tests.support.fastpath import Talk
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
-_RULE = "nft -f - <<< 'table inet told {{ chain it {{ type filter hook forward priority 5; {}; }}; }}'"
+_RULE = "nft -f - <<< 'table inet extra {{ chain it {{ type filter hook forward priority 5; {}; }}; }}'"
 # Seconds. A change takes effect immediately; the rest is for a busy machine.
 GRACE = 10.0
 _KNOWN = "ping -c1 -W9 203.0.113.2"  # the neighbour that the other route leads to
@@ -31,7 +31,7 @@ _SET = (
 _OTHER_MAC = "02:00:00:00:17:99"
 
 
-def typed(lab: FastLab, command: str, inside: str = "host") -> None:
+def run_shell(lab: FastLab, command: str, inside: str = "host") -> None:
     """Run a command line in a shell."""
     lab.run(["bash", "-euc", command], inside=inside)
 
@@ -43,7 +43,7 @@ class Change:
     change: str
     rule: str = ""
     inside: str = "host"
-    way: str = "out"
+    path: str = "out"
     before: str = ""
     part: str = ""  # of tests/support/kernel_parts.py
 
@@ -57,7 +57,7 @@ CHANGES = {
         before=f"ip route add default via 203.0.113.2 table 77; {_KNOWN}",
     ),
     "the way out is put into a group": Change("ip link set up0 group 7", "oifgroup 7 drop"),
-    "the way in is put into a group": Change("ip link set up0 group 7", "iifgroup 7 drop", way="published"),
+    "the way in is put into a group": Change("ip link set up0 group 7", "iifgroup 7 drop", path="published"),
     "the bridge is put into a group": Change("ip link set docker0 group 7", "iifgroup 7 drop"),
     "the way out gets another name": Change(
         "ip link set up0 down; ip link set up0 name wan9; ip link set wan9 up; "
@@ -78,7 +78,7 @@ CHANGES = {
         "conntrack -U -p udp --orig-port-dst 6000 --mark 1/0xff", "ct mark and 0xff == 1 drop"
     ),
     "one bridge alone asks ip6tables": Change(
-        "ip6tables -I FORWARD -s fd17::2 -j DROP", way="bridged six",
+        "ip6tables -I FORWARD -s fd17::2 -j DROP", path="bridged six",
         before="sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0; "
         "ip link set docker0 type bridge nf_call_ip6tables 1",
     ),
@@ -95,17 +95,17 @@ CHANGES = {
     ),
     "IPv6 forwarding is off, but on on each link": Change(
         "sysctl -qw net.ipv6.conf.all.forwarding=0; "
-        "sysctl -qw net.ipv6.conf.docker0.forwarding=1 net.ipv6.conf.up0.forwarding=1", way="six",
+        "sysctl -qw net.ipv6.conf.docker0.forwarding=1 net.ipv6.conf.up0.forwarding=1", path="six",
     ),
     "IPv6 forwarding was forced on a link": Change(
-        "sysctl -qw net.ipv6.conf.docker0.force_forwarding=0", way="six",
+        "sysctl -qw net.ipv6.conf.docker0.force_forwarding=0", path="six",
         before="sysctl -qw net.ipv6.conf.all.forwarding=0; ip -6 route replace default via 2001:db8::2; "
         "sysctl -qw net.ipv6.conf.docker0.forwarding=1 net.ipv6.conf.up0.forwarding=1; "
         "sysctl -qw net.ipv6.conf.docker0.force_forwarding=1 net.ipv6.conf.up0.force_forwarding=1",
         part="force_forwarding",
     ),
     "IPv6 forwarding was forced everywhere": Change(
-        "sysctl -qw net.ipv6.conf.all.force_forwarding=0", way="six",
+        "sysctl -qw net.ipv6.conf.all.force_forwarding=0", path="six",
         before="sysctl -qw net.ipv6.conf.all.forwarding=0; ip -6 route replace default via 2001:db8::2; "
         "sysctl -qw net.ipv6.conf.docker0.forwarding=1 net.ipv6.conf.up0.forwarding=1; "
         "sysctl -qw net.ipv6.conf.all.force_forwarding=1", part="force_forwarding",
@@ -113,8 +113,8 @@ CHANGES = {
 }  # fmt: skip
 
 
-def stream(lab: FastLab, way: str) -> Stream:
-    match way:
+def stream(lab: FastLab, path: str) -> Stream:
+    match path:
         case "published":
             return Stream(lab, "far", "a", HOST4, port=80, to=PUBLISHED)
         case "six":
@@ -135,11 +135,11 @@ def test_a_change_beside_the_packet_stops_a_connection(lab: FastLab, name: str) 
     case = CHANGES[name]
     for command in (case.rule and _RULE.format(case.rule), case.before):
         if command:
-            typed(lab, command)
-    with stream(lab, case.way) as flow:
+            run_shell(lab, command)
+    with stream(lab, case.path) as flow:
         assert flow.flows()
-        assert is_fast(lab, "v-a", "v-b" if case.way.startswith("bridged") else "up0")
-        typed(lab, case.change, case.inside)
+        assert is_fast(lab, "v-a", "v-b" if case.path.startswith("bridged") else "up0")
+        run_shell(lab, case.change, case.inside)
         changed = time.monotonic()
         assert flow.is_cut(flow.there)
         # Long enough for flows to be checked again.
@@ -168,7 +168,7 @@ def test_what_the_host_sends_in_a_containers_name_admits_nothing(lab: FastLab) -
 
 def test_a_ct_mark_set_before_the_first_data_is_seen(lab: FastLab) -> None:
     """It is set between the handshake and the data from which the fast path learns."""
-    typed(lab, _RULE.format("ct mark and 0xff == 1 drop"))
+    run_shell(lab, _RULE.format("ct mark and 0xff == 1 drop"))
     with Talk(lab.host, "a", "far", V4["far"]) as talk:
         assert eventually(lambda: lab.conntrack("dport=7000", "[ASSURED]"))
         lab.run("conntrack -U -p tcp --orig-port-dst 7000 --mark 1/0xff")
@@ -220,8 +220,8 @@ def test_after_a_gap_in_the_routes_the_source_is_that_of_the_new_way(lab: FastLa
 
 def test_a_container_cannot_send_in_anothers_connection(lab: FastLab) -> None:
     """c takes a's address and ports, past reverse path and bridge rules."""
-    typed(lab, _RULE.format("iifname br-two oifname up0 drop"))
-    typed(lab, "sysctl -qw net.ipv4.conf.docker0.rp_filter=1 net.ipv4.conf.br-two.rp_filter=1")
+    run_shell(lab, _RULE.format("iifname br-two oifname up0 drop"))
+    run_shell(lab, "sysctl -qw net.ipv4.conf.docker0.rp_filter=1 net.ipv4.conf.br-two.rp_filter=1")
     with Talk(lab.host, "a", "far", V4["far"], udp=True) as talk:
         assert talks_fast(lab, talk, "v-a", "up0")
         port = talk.client.getsockname()[1]

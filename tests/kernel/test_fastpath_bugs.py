@@ -17,7 +17,7 @@ from scapy.packet import Packet
 
 from tests.kernel.fastlab import HOST4, HOST6, PUBLISHED, SECOND4, SECOND6, V4, V6, FastLab
 from tests.kernel.streams import FAMILIES, Stream, is_fast, talks_fast
-from tests.kernel.wire import CLIENT, SERVER, WAYS, Conversation, Wire
+from tests.kernel.wire import CLIENT, SERVER, TRAFFIC_PATHS, Conversation, Wire
 from tests.support.fastpath import Talk, datagram
 from tests.support.waiting import PATIENCE, eventually
 
@@ -35,40 +35,40 @@ def lab(request: pytest.FixtureRequest) -> Iterator[FastLab]:
 
 
 @pytest.fixture
-def own() -> Iterator[FastLab]:
+def kernel_lab() -> Iterator[FastLab]:
     """A lab for one test, without the fast path at first."""
     with FastLab() as made:
         yield made
 
 
 @pytest.mark.parametrize("accelerated", [False, True], ids=["kernel", "fast"])
-def test_four_times_as_many_flows_as_there_is_room(own: FastLab, accelerated: bool) -> None:
+def test_four_times_as_many_flows_as_there_is_room(kernel_lab: FastLab, accelerated: bool) -> None:
     """UDP flows evict each other and the long-lived ones: all continue, translated."""
-    fast = own.accelerate("all", f"--flows={ROOM}") if accelerated else None
+    fast = kernel_lab.accelerate("all", f"--flows={ROOM}") if accelerated else None
     with (
-        Talk(own.host, "a", "far", V4["far"], 7100) as tcp,
-        Talk(own.host, "a", "far", V4["far"], 7101, udp=True) as udp,
-        Stream(own, "c", "far", V4["far"], port=6100) as stream,
-        own.socket("far", socket.AF_INET, socket.SOCK_DGRAM) as server,
+        Talk(kernel_lab.host, "a", "far", V4["far"], 7100) as tcp,
+        Talk(kernel_lab.host, "a", "far", V4["far"], 7101, udp=True) as udp,
+        Stream(kernel_lab, "c", "far", V4["far"], port=6100) as stream,
+        kernel_lab.socket("far", socket.AF_INET, socket.SOCK_DGRAM) as server,
     ):
-        assert talks_fast(own, tcp) and is_fast(own, "v-c")
+        assert talks_fast(kernel_lab, tcp) and is_fast(kernel_lab, "v-c")
         udp.say()
         before = tcp.seen_from, udp.seen_from
-        started = own.counted()
+        started = kernel_lab.counted()
         server.bind(("", 7102))
         server.settimeout(PATIENCE)
-        sources = [_short_flow(own, server, 10_000 + turn) for turn in range(4 * ROOM)]
+        sources = [_short_flow(kernel_lab, server, 10_000 + turn) for turn in range(4 * ROOM)]
         again = []
         for turn in range(0, 4 * ROOM, 4):
-            again.append(_short_flow(own, server, 10_000 + turn))
+            again.append(_short_flow(kernel_lab, server, 10_000 + turn))
             if turn % 200 == 0:
                 tcp.say()
                 udp.say()
         assert again == sources[::4] and len(set(sources)) == 4 * ROOM
         assert (tcp.seen_from, udp.seen_from) == before
-        assert own.took_fast(least=4 * ROOM, since=started)
+        assert kernel_lab.took_fast(least=4 * ROOM, since=started)
         assert fast is None or int(fast.status(flows=True)["flows"]) <= ROOM
-        assert talks_fast(own, tcp)
+        assert talks_fast(kernel_lab, tcp)
         stream.stop()
         assert stream.lost() == [] and len(set(stream.there.sources)) == 1
 
@@ -94,7 +94,7 @@ def _short_flow(lab: FastLab, server: socket.socket, port: int) -> tuple[str, in
 def test_a_port_is_used_again_while_the_old_connection_lingers(lab: FastLab, family: int) -> None:
     """Late FIN and ACK, expired entries, the same ports once more: always translated."""
     wire = Wire(lab)
-    talk = Conversation(wire, WAYS["translated"], family, TCP, 5900 + family)
+    talk = Conversation(wire, TRAFFIC_PATHS["translated"], family, TCP, 5900 + family)
     talk.open()
     talk.data("fast", CLIENT, b"x", fast=True)
     for turn, forget in enumerate((False, True, True)):
@@ -111,10 +111,10 @@ def test_a_port_is_used_again_while_the_old_connection_lingers(lab: FastLab, fam
         talk.data("fast again", CLIENT, b"y", fast=True)
         talk.data("and back", SERVER, b"z", fast=True)
     wire.close()
-    own = HOST4 if family == 4 else HOST6
+    kernel_lab = HOST4 if family == 4 else HOST6
     layer = IP if family == 4 else IPv6
     heard = [Ether(each.frame) for _, step in talk.log for each in step if each.end == "far"]
-    assert {frame[layer].src for frame in heard} == {own}
+    assert {frame[layer].src for frame in heard} == {kernel_lab}
     assert lab.leaked() == []
 
 

@@ -36,7 +36,7 @@ def seen(fast: FastPath, *ports: str) -> dict[str, int]:
     return found
 
 
-def test_the_connections_of_others_stay_fast(lab: FastLab) -> None:
+def test_other_connections_stay_fast(lab: FastLab) -> None:
     fast = lab.accelerate()
     with (
         Stream(lab, "a", "b", V4["b"], pace=0.002) as near,

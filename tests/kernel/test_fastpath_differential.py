@@ -13,7 +13,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from tests.kernel.fastlab import BRIDGES, MACS, V4, V6, FastLab
-from tests.kernel.wire import CLIENT, SERVER, WAYS, Conversation, Way, Wire, segments
+from tests.kernel.wire import CLIENT, SERVER, TRAFFIC_PATHS, Conversation, TrafficPath, Wire, segments
 
 pytestmark = pytest.mark.root
 BOTH = (CLIENT, SERVER)
@@ -62,15 +62,23 @@ def _prepare(lab: FastLab) -> None:
 
 @pytest.mark.parametrize("proto", [TCP, UDP], ids=["tcp", "udp"])
 @pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("path", TRAFFIC_PATHS)
 def test_what_arrives_is_the_same(
-    wires: tuple[Wire, Wire], way: str, family: int, proto: type[Packet]
+    wires: tuple[Wire, Wire], path: str, family: int, proto: type[Packet]
 ) -> None:
-    _compare(wires, WAYS[way], family, proto, 5100 + list(WAYS).index(way) * 4 + family // 3 + (proto is TCP))
+    _compare(
+        wires,
+        TRAFFIC_PATHS[path],
+        family,
+        proto,
+        5100 + list(TRAFFIC_PATHS).index(path) * 4 + family // 3 + (proto is TCP),
+    )
 
 
-def _compare(wires: tuple[Wire, Wire], way: Way, family: int, proto: type[Packet], sport: int) -> None:
-    kernel, fast = (_answers(Conversation(wire, way, family, proto, sport)) for wire in wires)
+def _compare(
+    wires: tuple[Wire, Wire], path: TrafficPath, family: int, proto: type[Packet], sport: int
+) -> None:
+    kernel, fast = (_answers(Conversation(wire, path, family, proto, sport)) for wire in wires)
     assert [name for name, _ in kernel] == [name for name, _ in fast]
     for (name, expected), (_, found) in zip(kernel, fast, strict=True):
         message = f"{name}:\n" + "\n".join(map(str, (*expected, "but the fast path:", *found)))
@@ -86,21 +94,21 @@ def switching() -> Iterator[tuple[Wire, Wire]]:
 
 @pytest.mark.parametrize("proto", [TCP, UDP], ids=["tcp", "udp"])
 @pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize("way", ["same bridge", "published to itself"])
+@pytest.mark.parametrize("path", ["same bridge", "published to itself"])
 def test_what_arrives_is_the_same_where_bridges_ask_no_rules(
-    switching: tuple[Wire, Wire], way: str, family: int, proto: type[Packet]
+    switching: tuple[Wire, Wire], path: str, family: int, proto: type[Packet]
 ) -> None:
-    routed = replace(WAYS[way], routers=int(way == "published to itself"), fast=True)
+    routed = replace(TRAFFIC_PATHS[path], routers=int(path == "published to itself"), fast=True)
     _compare(switching, routed, family, proto, 5200 + family + (proto is TCP))
 
 
 @pytest.mark.parametrize("asked", [4, 6])
 def test_what_arrives_is_the_same_where_bridges_ask_for_one_family(asked: int) -> None:
     """br_netfilter bridges packets of a published port only for that family."""
-    way = WAYS["published to its neighbour"]
+    path = TRAFFIC_PATHS["published to its neighbour"]
     for wires in _two_labs("ip6tables" if asked == 4 else "iptables"):
         for family in (4, 6):
-            _compare(wires, replace(way, routers=int(family != asked)), family, UDP, 5300 + family)
+            _compare(wires, replace(path, routers=int(family != asked)), family, UDP, 5300 + family)
 
 
 def _answers(talk: Conversation) -> list[tuple[str, Any]]:
@@ -123,10 +131,10 @@ def _sizes(talk: Conversation) -> None:
     headers = (20 if talk.family == 4 else 40) + (20 if talk.proto is TCP else 8)
     for side in BOTH:
         own = 1400 if talk.ends[side] == "c" else 1500
-        for size in (0, 1, 25, 1000, talk.way.mtu - headers - 1, talk.way.mtu - headers):
+        for size in (0, 1, 25, 1000, talk.path.mtu - headers - 1, talk.path.mtu - headers):
             talk.step(f"{size} bytes", side, talk.frame(side, b"x" * size), fast=size > 0)
-        if own > talk.way.mtu:
-            over = b"y" * (talk.way.mtu - headers + 1)
+        if own > talk.path.mtu:
+            over = b"y" * (talk.path.mtu - headers + 1)
             talk.step("too big", side, talk.frame(side, over), to=side)
             if talk.family == 4:
                 talk.step("too big, in parts", side, talk.frame(side, over, {"flags": 0}), count=2)
@@ -149,7 +157,7 @@ def _time_to_live(talk: Conversation) -> None:
     field = "ttl" if talk.family == 4 else "hlim"
     for side in BOTH:
         for value in (1, 2, 3, 4, 64, 255):
-            arrives = value > talk.way.routers
+            arrives = value > talk.path.routers
             talk.step(f"{field} {value}", side, talk.frame(side, b"ttl", {field: value}),
                       to=1 - side if arrives else side, fast=value > 3)  # fmt: skip
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.kernel.fastlab import HOST4, V4, FastLab
 from tests.kernel.streams import Stream, is_fast, talks_fast
-from tests.kernel.test_fastpath_admission import heard_at, typed
+from tests.kernel.test_fastpath_admission import heard_at, run_shell
 from tests.support.fastpath import Talk
 from tests.support.waiting import eventually
 
@@ -46,7 +46,7 @@ def test_a_limit_lets_some_packets_through_and_not_all(lab: FastLab, name: str) 
         assert flow.flows()
         assert is_fast(lab, "v-a", "up0")
         family, chains = LIMITS[name]
-        typed(lab, _OWN.format(family, chains))
+        run_shell(lab, _OWN.format(family, chains))
         # Of 250 datagrams a second, 5 pass in each direction; the first ones may have passed before the rule.
         first = flow.sent
         assert eventually(lambda: flow.sent > first + 750)
@@ -58,14 +58,16 @@ def test_a_chain_behind_all_others_drops(lab: FastLab) -> None:
     with Stream(lab, "a", "far", V4["far"]) as flow:
         assert flow.flows()
         assert is_fast(lab, "v-a", "up0")
-        typed(lab, _OWN.format("ip", _BASE.format("postrouting", 2147483647, f"ip daddr {V4['far']} drop")))
+        run_shell(
+            lab, _OWN.format("ip", _BASE.format("postrouting", 2147483647, f"ip daddr {V4['far']} drop"))
+        )
         assert flow.is_cut(flow.there)
 
 
 def test_a_time_out_policy_is_kept(lab: FastLab) -> None:
     """An idle UDP connection keeps the hour that its rule sets."""
     policy = "ct timeout long { protocol udp; policy = { unreplied : 3600, replied : 3600 }; };"
-    typed(
+    run_shell(
         lab,
         _OWN.format("ip", policy + _BASE.format("prerouting", -150, "udp dport 6000 ct timeout set long")),
     )
@@ -75,10 +77,10 @@ def test_a_time_out_policy_is_kept(lab: FastLab) -> None:
         assert int(line.split()[2]) > 3000
 
 
-def test_two_tenants_with_one_address_are_told_apart_by_their_zone(lab: FastLab) -> None:
+def test_two_tenants_with_one_address_are_distinguished_by_zone(lab: FastLab) -> None:
     """c has a's address, its own zone and source: it never leaves as a does."""
-    typed(lab, _OWN.format("ip", _BASE.format("prerouting", -300, "iifname br-two ct zone set 1")))
-    typed(
+    run_shell(lab, _OWN.format("ip", _BASE.format("prerouting", -300, "iifname br-two ct zone set 1")))
+    run_shell(
         lab,
         _OWN.replace("own", "other").format(
             "ip",
@@ -112,12 +114,12 @@ def transfer(talk: Talk, size: int) -> None:
 
 def test_the_sysctl_for_all_connections_changes_nothing_for_those_taken_over(lab: FastLab) -> None:
     """It is 0 while megabytes bypass conntrack: no packet becomes invalid."""
-    typed(lab, _OWN.format("inet", _BASE.format("forward", 0, "ct state invalid drop")))
+    run_shell(lab, _OWN.format("inet", _BASE.format("forward", 0, "ct state invalid drop")))
     with Talk(lab.host, "a", "far", V4["far"]) as talk:
         assert talks_fast(lab, talk, "v-a", "up0")
         transfer(talk, 4 << 20)
-        typed(lab, f"sysctl -qw {_LIBERAL}=0")
-        typed(lab, "nft add rule inet own it ip saddr 198.51.100.77 drop")
+        run_shell(lab, f"sysctl -qw {_LIBERAL}=0")
+        run_shell(lab, "nft add rule inet own it ip saddr 198.51.100.77 drop")
         transfer(talk, 1 << 20)
         assert talks_fast(lab, talk, "v-a", "up0")
 
@@ -134,7 +136,7 @@ OPENS = {
 def test_a_rule_that_lets_only_the_opening_packet_through_stops_the_rest(lab: FastLab, name: str) -> None:
     """That a new connection passed the rules says nothing about its later packets."""
     before = lab.fast.status()["generation"] if lab.fast else 0
-    typed(lab, _OWN.format("ip", OPENS[name]))
+    run_shell(lab, _OWN.format("ip", OPENS[name]))
     if fast := lab.fast:  # else the first packet is of the generation before
         assert eventually(lambda: fast.status()["generation"] not in (0, before))
     with Stream(lab, "a", "far", V4["far"], pace=0.03) as flow:  # each is answered before the next

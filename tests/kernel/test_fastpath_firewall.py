@@ -75,7 +75,7 @@ class Stop:
 
     put: str
     take: str
-    way: str = "out"
+    path: str = "out"
     answers_only: bool = False
 
 
@@ -173,8 +173,8 @@ STOPS = {
 }  # fmt: skip
 
 
-def _stream(lab: FastLab, way: str) -> Stream:
-    match way:
+def _stream(lab: FastLab, path: str) -> Stream:
+    match path:
         case "published":
             return Stream(lab, "far", "a", HOST4, port=80, to=PUBLISHED)
         case "bridged":
@@ -191,8 +191,8 @@ def _stream(lab: FastLab, way: str) -> Stream:
 @pytest.mark.parametrize("name", STOPS)
 def test_what_stops_a_flow_stops_it_soon(lab: FastLab, name: str) -> None:
     stop = STOPS[name]
-    with _stream(lab, stop.way) as stream:
-        assert stream.flows() and (stop.way == "to itself" or is_fast(lab, "v-a"))
+    with _stream(lab, stop.path) as stream:
+        assert stream.flows() and (stop.path == "to itself" or is_fast(lab, "v-a"))
         lab.run(["bash", "-c", stop.put])
         try:
             in_force = time.monotonic() + GRACE
@@ -202,7 +202,7 @@ def test_what_stops_a_flow_stops_it_soon(lab: FastLab, name: str) -> None:
         finally:  # others use the lab too
             lab.run(["bash", "-c", stop.take])
         assert stream.flows(), "it does not go on"
-        assert stop.way == "to itself" or is_fast(lab, "v-a"), lab.fast and lab.fast.status()
+        assert stop.path == "to itself" or is_fast(lab, "v-a"), lab.fast and lab.fast.status()
 
 
 @pytest.mark.parametrize("forget", ["-D -p udp", "-F"])

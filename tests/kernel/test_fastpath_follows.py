@@ -22,8 +22,8 @@ from tests.support.fastpath import (
     Guard,
     Talk,
     attached,
+    leftovers,
     map_count,
-    traces,
     two_containers_and_an_uplink,
 )
 from tests.support.host import ThrowawayHost
@@ -36,11 +36,11 @@ _DROP = bytes.fromhex("b7000000020000009500000000000000")  # r0 = TC_ACT_SHOT; e
 
 
 @pytest.fixture
-def place(host: ThrowawayHost) -> Iterator[ThrowawayHost]:
+def bridge_host(host: ThrowawayHost) -> Iterator[ThrowawayHost]:
     two_containers_and_an_uplink(host)
     with Guard(host, "world", "eth0"):
         yield host
-        assert eventually(lambda: not traces(host)), traces(host)
+        assert eventually(lambda: not leftovers(host)), leftovers(host)
 
 
 def _is_fast(fast: FastPath, talk: Talk, port: str = "v-a") -> bool:
@@ -49,37 +49,37 @@ def _is_fast(fast: FastPath, talk: Talk, port: str = "v-a") -> bool:
     return fast.count("FAST", port) >= before + 10
 
 
-def test_a_container_is_accelerated_from_its_first_flow(place: ThrowawayHost) -> None:
-    with FastPath(place, "br0") as fast:
-        place.container("late", "br0", "10.9.0.9/24", "10.9.0.1")
-        assert eventually(lambda: "v-late" in attached(place))
-        with Talk(place, "late", "b", "10.9.0.3") as talk:
+def test_a_container_is_accelerated_from_its_first_flow(bridge_host: ThrowawayHost) -> None:
+    with FastPath(bridge_host, "br0") as fast:
+        bridge_host.container("late", "br0", "10.9.0.9/24", "10.9.0.1")
+        assert eventually(lambda: "v-late" in attached(bridge_host))
+        with Talk(bridge_host, "late", "b", "10.9.0.3") as talk:
             assert eventually(lambda: _is_fast(fast, talk, "v-late"))
-        subprocess.run(["ip", "netns", "del", place.full("late")], check=True)
+        subprocess.run(["ip", "netns", "del", bridge_host.full("late")], check=True)
         assert eventually(lambda: "v-late" not in [row["name"] for row in fast.status()["ports"]])
-        assert attached(place) == {"v-a", "v-b", "up0"}
+        assert attached(bridge_host) == {"v-a", "v-b", "up0"}
 
 
-def test_many_containers_that_come_and_go_under_load(place: ThrowawayHost) -> None:
+def test_many_containers_that_come_and_go_under_load(bridge_host: ThrowawayHost) -> None:
     """Two hundred containers, while a connection talks without a pause."""
-    names = {number: f"{place.prefix}-m{number}" for number in range(200)}
+    names = {number: f"{bridge_host.prefix}-m{number}" for number in range(200)}
     with (
-        FastPath(place, "br0") as fast,
-        Talk(place, "a", "b", "10.9.0.3") as talk,
-        _said_without_a_pause(Talk(place, "b", "world", "192.0.2.2", 7001)),
+        FastPath(bridge_host, "br0") as fast,
+        Talk(bridge_host, "a", "b", "10.9.0.3") as talk,
+        _said_without_a_pause(Talk(bridge_host, "b", "world", "192.0.2.2", 7001)),
     ):
         try:
             _batch(f"netns add {name}" for name in names.values())
-            _batch(_pairs(names), "-n", place.name)
+            _batch(_pairs(names), "-n", bridge_host.name)
             talk.say(20)
             for number, name in names.items():
                 _batch((f"addr add 10.9.1.{number}/16 dev eth0", "link set eth0 up"), "-n", name)
             wanted = {f"m{number}" for number in names} | {"v-a", "v-b", "up0"}
-            assert eventually(lambda: attached(place) == wanted)
+            assert eventually(lambda: attached(bridge_host) == wanted)
             assert not fast.status()["refused"]
         finally:
             _batch(f"netns del {name}" for name in names.values())
-        assert eventually(lambda: attached(place) == {"v-a", "v-b", "up0"})
+        assert eventually(lambda: attached(bridge_host) == {"v-a", "v-b", "up0"})
         assert eventually(lambda: _is_fast(fast, talk))
 
 
@@ -115,22 +115,22 @@ def _pairs(names: Mapping[int, str]) -> Iterator[str]:
         yield f"link set m{number} master br0 up"
 
 
-def test_addresses_and_macs_inside_containers_are_followed(place: ThrowawayHost) -> None:
-    with FastPath(place, "br0") as fast:
-        place.run("ip addr del 10.9.0.2/24 dev eth0", inside="a")
-        place.run("ip addr add 10.9.0.77/24 dev eth0", inside="a")
-        place.run("ip route replace default via 10.9.0.1", inside="a")
-        with Talk(place, "a", "b", "10.9.0.3", 7001) as talk:
+def test_addresses_and_macs_inside_containers_are_followed(bridge_host: ThrowawayHost) -> None:
+    with FastPath(bridge_host, "br0") as fast:
+        bridge_host.run("ip addr del 10.9.0.2/24 dev eth0", inside="a")
+        bridge_host.run("ip addr add 10.9.0.77/24 dev eth0", inside="a")
+        bridge_host.run("ip route replace default via 10.9.0.1", inside="a")
+        with Talk(bridge_host, "a", "b", "10.9.0.3", 7001) as talk:
             assert talk.seen_from[0] == "10.9.0.77"
             assert eventually(lambda: _is_fast(fast, talk))
-            place.run("ip link set eth0 address 02:00:00:00:00:77", inside="a")
-            place.run("ip neigh flush all", inside="b")
+            bridge_host.run("ip link set eth0 address 02:00:00:00:00:77", inside="a")
+            bridge_host.run("ip neigh flush all", inside="b")
             assert eventually(lambda: _is_fast(fast, talk))
 
 
-def test_a_source_that_is_not_the_containers_own_gains_nothing(place: ThrowawayHost) -> None:
+def test_a_source_that_is_not_the_containers_own_gains_nothing(bridge_host: ThrowawayHost) -> None:
     """a sends from b's address by a raw socket, from its own link."""
-    with FastPath(place, "br0") as fast, Talk(place, "b", "world", "192.0.2.2", udp=True) as talk:
+    with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "b", "world", "192.0.2.2", udp=True) as talk:
         talk.say(3)
         assert eventually(lambda: _is_fast(fast, talk, "v-b"))
         local = talk.client.getsockname()
@@ -140,11 +140,11 @@ def test_a_source_that_is_not_the_containers_own_gains_nothing(place: ThrowawayH
             f"UDP(sport={local[1]}, dport=7000) / b'spoofed'\n"
             "sendp(p, iface='eth0', count=5, verbose=0)\n"
         )
-        gateway = place.json("ip -j link show br0")[0]["address"]
+        gateway = bridge_host.json("ip -j link show br0")[0]["address"]
         before = fast.count("FAST", "v-a")
 
         def noticed() -> bool:
-            place.run([sys.executable, "-c", script, gateway], inside="a")
+            bridge_host.run([sys.executable, "-c", script, gateway], inside="a")
             return fast.count("SOURCE", "v-a") >= 5
 
         # Sent repeatedly: while a generation begins, packets are not checked by their source.
@@ -152,33 +152,33 @@ def test_a_source_that_is_not_the_containers_own_gains_nothing(place: ThrowawayH
         assert fast.count("FAST", "v-a") == before
 
 
-def test_an_uplink_goes_down_and_up(place: ThrowawayHost) -> None:
-    with FastPath(place, "br0") as fast:
-        place.run("ip link set up0 down")
-        assert eventually(lambda: "up0" not in attached(place))
-        place.run("ip link set up0 up")
-        assert eventually(lambda: "up0" in attached(place))
-        with Talk(place, "a", "world", "192.0.2.2") as talk:
+def test_an_uplink_goes_down_and_up(bridge_host: ThrowawayHost) -> None:
+    with FastPath(bridge_host, "br0") as fast:
+        bridge_host.run("ip link set up0 down")
+        assert eventually(lambda: "up0" not in attached(bridge_host))
+        bridge_host.run("ip link set up0 up")
+        assert eventually(lambda: "up0" in attached(bridge_host))
+        with Talk(bridge_host, "a", "world", "192.0.2.2") as talk:
             assert eventually(lambda: _is_fast(fast, talk))
 
 
-def test_other_programs_and_filters_keep_theirs(place: ThrowawayHost) -> None:
-    ifindex = place.json("ip -j link show v-a")[0]["ifindex"]
+def test_other_programs_and_filters_keep_theirs(bridge_host: ThrowawayHost) -> None:
+    ifindex = bridge_host.json("ip -j link show v-a")[0]["ifindex"]
     program = syscall.load_program(syscall.PROG_SCHED_CLS, _PASS_ON, "somebody")
-    with entered(f"/run/netns/{place.name}"):
+    with entered(f"/run/netns/{bridge_host.name}"):
         link = syscall.attach_tcx(program, ifindex)
     try:
-        with FastPath(place, "br0") as fast:
-            assert attached(place) == {"v-b", "up0"}
+        with FastPath(bridge_host, "br0") as fast:
+            assert attached(bridge_host) == {"v-b", "up0"}
             assert "another program or filter" in fast.status()["refused"]["v-a"]
             os.close(link)
             link = -1
-            assert eventually(lambda: attached(place) == {"v-a", "v-b", "up0"})
-            place.run("tc qdisc add dev v-b clsact")
-            place.run("tc filter add dev v-b ingress protocol all prio 5 u32 match u32 0 0 flowid 1:1")
-            assert eventually(lambda: attached(place) == {"v-a", "up0"})
-            place.run("tc filter del dev v-b ingress prio 5")
-            assert eventually(lambda: attached(place) == {"v-a", "v-b", "up0"})
+            assert eventually(lambda: attached(bridge_host) == {"v-a", "v-b", "up0"})
+            bridge_host.run("tc qdisc add dev v-b clsact")
+            bridge_host.run("tc filter add dev v-b ingress protocol all prio 5 u32 match u32 0 0 flowid 1:1")
+            assert eventually(lambda: attached(bridge_host) == {"v-a", "up0"})
+            bridge_host.run("tc filter del dev v-b ingress prio 5")
+            assert eventually(lambda: attached(bridge_host) == {"v-a", "v-b", "up0"})
     finally:
         os.close(program)
         if link >= 0:
@@ -189,16 +189,16 @@ def test_other_programs_and_filters_keep_theirs(place: ThrowawayHost) -> None:
     ("link", "where"),
     [("v-a", syscall.TCX_EGRESS), ("br0", syscall.TCX_INGRESS), ("br0", syscall.TCX_EGRESS)],
 )
-def test_no_program_of_others_is_passed_by(place: ThrowawayHost, link: str, where: int) -> None:
+def test_no_other_program_is_bypassed(bridge_host: ThrowawayHost, link: str, where: int) -> None:
     """A program at a container's egress or at a bridge drops everything."""
-    ifindex = place.json(f"ip -j link show {link}")[0]["ifindex"]
+    ifindex = bridge_host.json(f"ip -j link show {link}")[0]["ifindex"]
     dropping = syscall.load_program(syscall.PROG_SCHED_CLS, _DROP, "dropping")
     held = -1
-    with FastPath(place, "br0") as fast, Talk(place, "a", "world", "192.0.2.2", udp=True) as talk:
+    with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "world", "192.0.2.2", udp=True) as talk:
         try:
             talk.say(3)
             assert eventually(lambda: _is_fast(fast, talk))
-            with entered(f"/run/netns/{place.name}"):
+            with entered(f"/run/netns/{bridge_host.name}"):
                 held = syscall.attach_tcx(dropping, ifindex, where)
             talk.client.settimeout(0.3)
             talk.server.settimeout(0.3)
@@ -265,7 +265,7 @@ sys.exit({module}.main(sys.argv[{skipped}:]))
 """
 
 
-def test_a_kernel_without_tcx(place: ThrowawayHost, tmp_path: Path) -> None:
+def test_a_kernel_without_tcx(bridge_host: ThrowawayHost, tmp_path: Path) -> None:
     """After kill -9 its filters stay without effect until the next start."""
     daemon = tmp_path / "daemon"  # stands in for the interpreter: `python -P -m bpf.daemon TARGET...`
     code = _WITHOUT_TCX.format(module="daemon", more="", skipped=4)
@@ -273,16 +273,16 @@ def test_a_kernel_without_tcx(place: ThrowawayHost, tmp_path: Path) -> None:
     daemon.chmod(0o755)
     supervisor = _WITHOUT_TCX.format(module="supervisor", more=f"sys.executable = {str(daemon)!r}", skipped=1)
     with (
-        Talk(place, "a", "world", "192.0.2.2") as out,
-        FastPath(place, "br0", run=["-c", supervisor]) as fast,
+        Talk(bridge_host, "a", "world", "192.0.2.2") as out,
+        FastPath(bridge_host, "br0", run=["-c", supervisor]) as fast,
     ):
         out.say(3)
         assert eventually(lambda: _is_fast(fast, out)) and eventually(lambda: _is_fast(fast, out, "up0"))
-        assert _at_clsact(place) == {"v-a", "v-b", "up0"}
+        assert _at_clsact(bridge_host) == {"v-a", "v-b", "up0"}
         assert fast.ask("reload")["ok"]
         out.say(20)
         assert eventually(lambda: _is_fast(fast, out))
-        place.run("ip link del v-b")
+        bridge_host.run("ip link del v-b")
         assert eventually(lambda: "v-b" not in [row["name"] for row in fast.status()["ports"]])
         counters = syscall.map_by_id(fast.ask("maps")["maps"]["counters"])
         try:
@@ -291,12 +291,12 @@ def test_a_kernel_without_tcx(place: ThrowawayHost, tmp_path: Path) -> None:
             assert eventually(lambda: out.say(20) or map_count(counters, "LEASE"))
         finally:
             os.close(counters)
-        assert _at_clsact(place) == {"v-a", "up0"}
-        with FastPath(place, "br0") as again:
+        assert _at_clsact(bridge_host) == {"v-a", "up0"}
+        with FastPath(bridge_host, "br0") as again:
             assert eventually(lambda: _is_fast(again, out))
-            assert not _at_clsact(place)
+            assert not _at_clsact(bridge_host)
         out.say(20)
-        assert not _at_clsact(place)
+        assert not _at_clsact(bridge_host)
 
 
 def _at_clsact(host: ThrowawayHost) -> set[str]:
@@ -313,17 +313,17 @@ def _filters(host: ThrowawayHost) -> set[int]:
     return {each["pref"] for each in host.json("tc -j filter show dev v-a ingress")}
 
 
-def test_networks_by_name_and_all(place: ThrowawayHost) -> None:
-    place.run("ip link add br9 type bridge")
-    place.run("ip link set br9 alias 'vnet: net=shop' up")
-    place.container("c", "br9", "10.10.0.2/24")
-    with FastPath(place, "shop", "nowhere") as fast:
-        assert attached(place) == {"v-c", "up0"}
+def test_networks_by_name_and_all(bridge_host: ThrowawayHost) -> None:
+    bridge_host.run("ip link add br9 type bridge")
+    bridge_host.run("ip link set br9 alias 'vnet: net=shop' up")
+    bridge_host.container("c", "br9", "10.10.0.2/24")
+    with FastPath(bridge_host, "shop", "nowhere") as fast:
+        assert attached(bridge_host) == {"v-c", "up0"}
         assert fast.status()["unknown"] == ["nowhere"] and fast.status()["bridges"] == ["br9"]
         fast.ask("targets", targets=["all"])
-        assert attached(place) == {"v-a", "v-b", "v-c", "up0"}
-        place.run("ip link set br9 down")
-        assert eventually(lambda: attached(place) == {"v-a", "v-b", "up0"})
+        assert attached(bridge_host) == {"v-a", "v-b", "v-c", "up0"}
+        bridge_host.run("ip link set br9 down")
+        assert eventually(lambda: attached(bridge_host) == {"v-a", "v-b", "up0"})
         assert fast.status()["refused"]["br9"] == "it is down"
 
 
@@ -360,30 +360,30 @@ def test_entries_of_a_forwarding_table_are_kept_from_ageing(inside_host: Throwaw
     assert (mac, "v-a") in entries
 
 
-def test_a_next_hop_object_of_one_way_is_a_plain_route(place: ThrowawayHost) -> None:
+def test_a_next_hop_object_of_one_way_is_a_plain_route(bridge_host: ThrowawayHost) -> None:
     """FRR and systemd-networkd write such routes; a group is left to the kernel."""
-    place.run("ip route add 203.0.113.0/24 via 192.0.2.2")
-    place.run("ip addr add 203.0.113.9/32 dev lo", inside="world")
-    with FastPath(place, "br0") as fast, Talk(place, "a", "world", "203.0.113.9") as talk:
-        place.run("ip nexthop add id 7 via 192.0.2.2 dev up0")
-        place.run("ip nexthop add id 8 group 7")
-        place.run("ip route replace 203.0.113.0/24 nhid 7")
+    bridge_host.run("ip route add 203.0.113.0/24 via 192.0.2.2")
+    bridge_host.run("ip addr add 203.0.113.9/32 dev lo", inside="world")
+    with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "world", "203.0.113.9") as talk:
+        bridge_host.run("ip nexthop add id 7 via 192.0.2.2 dev up0")
+        bridge_host.run("ip nexthop add id 8 group 7")
+        bridge_host.run("ip route replace 203.0.113.0/24 nhid 7")
         assert eventually(lambda: _is_fast(fast, talk))
-        place.run("ip route replace 203.0.113.0/24 nhid 8")
+        bridge_host.run("ip route replace 203.0.113.0/24 nhid 8")
         before = fast.count("MULTIPATH", "v-a")
         assert eventually(lambda: talk.say() or fast.count("MULTIPATH", "v-a") > before)
-        place.run("ip route replace 203.0.113.0/24 nhid 7")
+        bridge_host.run("ip route replace 203.0.113.0/24 nhid 7")
         assert eventually(lambda: _is_fast(fast, talk))
 
 
-def test_a_mac_pinned_to_another_port_is_sent_there(place: ThrowawayHost) -> None:
+def test_a_mac_pinned_to_another_port_is_sent_there(bridge_host: ThrowawayHost) -> None:
     """With a static forwarding table entry the container gets nothing."""
-    mac = place.json("ip -j link show eth0", inside="b")[0]["address"]
-    with FastPath(place, "br0") as fast, Talk(place, "a", "b", "10.9.0.3", udp=True) as talk:
+    mac = bridge_host.json("ip -j link show eth0", inside="b")[0]["address"]
+    with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "b", "10.9.0.3", udp=True) as talk:
         assert eventually(lambda: _is_fast(fast, talk))
-        place.run(f"bridge fdb replace {mac} dev v-a master static sticky")
+        bridge_host.run(f"bridge fdb replace {mac} dev v-a master static sticky")
         talk.client.settimeout(0.3)
         talk.server.settimeout(0.3)
         assert eventually(lambda: not any(_answers(talk) for _ in range(3)))
-        place.run(f"bridge fdb del {mac} dev v-a master")
+        bridge_host.run(f"bridge fdb del {mac} dev v-a master")
         assert eventually(lambda: _answers(talk))

@@ -1,6 +1,6 @@
 """Random rules and changes: the same packets arrive with and without it.
 
-`make fuzz-rules` compares 500 cases of its own seed (`SEED=` repeats one, `CASE=` one of its cases); every
+`make fuzz-rules` compares 500 cases of a new seed (`SEED=` repeats one, `CASE=` one of its cases); every
 other run the same few.
 """
 
@@ -16,7 +16,7 @@ import pytest
 from tests.kernel.rule_fuzz import compare
 from tests.kernel.rule_fuzz.cases import ROWS, Rule, Step, all_rules, cases
 from tests.kernel.rule_fuzz.compare import LACKS, Outcome
-from tests.kernel.rule_fuzz.places import Pair, Place
+from tests.kernel.rule_fuzz.hosts import FuzzHost, HostPair
 from tests.kernel.rule_fuzz.report import fuzz
 from tests.kernel.rule_fuzz.traffic import TCP, Arrival, Facts, Flow, compared
 
@@ -58,7 +58,7 @@ ALONE = (
 def test_what_one_host_alone_does_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "GRACE", 1.0)
     case = replace(next(cases(SEED)), rules=(), late=(), steps=())
-    pair = Pair(is_control=True)
+    pair = HostPair(is_control=True)
     try:
         assert compare.run(pair, case).kind == "same"
         for rule in ALONE:
@@ -93,7 +93,7 @@ def test_a_difference_that_has_to_show_again_counts_if_it_does(
             pass
 
     left = iter(runs)
-    monkeypatch.setattr("tests.kernel.rule_fuzz.report.Pair", NoHosts)
+    monkeypatch.setattr("tests.kernel.rule_fuzz.report.HostPair", NoHosts)
     monkeypatch.setattr("tests.kernel.rule_fuzz.report.run", lambda _, case: Outcome(case, next(left)))
     found = fuzz(SEED, 1, only=1, repeat=repeat)
     assert [each.kind for each in found.outcomes] == [kind] and not list(left)
@@ -121,7 +121,7 @@ _PUBLISHED_ENTRIES = "conntrack -L -p tcp --orig-port-dst 8080 2>/dev/null"
 
 def test_hosts_without_the_fast_path_do_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "GRACE", 1.0)
-    pair = Pair(is_control=True)
+    pair = HostPair(is_control=True)
     try:
         alone = f"test $PREFIX != {pair.fast.lab.host.prefix} || ip link set v-c down"
         steps = Step("nothing", "true"), Step("one host does it", alone, "ip link set v-c up")
@@ -135,7 +135,7 @@ def test_an_end_lets_a_connection_live_whatever_port_the_kernel_gave_it() -> Non
     """The server's packet comes first and uses the client's translated addresses."""
     flows = [Flow(5001, "published", 4, TCP, 5001)]
     drop = "chain it { type filter hook prerouting priority -350; tcp dport 8080 drop; };"
-    pair = Pair(is_control=True)
+    pair = HostPair(is_control=True)
     try:
         pair.begin(flows)
         pair.round(Facts(), 0.0)
@@ -157,7 +157,7 @@ def test_every_rule_of_the_vocabulary_is_taken_or_not_in_this_kernel() -> None:
     rules = {"nft": list[Rule](), "iptables": list[Rule]()}
     for rule in all_rules(SEED):
         rules[rule.row.tool].append(rule)
-    place = Place()
+    place = FuzzHost()
     try:
         started = [(each, place.start(_tried(each))) for each in rules.values()]
         said = [(each, process.communicate()[0]) for each, process in started]

@@ -219,7 +219,7 @@ def test_an_ipsec_policy_that_blocks_stops_what_runs(lab: FastLab, direction: st
 
 
 def test_ipsec_policies_are_heard_of(tmp_path: Path) -> None:
-    """By the kernel's event: a process that never polls pauses as well."""
+    """The kernel sends an event: a process that never polls pauses too."""
     with (
         FastLab() as lab,
         changed_daemon(lab, tmp_path, "daemon.POLL_EVERY = 1e6") as fast,

@@ -16,9 +16,9 @@ from tests.support.fastpath import (
     Guard,
     Talk,
     attached,
+    leftovers,
     map_count,
     marked,
-    traces,
     two_containers_and_an_uplink,
 )
 from tests.support.host import ThrowawayHost
@@ -28,11 +28,11 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def place(host: ThrowawayHost) -> Iterator[ThrowawayHost]:
+def bridge_host(host: ThrowawayHost) -> Iterator[ThrowawayHost]:
     two_containers_and_an_uplink(host)
     with Guard(host, "world", "eth0"):
         yield host
-        assert eventually(lambda: not traces(host)), traces(host)
+        assert eventually(lambda: not leftovers(host)), leftovers(host)
 
 
 def is_fast(fast: FastPath, talk: Talk, port: str = "v-a") -> bool:
@@ -42,35 +42,40 @@ def is_fast(fast: FastPath, talk: Talk, port: str = "v-a") -> bool:
     return fast.count("FAST", port) >= before + 10
 
 
-def test_same_bridge_and_translated_traffic_is_forwarded_and_all_goes_back(place: ThrowawayHost) -> None:
-    with FastPath(place, "br0") as fast:
-        assert attached(place) == {"v-a", "v-b", "up0"}
-        assert place.run("sysctl -n net.netfilter.nf_conntrack_tcp_be_liberal").strip() == "0"
-        with Talk(place, "a", "b", "10.9.0.3") as inside, Talk(place, "a", "world", "192.0.2.2") as out:
+def test_same_bridge_and_translated_traffic_is_forwarded_and_all_goes_back(
+    bridge_host: ThrowawayHost,
+) -> None:
+    with FastPath(bridge_host, "br0") as fast:
+        assert attached(bridge_host) == {"v-a", "v-b", "up0"}
+        assert bridge_host.run("sysctl -n net.netfilter.nf_conntrack_tcp_be_liberal").strip() == "0"
+        with (
+            Talk(bridge_host, "a", "b", "10.9.0.3") as inside,
+            Talk(bridge_host, "a", "world", "192.0.2.2") as out,
+        ):
             assert out.seen_from[0] == "192.0.2.1"
             assert eventually(lambda: is_fast(fast, inside)) and eventually(lambda: is_fast(fast, out))
             assert eventually(lambda: is_fast(fast, out, "up0"))
-            assert len(marked(place)) == 2
+            assert len(marked(bridge_host)) == 2
             fast.ask("off")
             assert fast.supervisor.wait(PATIENCE) == 0
-            assert traces(place) == []
+            assert leftovers(bridge_host) == []
             inside.say(50)
             out.say(50)
 
 
-def test_everything_is_afterwards_as_it_was(place: ThrowawayHost) -> None:
+def test_everything_is_afterwards_as_it_was(bridge_host: ThrowawayHost) -> None:
     """Every sysctl, rule, tc qdisc and filter; no sysctl changes meanwhile either."""
-    with Talk(place, "a", "world", "192.0.2.2") as out:
+    with Talk(bridge_host, "a", "world", "192.0.2.2") as out:
         out.say(3)
-        before = _state_of(place)
-        with FastPath(place, "br0") as fast:
+        before = _state_of(bridge_host)
+        with FastPath(bridge_host, "br0") as fast:
             assert eventually(lambda: is_fast(fast, out))
-            during = _state_of(place)
+            during = _state_of(bridge_host)
             assert all(during[what] != before[what] for what in ("rules", "tc"))
             assert during["sysctls"] == before["sysctls"]
             maps = Path(f"/proc/{fast.answer['pid']}/maps").read_text()
             assert "libbcc" not in maps and "libLLVM" not in maps
-        assert _state_of(place) == before
+        assert _state_of(bridge_host) == before
         out.say(3)
 
 
@@ -86,10 +91,10 @@ def _state_of(host: ThrowawayHost) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("udp", [False, True])
-def test_ipv6_is_forwarded_and_translated(place: ThrowawayHost, udp: bool) -> None:
+def test_ipv6_is_forwarded_and_translated(bridge_host: ThrowawayHost, udp: bool) -> None:
     with (
-        FastPath(place, "br0") as fast,
-        Talk(place, "a", "world", "2001:db8::2", udp=udp, family=socket.AF_INET6) as out,
+        FastPath(bridge_host, "br0") as fast,
+        Talk(bridge_host, "a", "world", "2001:db8::2", udp=udp, family=socket.AF_INET6) as out,
     ):
         out.say(3)
         assert eventually(lambda: is_fast(fast, out))
@@ -98,10 +103,13 @@ def test_ipv6_is_forwarded_and_translated(place: ThrowawayHost, udp: bool) -> No
 
 @pytest.mark.parametrize("whom", [("daemon",), ("supervisor",), ("daemon", "supervisor")])
 def test_killed_processes_leave_nothing_and_connections_go_on(
-    place: ThrowawayHost, whom: tuple[str, ...]
+    bridge_host: ThrowawayHost, whom: tuple[str, ...]
 ) -> None:
-    with Talk(place, "a", "b", "10.9.0.3") as inside, Talk(place, "a", "world", "192.0.2.2") as out:
-        with FastPath(place, "br0") as fast:
+    with (
+        Talk(bridge_host, "a", "b", "10.9.0.3") as inside,
+        Talk(bridge_host, "a", "world", "192.0.2.2") as out,
+    ):
+        with FastPath(bridge_host, "br0") as fast:
             inside.say(100)
             out.say(100)
             assert eventually(lambda: is_fast(fast, out))
@@ -111,35 +119,38 @@ def test_killed_processes_leave_nothing_and_connections_go_on(
             inside.say(50)
             kind = "tcx" if len(whom) == 2 else ""  # what is at clsact is left to the next start
             assert eventually(
-                lambda: not attached(place, kind) and "vnet_fastpath" not in place.run("nft list tables")
+                lambda: (
+                    not attached(bridge_host, kind)
+                    and "vnet_fastpath" not in bridge_host.run("nft list tables")
+                )
             )
         if len(whom) == 2:
-            assert "marks" in traces(place)
-            with FastPath(place, "br0") as again:
+            assert "marks" in leftovers(bridge_host)
+            with FastPath(bridge_host, "br0") as again:
                 assert eventually(again.is_on)
-        assert eventually(lambda: not traces(place)), traces(place)
+        assert eventually(lambda: not leftovers(bridge_host)), leftovers(bridge_host)
         inside.say(50)
         out.say(50)
 
 
-def test_the_second_is_refused_by_name_of_the_first(place: ThrowawayHost) -> None:
-    with FastPath(place, "br0") as fast:
-        second = FastPath(place, "all")
+def test_the_second_is_refused_by_name_of_the_first(bridge_host: ThrowawayHost) -> None:
+    with FastPath(bridge_host, "br0") as fast:
+        second = FastPath(bridge_host, "all")
         assert second.supervisor.wait(PATIENCE) == 1
         second.end()
         assert not second.answer["ok"] and str(fast.supervisor.pid) in second.answer["why"]
-        assert eventually(fast.is_on) and attached(place) == {"v-a", "v-b", "up0"}
+        assert eventually(fast.is_on) and attached(bridge_host) == {"v-a", "v-b", "up0"}
 
 
-def test_tied_to_its_starter_it_ends_with_it(place: ThrowawayHost) -> None:
-    with FastPath(place, "br0", tied=True) as fast:
+def test_tied_to_its_starter_it_ends_with_it(bridge_host: ThrowawayHost) -> None:
+    with FastPath(bridge_host, "br0", tied=True) as fast:
         assert fast.supervisor.stdin is not None
         fast.supervisor.stdin.close()
         assert fast.supervisor.wait(PATIENCE) == 0
 
 
-def test_a_stopped_daemon_loses_its_lease(place: ThrowawayHost) -> None:
-    with FastPath(place, "br0") as fast, Talk(place, "a", "b", "10.9.0.3") as talk:
+def test_a_stopped_daemon_loses_its_lease(bridge_host: ThrowawayHost) -> None:
+    with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "b", "10.9.0.3") as talk:
         assert eventually(lambda: is_fast(fast, talk))
         counters = syscall.map_by_id(fast.ask("maps")["maps"]["counters"])
         fast.kill("daemon", number=signal.SIGSTOP)
@@ -150,8 +161,8 @@ def test_a_stopped_daemon_loses_its_lease(place: ThrowawayHost) -> None:
         assert eventually(lambda: is_fast(fast, talk))
 
 
-def test_a_new_program_takes_the_place_of_the_old_one_without_loss(place: ThrowawayHost) -> None:
-    with FastPath(place, "br0") as fast, Talk(place, "a", "world", "192.0.2.2", udp=True) as talk:
+def test_a_new_program_takes_the_place_of_the_old_one_without_loss(bridge_host: ThrowawayHost) -> None:
+    with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "world", "192.0.2.2", udp=True) as talk:
         talk.say(3)
         assert eventually(lambda: is_fast(fast, talk))
         before = fast.status()["program"]
@@ -162,8 +173,8 @@ def test_a_new_program_takes_the_place_of_the_old_one_without_loss(place: Throwa
         assert eventually(lambda: is_fast(fast, talk))
 
 
-def test_the_cost_is_counted_only_while_asked_for(place: ThrowawayHost) -> None:
-    with FastPath(place, "br0") as fast, Talk(place, "a", "b", "10.9.0.3") as talk:
+def test_the_cost_is_counted_only_while_asked_for(bridge_host: ThrowawayHost) -> None:
+    with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "b", "10.9.0.3") as talk:
         fast.status(measure=True)
         talk.say(1)
         assert fast.status(measure=True)["ns_per_packet"] is None, "of the first packets, which take longest"
@@ -174,8 +185,8 @@ def test_the_cost_is_counted_only_while_asked_for(place: ThrowawayHost) -> None:
         assert "ns_per_packet" not in fast.status()
 
 
-def test_what_is_captured_stays_with_the_kernel(place: ThrowawayHost) -> None:
-    with FastPath(place, "br0") as fast, Talk(place, "a", "b", "10.9.0.3") as talk:
+def test_what_is_captured_stays_with_the_kernel(bridge_host: ThrowawayHost) -> None:
+    with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "b", "10.9.0.3") as talk:
         assert eventually(lambda: is_fast(fast, talk))
         assert fast.ask("capture", address="10.9.0.3")["captured"] == ["10.9.0.3"]
         before = fast.count("FAST")

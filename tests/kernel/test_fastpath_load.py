@@ -13,9 +13,9 @@ import pytest
 from bpf import syscall
 from core.netlink.netns import entered
 from tests.kernel.fastlab import HOST4, PUBLISHED, V4, V6, FastLab
-from tests.kernel.streams import Crowd, Stream, is_fast, talks_fast
+from tests.kernel.streams import Stream, TcpConnections, is_fast, talks_fast
 from tests.support import bulk_conntrack
-from tests.support.fastpath import FastPath, Talk, attached, map_count, traces
+from tests.support.fastpath import FastPath, Talk, attached, leftovers, map_count
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
@@ -32,7 +32,7 @@ class Load:
             ("a", "b", V4["b"], 8000),
             ("c", "far", V4["far"], 8000),
         ]
-        self.crowd = stack.enter_context(Crowd(lab, ways, connections))
+        self.crowd = stack.enter_context(TcpConnections(lab, ways, connections))
         self.streams = [
             stack.enter_context(Stream(lab, "a", "far", V4["far"])),
             stack.enter_context(Stream(lab, "far", "a", HOST4, port=80, to=PUBLISHED)),
@@ -94,9 +94,9 @@ def test_killed_under_load(lab: FastLab, whom: tuple[str, ...]) -> None:
         assert eventually(lambda: not attached(lab.host) and is_gone("prog", program))
         if whom == ("daemon", "supervisor"):
             lab.fast = None
-            assert traces(lab.host)
+            assert leftovers(lab.host)
             _repair(lab)
-        assert eventually(lambda: not traces(lab.host)), traces(lab.host)
+        assert eventually(lambda: not leftovers(lab.host)), leftovers(lab.host)
         assert load.goes_on()
         load.check()
 
@@ -157,7 +157,7 @@ def _containers_come_and_go(lab: FastLab, load: Load) -> None:
 def test_an_uplink_that_goes_down_ends_only_what_it_must(lab: FastLab) -> None:
     """Masquerade drops connections of the link: UDP returns, TCP inside goes on."""
     with ExitStack() as stack:
-        crowd = stack.enter_context(Crowd(lab, [("a", "b", V4["b"], 8000)], 10))
+        crowd = stack.enter_context(TcpConnections(lab, [("a", "b", V4["b"], 8000)], 10))
         out = stack.enter_context(Stream(lab, "a", "far", V4["far"]))
         lab.accelerate()
         assert crowd.goes_on() and out.flows() and is_fast(lab, "v-a", "up0")

@@ -14,7 +14,7 @@ from scapy.layers.inet import TCP
 
 from tests.kernel.fastlab import HOST4, HOST6, PUBLISHED, V4, V6, FastLab
 from tests.kernel.streams import FAMILIES, Stream, is_fast, talks_fast
-from tests.kernel.wire import CLIENT, SERVER, WAYS, Conversation, Wire
+from tests.kernel.wire import CLIENT, SERVER, TRAFFIC_PATHS, Conversation, Wire
 from tests.support.fastpath import Talk
 from tests.support.waiting import PATIENCE, eventually
 
@@ -168,7 +168,7 @@ def _offender(sock: socket.socket, family: int) -> str:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_too_big_for_the_uplink_is_told_to_the_container(lab: FastLab, family: int) -> None:
+def test_too_big_for_the_uplink_is_reported_to_the_container(lab: FastLab, family: int) -> None:
     known = (V4 if family == 4 else V6)["far"]
     with Talk(lab.host, "a", "far", known, 7050 + family, udp=True, family=FAMILIES[family]) as talk:
         assert talks_fast(lab, talk)
@@ -192,7 +192,7 @@ def test_too_big_for_the_uplink_is_told_to_the_container(lab: FastLab, family: i
     lab.run(f"ip -{family} route flush cache", inside="a")
 
 
-def test_connections_end_by_fin_and_by_reset_without_a_trace(lab: FastLab) -> None:
+def test_connections_end_by_fin_and_by_reset_completely(lab: FastLab) -> None:
     for turn in range(60):
         with Talk(lab.host, "a", "far", V4["far"], 7060) as talk:
             talk.say(3)
@@ -214,7 +214,7 @@ def test_what_comes_late_after_a_reset_does_not_open_the_entry_again(lab: FastLa
     """Late data after the other side's reset: conntrack soon expires the entry."""
     wire = Wire(lab)
     for side in (CLIENT, SERVER):
-        talk = Conversation(wire, WAYS["translated"], 4, TCP, 5950 + side)
+        talk = Conversation(wire, TRAFFIC_PATHS["translated"], 4, TCP, 5950 + side)
         talk.open()
         for each in (CLIENT, SERVER):
             talk.data("data", each, b"x" * 100, fast=True)

@@ -12,7 +12,7 @@ import pytest
 from bpf.client import FastFlowReader
 from core.model.fastpath import FAST_PATHS
 from core.netlink.netns import entered
-from tests.support.fastpath import FastPath, Talk, traces, two_containers_and_an_uplink
+from tests.support.fastpath import FastPath, Talk, leftovers, two_containers_and_an_uplink
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import PATIENCE, eventually
 
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def place(host: ThrowawayHost) -> Iterator[ThrowawayHost]:
+def bridge_host(host: ThrowawayHost) -> Iterator[ThrowawayHost]:
     two_containers_and_an_uplink(host)
     yield host
-    assert eventually(lambda: not traces(host)), traces(host)
+    assert eventually(lambda: not leftovers(host)), leftovers(host)
 
 
 def _address(octets: bytes) -> str:
@@ -31,12 +31,15 @@ def _address(octets: bytes) -> str:
     return str(found.ipv4_mapped or found)
 
 
-def test_flows_are_told_with_what_became_of_them(place: ThrowawayHost) -> None:
-    with entered(f"/run/netns/{place.name}"):
+def test_flows_have_their_path_and_counters(bridge_host: ThrowawayHost) -> None:
+    with entered(f"/run/netns/{bridge_host.name}"):
         reader = FastFlowReader()
         assert len(reader.read().entries) == 0
-        with FastPath(place, "br0") as fast:
-            with Talk(place, "a", "world", "192.0.2.2") as out, Talk(place, "a", "b", "10.9.0.3") as inside:
+        with FastPath(bridge_host, "br0") as fast:
+            with (
+                Talk(bridge_host, "a", "world", "192.0.2.2") as out,
+                Talk(bridge_host, "a", "b", "10.9.0.3") as inside,
+            ):
 
                 def all_four() -> bool:
                     out.say(10)
@@ -46,7 +49,7 @@ def test_flows_are_told_with_what_became_of_them(place: ThrowawayHost) -> None:
 
                 assert eventually(all_four)
                 flows = reader.read()
-                assert flows.ns == place.inode and not flows.entries.flags.writeable
+                assert flows.ns == bridge_host.inode and not flows.entries.flags.writeable
                 port = out.client.getsockname()[1]
                 (row,) = flows.entries[(flows.entries["sport"] == port)]
                 assert _address(row["src"].tobytes()) == "10.9.0.2"
@@ -71,10 +74,10 @@ def test_flows_are_told_with_what_became_of_them(place: ThrowawayHost) -> None:
         reader.close()
 
 
-def test_a_daemon_that_does_not_answer_goes_on_counting(place: ThrowawayHost) -> None:
-    with entered(f"/run/netns/{place.name}"):
+def test_a_daemon_that_does_not_answer_goes_on_counting(bridge_host: ThrowawayHost) -> None:
+    with entered(f"/run/netns/{bridge_host.name}"):
         reader = FastFlowReader()
-        with FastPath(place, "br0") as fast, Talk(place, "a", "world", "192.0.2.2") as out:
+        with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "world", "192.0.2.2") as out:
 
             def both() -> bool:
                 out.say(10)

@@ -222,7 +222,7 @@ def _prepare(host: ThrowawayHost) -> None:
     host.run(["nft", _TABLE])
 
 
-def test_rules_that_tell_the_same_of_every_packet_do_not_matter(inside_host: ThrowawayHost) -> None:
+def test_rules_that_match_every_packet_alike_do_not_matter(inside_host: ThrowawayHost) -> None:
     _prepare(inside_host)
     for rule in PLAIN:
         inside_host.run(rule)
@@ -386,7 +386,7 @@ def test_what_follows_an_accept_of_all_established_is_not_reached(inside_host: T
     assert preconditions.read_preconditions().reasons
 
 
-def test_our_own_table_does_not_stand_in_the_way(inside_host: ThrowawayHost) -> None:
+def test_our_own_table_does_not_pause_it(inside_host: ThrowawayHost) -> None:
     shop = OurNetwork("shop", "nat", "br-shop", ("10.9.0.0/24", "fd09::/64"), ("10.9.0.1", "fd09::1"))
     vault = OurNetwork("vault", "internal", "br-vault", ("10.8.0.0/24",), ("10.8.0.1",))
     lan = OurNetwork("lan", "routed", "br-lan", ("10.7.0.0/24",), ("10.7.0.1",))

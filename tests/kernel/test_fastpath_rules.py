@@ -12,7 +12,7 @@ import pytest
 
 from bpf.connections import GENERATIONS
 from core.netlink.netns import entered
-from tests.support.fastpath import FastPath, Guard, Talk, marked, traces, two_containers_and_an_uplink
+from tests.support.fastpath import FastPath, Guard, Talk, leftovers, marked, two_containers_and_an_uplink
 from tests.support.host import ThrowawayHost
 from tests.support.repeated import NFT, Repeated
 from tests.support.waiting import eventually
@@ -21,24 +21,24 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def place(host: ThrowawayHost) -> Iterator[ThrowawayHost]:
+def bridge_host(host: ThrowawayHost) -> Iterator[ThrowawayHost]:
     two_containers_and_an_uplink(host)
     host.run("nft add table inet own")
     host.run(["nft", "add chain inet own forward { type filter hook forward priority 0; }"])
     with Guard(host, "world", "eth0"):
         yield host
-        assert eventually(lambda: not traces(host)), traces(host)
+        assert eventually(lambda: not leftovers(host)), leftovers(host)
 
 
 @pytest.fixture
-def fast(place: ThrowawayHost) -> Iterator[FastPath]:
-    with FastPath(place, "br0") as fast:
+def fast(bridge_host: ThrowawayHost) -> Iterator[FastPath]:
+    with FastPath(bridge_host, "br0") as fast:
         yield fast
 
 
 @pytest.fixture
-def out(place: ThrowawayHost, fast: FastPath) -> Iterator[Talk]:
-    with Talk(place, "a", "world", "192.0.2.2") as talk:
+def out(bridge_host: ThrowawayHost, fast: FastPath) -> Iterator[Talk]:
+    with Talk(bridge_host, "a", "world", "192.0.2.2") as talk:
         assert eventually(lambda: _is_fast(fast, talk))
         yield talk
 
@@ -70,10 +70,10 @@ DROPS = {
 
 @pytest.mark.parametrize("tool", DROPS)
 def test_a_drop_put_in_front_of_a_flow_stops_it_until_it_is_gone(
-    place: ThrowawayHost, fast: FastPath, out: Talk, tool: str
+    bridge_host: ThrowawayHost, fast: FastPath, out: Talk, tool: str
 ) -> None:
     put, take = DROPS[tool]
-    place.run(put)
+    bridge_host.run(put)
     assert eventually(lambda: not out.passes()) or tool == "nft one way"
     if tool == "nft one way":
         out.server.send(b"back")
@@ -83,16 +83,16 @@ def test_a_drop_put_in_front_of_a_flow_stops_it_until_it_is_gone(
                 pass
     before = fast.count("FAST", "up0")
     out.server.send(b"y")
-    place.run(take)
+    bridge_host.run(take)
     assert eventually(out.passes)
     assert eventually(lambda: out.passes() and fast.count("FAST", "up0") > before)
 
 
 def test_rules_that_have_nothing_to_do_with_a_flow_cost_no_packet(
-    place: ThrowawayHost, fast: FastPath, out: Talk
+    bridge_host: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
     for number in range(1, 6):
-        place.run(f"nft add rule inet own forward ip saddr 198.51.100.{number} drop")
+        bridge_host.run(f"nft add rule inet own forward ip saddr 198.51.100.{number} drop")
         out.say(20)
     assert eventually(lambda: _is_fast(fast, out))
 
@@ -112,31 +112,31 @@ ELSEWHERE = (
 
 
 def test_rules_that_no_accelerated_packet_meets_do_not_pause(
-    place: ThrowawayHost, fast: FastPath, out: Talk
+    bridge_host: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
     for rule in ELSEWHERE:
-        place.run(rule)
+        bridge_host.run(rule)
     assert eventually(lambda: _is_fast(fast, out))
     assert fast.status()["reasons"] == []
-    place.run("iptables-legacy -F FORWARD")
-    place.run("ip link set up0 down")
-    place.run("ip link set up0 name virbr0")
-    place.run("ip link set virbr0 up")
+    bridge_host.run("iptables-legacy -F FORWARD")
+    bridge_host.run("ip link set up0 down")
+    bridge_host.run("ip link set up0 name virbr0")
+    bridge_host.run("ip link set virbr0 up")
     assert eventually(lambda: fast.is_on("paused"))
     assert all(": limit" in reason for reason in fast.status()["reasons"])
 
 
 def test_elements_of_other_sets_come_and_go_without_a_pause(
-    place: ThrowawayHost, fast: FastPath, out: Talk
+    bridge_host: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
-    place.run(["nft", "add set inet own seen { type ipv4_addr; }"])
-    place.run(["nft", "add set inet own blocked { type ipv4_addr; }"])
-    place.run("nft add rule inet own forward ip saddr @blocked drop")
+    bridge_host.run(["nft", "add set inet own seen { type ipv4_addr; }"])
+    bridge_host.run(["nft", "add set inet own blocked { type ipv4_addr; }"])
+    bridge_host.run("nft add rule inet own forward ip saddr @blocked drop")
     assert eventually(lambda: _is_fast(fast, out))
     for name in ("seen", "blocked"):
         before, paused = fast.count("FAST"), fast.count("PAUSED")
         for number in range(1, 100):
-            place.run(f"nft add element inet own {name} {{ 198.51.100.{number} }}")
+            bridge_host.run(f"nft add element inet own {name} {{ 198.51.100.{number} }}")
             out.say(5)
         assert fast.count("PAUSED") == paused
         assert fast.count("FAST") - before > 500
@@ -145,12 +145,15 @@ def test_elements_of_other_sets_come_and_go_without_a_pause(
 MANY = 12_000
 
 
-def _write_many(place: ThrowawayHost) -> None:
+def _write_many(bridge_host: ThrowawayHost) -> None:
     """Write so many rules that reading them takes longer than a change."""
     many = (f"add rule inet own many ip saddr 198.51.{n >> 8}.{n & 255} drop" for n in range(MANY))
     lines = "\n".join(("add chain inet own many", "add rule inet own forward jump many", *many))
     subprocess.run(
-        ["nsenter", f"--net=/run/netns/{place.name}", "nft", "-f", "-"], input=lines, text=True, check=True
+        ["nsenter", f"--net=/run/netns/{bridge_host.name}", "nft", "-f", "-"],
+        input=lines,
+        text=True,
+        check=True,
     )
 
 
@@ -162,60 +165,60 @@ ELEMENTS = {
 
 @pytest.mark.parametrize("kind", ELEMENTS)
 def test_elements_that_change_all_the_time_do_not_pause_it_where_rules_are_many(
-    place: ThrowawayHost, fast: FastPath, out: Talk, kind: str
+    bridge_host: ThrowawayHost, fast: FastPath, out: Talk, kind: str
 ) -> None:
-    place.run(["nft", "add set inet own blocked { type ipv4_addr; }"])
-    place.run(["nft", "add map inet own verdicts { type ipv4_addr : verdict; }"])
-    place.run("nft add rule inet own forward ip saddr @blocked drop")
-    place.run("nft add rule inet own forward ip saddr vmap @verdicts")
-    _write_many(place)
+    bridge_host.run(["nft", "add set inet own blocked { type ipv4_addr; }"])
+    bridge_host.run(["nft", "add map inet own verdicts { type ipv4_addr : verdict; }"])
+    bridge_host.run("nft add rule inet own forward ip saddr @blocked drop")
+    bridge_host.run("nft add rule inet own forward ip saddr vmap @verdicts")
+    _write_many(bridge_host)
     assert eventually(lambda: _is_fast(fast, out))
     lines = [each.format("198.18.0.9") for each in ELEMENTS[kind]]
     before, paused = fast.count("FAST", "v-a"), fast.count("PAUSED")
     said = 0
-    with Repeated(place, "host", lines, 10, NFT) as going_on:
+    with Repeated(bridge_host, "host", lines, 10, NFT) as going_on:
         while going_on.done < 30:
             out.say()
             said += 1
     assert fast.count("PAUSED") == paused
     assert fast.count("FAST", "v-a") - before >= 0.75 * said
-    place.run(["nft", ELEMENTS[kind][0].format("10.9.0.2")])
+    bridge_host.run(["nft", ELEMENTS[kind][0].format("10.9.0.2")])
     assert eventually(lambda: not out.passes()), "what is looked up counts at once"
 
 
 def test_it_forwards_between_changes_of_few_rules_where_there_are_many(
-    place: ThrowawayHost, fast: FastPath, out: Talk
+    bridge_host: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
     """Only changed chains are read: each change pauses, none reads all rules."""
-    place.run("nft add chain inet own few")
-    place.run("nft add rule inet own forward jump few")
-    _write_many(place)
+    bridge_host.run("nft add chain inet own few")
+    bridge_host.run("nft add rule inet own forward jump few")
+    _write_many(bridge_host)
     assert eventually(lambda: _is_fast(fast, out))
     lines = ("add rule inet own few ip saddr 198.18.0.9 drop", "flush chain inet own few")
     before = fast.count("FAST", "v-a")
-    with Repeated(place, "host", lines, 10, NFT) as going_on:
+    with Repeated(bridge_host, "host", lines, 10, NFT) as going_on:
         while going_on.done < 50 or fast.count("FAST", "v-a") < before + 20:
             out.say(5)
             assert going_on.done < 500, "paused for good"
-    place.run("nft add rule inet own few ip saddr 10.9.0.2 drop")
+    bridge_host.run("nft add rule inet own few ip saddr 10.9.0.2 drop")
     assert eventually(lambda: not out.passes()), "and each counts at once"
 
 
 def test_with_very_many_rules_it_comes_back_after_a_change(
-    place: ThrowawayHost, fast: FastPath, out: Talk
+    bridge_host: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
     """Reading them takes longer than the lease."""
-    _write_many(place)
+    _write_many(bridge_host)
     assert eventually(lambda: _is_fast(fast, out))
-    place.run("nft add rule inet own forward ip saddr 198.51.100.1 drop")
+    bridge_host.run("nft add rule inet own forward ip saddr 198.51.100.1 drop")
     assert eventually(lambda: _is_fast(fast, out))
 
 
 def test_a_strict_one_leaves_rules_about_invalid_packets_to_the_kernel(
-    place: ThrowawayHost, fast: FastPath, out: Talk
+    bridge_host: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
-    place.run("nft add rule inet own forward ct state established,related accept")
-    place.run("nft add rule inet own forward ct state invalid drop")
+    bridge_host.run("nft add rule inet own forward ct state established,related accept")
+    bridge_host.run("nft add rule inet own forward ct state invalid drop")
     assert eventually(lambda: _is_fast(fast, out))
     fast.ask("targets", targets=["br0"], strict=True)
     assert eventually(lambda: fast.is_on("paused"))
@@ -224,37 +227,39 @@ def test_a_strict_one_leaves_rules_about_invalid_packets_to_the_kernel(
     before = fast.count("FAST")
     out.say(10)
     assert fast.count("FAST") == before
-    place.run("nft flush chain inet own forward")
+    bridge_host.run("nft flush chain inet own forward")
     assert eventually(lambda: _is_fast(fast, out)) and fast.status()["strict"]
-    place.run("nft add rule inet own forward ct state invalid drop")
+    bridge_host.run("nft add rule inet own forward ct state invalid drop")
     assert eventually(lambda: fast.is_on("paused"))
     fast.ask("targets", targets=["br0"], strict=False)
     assert eventually(lambda: _is_fast(fast, out))
 
 
 def test_a_rule_that_matches_single_packets_pauses_by_name(
-    place: ThrowawayHost, fast: FastPath, out: Talk
+    bridge_host: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
-    place.run("nft add rule inet own forward limit rate 1000/second burst 1000 packets accept")
+    bridge_host.run("nft add rule inet own forward limit rate 1000/second burst 1000 packets accept")
     assert eventually(lambda: fast.is_on("paused"))
     (reason,) = fast.status()["reasons"]
     assert reason.startswith("inet own forward, handle ") and reason.endswith(": limit")
     before = fast.count("FAST")
     out.say(10)
     assert fast.count("FAST") == before and fast.count("PAUSED") >= 10
-    place.run("nft flush chain inet own forward")
+    bridge_host.run("nft flush chain inet own forward")
     assert eventually(lambda: _is_fast(fast, out))
 
 
-def test_an_error_about_a_connection_lets_none_of_its_data_pass(place: ThrowawayHost, fast: FastPath) -> None:
-    with Talk(place, "a", "world", "192.0.2.2", udp=True) as talk:
+def test_an_error_about_a_connection_lets_none_of_its_data_pass(
+    bridge_host: ThrowawayHost, fast: FastPath
+) -> None:
+    with Talk(bridge_host, "a", "world", "192.0.2.2", udp=True) as talk:
         assert eventually(lambda: _is_fast(fast, talk))
         before = _generation(fast)
-        place.run("nft insert rule inet own forward iifname up0 meta l4proto udp drop")
+        bridge_host.run("nft insert rule inet own forward iifname up0 meta l4proto udp drop")
         assert eventually(lambda: _generation(fast) not in (0, before))
         talk.server.close()
         assert all(eventually(lambda: _is_refused(talk)) for _ in range(5))
-        with entered(f"/run/netns/{place.full('world')}"):
+        with entered(f"/run/netns/{bridge_host.full('world')}"):
             late = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         with closing(late):
             late.bind(("0.0.0.0", 7000))
@@ -268,56 +273,58 @@ def test_an_error_about_a_connection_lets_none_of_its_data_pass(place: Throwaway
 def _is_refused(talk: Talk) -> bool:
     """Return whether an ICMP error came back."""
     try:
-        talk.client.send(b"nobody listens")
+        talk.client.send(b"no one listens")
     except ConnectionRefusedError:
         return True
     return False
 
 
 def test_who_uses_our_bits_of_the_mark_gets_them_back(
-    place: ThrowawayHost, fast: FastPath, out: Talk
+    bridge_host: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
-    assert marked(place)
-    place.run("nft add rule inet own forward ct mark 7 drop")
+    assert marked(bridge_host)
+    bridge_host.run("nft add rule inet own forward ct mark 7 drop")
     assert eventually(lambda: fast.is_on("paused"))
     assert "0xff000000 of the ct mark are used" in fast.status()["reasons"][0]
-    assert "vnet_fastpath" not in place.run("nft list tables") and not marked(place)
+    assert "vnet_fastpath" not in bridge_host.run("nft list tables") and not marked(bridge_host)
     out.say(5)
-    place.run("nft flush chain inet own forward")
-    place.run("nft add rule inet own forward ct mark and 0xff == 7 drop")
+    bridge_host.run("nft flush chain inet own forward")
+    bridge_host.run("nft add rule inet own forward ct mark and 0xff == 7 drop")
     assert eventually(lambda: _is_fast(fast, out))
 
 
-def test_between_ports_without_rules_frames_are_forwarded_by_mac_alone(place: ThrowawayHost) -> None:
+def test_between_ports_without_rules_frames_are_forwarded_by_mac_alone(bridge_host: ThrowawayHost) -> None:
     """With br_netfilter off conntrack doesn't see them; a bridge rule ends that."""
-    place.run("sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0")
-    with FastPath(place, "br0") as fast, Talk(place, "a", "b", "10.9.0.3") as talk:
+    bridge_host.run("sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0")
+    with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "b", "10.9.0.3") as talk:
         assert eventually(lambda: _is_fast(fast, talk))
-        assert not marked(place)
-        place.run("nft add table bridge own")
-        place.run(["nft", "add chain bridge own forward { type filter hook forward priority 0; }"])
-        place.run("nft add rule bridge own forward ip saddr 10.9.0.2 drop")
+        assert not marked(bridge_host)
+        bridge_host.run("nft add table bridge own")
+        bridge_host.run(["nft", "add chain bridge own forward { type filter hook forward priority 0; }"])
+        bridge_host.run("nft add rule bridge own forward ip saddr 10.9.0.2 drop")
         assert eventually(lambda: not talk.passes())
-        place.run("nft delete table bridge own")
+        bridge_host.run("nft delete table bridge own")
         assert eventually(talk.passes)
 
 
-def test_flushing_all_rules_leaves_our_table_and_the_traffic(place: ThrowawayHost, fast: FastPath) -> None:
-    with Talk(place, "a", "b", "10.9.0.3") as talk:
-        place.run("nft flush ruleset")
+def test_flushing_all_rules_leaves_our_table_and_the_traffic(
+    bridge_host: ThrowawayHost, fast: FastPath
+) -> None:
+    with Talk(bridge_host, "a", "b", "10.9.0.3") as talk:
+        bridge_host.run("nft flush ruleset")
         talk.say(50)
-        assert "inet vnet_fastpath" in place.run("nft list tables")
+        assert "inet vnet_fastpath" in bridge_host.run("nft list tables")
         assert eventually(lambda: _is_fast(fast, talk))
 
 
 def test_forgotten_and_flushed_connections_come_back_by_themselves(
-    place: ThrowawayHost, fast: FastPath
+    bridge_host: ThrowawayHost, fast: FastPath
 ) -> None:
-    with Talk(place, "a", "b", "10.9.0.3") as talk:
+    with Talk(bridge_host, "a", "b", "10.9.0.3") as talk:
         assert eventually(lambda: _is_fast(fast, talk))
-        place.run("conntrack -D -s 10.9.0.2", check=False)
+        bridge_host.run("conntrack -D -s 10.9.0.2", check=False)
         talk.say(20)
-        place.run("conntrack -F", check=False)
+        bridge_host.run("conntrack -F", check=False)
         talk.say(20)
         assert eventually(lambda: _is_fast(fast, talk))
 
@@ -329,18 +336,18 @@ def _unacknowledged(end: socket.socket) -> int:
 
 
 def test_a_generation_is_not_used_again_while_old_marks_carry_it(
-    place: ThrowawayHost, fast: FastPath, out: Talk
+    bridge_host: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
     """An idle connection of the first generation must pass the rules 15 changes later."""
     assert eventually(lambda: _unacknowledged(out.server) == 0)  # no late acknowledgement passes other rules
-    assert len(marked(place)) == 1
+    assert len(marked(bridge_host)) == 1
     passed = 0  # generations; a daemon that was late begins one of its own accord
     while passed < GENERATIONS:
         before = fast.status()["generation"]
-        place.run("nft add rule inet own forward ip saddr 198.51.100.1 accept")
+        bridge_host.run("nft add rule inet own forward ip saddr 198.51.100.1 accept")
         now = eventually(lambda: _generation(fast) not in (0, before) and _generation(fast))  # noqa: B023
         passed += (now - before) % GENERATIONS
-    assert not marked(place)
+    assert not marked(bridge_host)
     out.say(5)
-    assert marked(place)
+    assert marked(bridge_host)
     assert eventually(lambda: _is_fast(fast, out))

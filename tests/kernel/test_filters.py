@@ -46,17 +46,17 @@ table inet lets {
 """
 
 
-def here(host: ThrowawayHost) -> Namespace:
+def namespace_of(host: ThrowawayHost) -> Namespace:
     return Namespace(host.inode, entry=f"/run/netns/{host.name}")
 
 
-def both(host: ThrowawayHost) -> tuple[Firewall, Firewall]:
-    brief, whole = read_filters(here(host)), read_firewall(here(host))
+def short_and_full(host: ThrowawayHost) -> tuple[Firewall, Firewall]:
+    brief, whole = read_filters(namespace_of(host)), read_firewall(namespace_of(host))
     assert brief.problems == whole.problems == ()
     return brief, whole
 
 
-def own(firewall: Firewall) -> list[FirewallRule]:
+def vnet_rules(firewall: Firewall) -> list[FirewallRule]:
     return [replace(rule, text="") for rule in firewall.rules if rule.table == "vnet"]
 
 
@@ -74,7 +74,7 @@ def accepting(firewall: Firewall) -> list[tuple[str, str, str]]:
 
 
 @pytest.fixture(params=["library", "tool"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def nft_access(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """With libnftables, and without it."""
     load = ctypes.CDLL
 
@@ -90,15 +90,15 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     nft.library.cache_clear()
 
 
-def test_the_own_table_is_read_whole(host: ThrowawayHost, way: str) -> None:
+def test_the_own_table_is_read_whole(host: ThrowawayHost, nft_access: str) -> None:
     host.run(["nft", OURS])
-    brief, whole = both(host)
-    assert own(brief) == own(whole)
-    assert len(own(brief)) == sum(
+    brief, whole = short_and_full(host)
+    assert vnet_rules(brief) == vnet_rules(whole)
+    assert len(vnet_rules(brief)) == sum(
         1 for one in host.json("nft -j list table inet vnet")["nftables"] if "rule" in one
     )
     assert chains(brief) == chains(whole)
-    assert (nft.library() is None) == (way == "tool")
+    assert (nft.library() is None) == (nft_access == "tool")
 
 
 FORWARDING = """
@@ -123,13 +123,15 @@ table inet fw {
 def test_what_chains_of_other_programs_drop(
     host: ThrowawayHost, bridge: str, out: bool | None, same: bool | None
 ) -> None:
-    """Nothing that it accepts is reported; what isn't certain is reported as that. The short dump gives
-    the same result."""
+    """Accepted packets are not reported; uncertain ones are reported as uncertain.
+
+    The short dump gives the same result.
+    """
     host.run(["nft", FORWARDING])
-    for firewall in both(host):
+    for firewall in short_and_full(host):
         kinds: tuple[Kind, ...] = ("out", "answers", "published", "same")
-        way = ForwardPath(bridge, "up0", ("10.5.1.0/24",))
-        found = {one.kind: one.certain for one in PolicyEvaluator(firewall).dropping(way, kinds)}
+        path = ForwardPath(bridge, "up0", ("10.5.1.0/24",))
+        found = {one.kind: one.certain for one in PolicyEvaluator(firewall).dropping(path, kinds)}
         assert found == {kind: it for kind, it in (("out", out), ("same", same)) if it is not None}
 
 
@@ -137,7 +139,7 @@ def test_what_chains_of_other_programs_drop(
 def test_what_iptables_lets_pass(host: ThrowawayHost, state: str) -> None:
     for command in ("-P FORWARD DROP", f"-A FORWARD -m conntrack --ctstate {state} -j ACCEPT"):
         host.run(f"iptables-nft {command}")
-    for firewall in both(host):
+    for firewall in short_and_full(host):
         found = {
             one.kind: one.certain
             for one in PolicyEvaluator(firewall).dropping(ForwardPath("br-a"), ("out", "answers"))
@@ -146,7 +148,7 @@ def test_what_iptables_lets_pass(host: ThrowawayHost, state: str) -> None:
 
 
 SETS = ("docker-20.10.ip4", "docker-28.ip4", "docker-29.nft", "ufw.ip4", "ufw.ip6", "firewalld.nft")
-WAYS = (
+FORWARD_PATHS = (
     ForwardPath("docker0", "up0", ("172.17.0.0/16", "fd17::/64")),
     ForwardPath("docker0", "up0", published=Published("172.17.0.3", "tcp", "80", "", "8081")),
     ForwardPath("docker0", "up0", published=Published("172.17.0.2", "tcp", "80", "", "8080")),
@@ -165,10 +167,10 @@ def test_short_and_full_dumps_give_the_same_result(host: ThrowawayHost, name: st
     brief, whole = (
         [
             (number, one.chain.table, one.kind, one.certain, one.families, one.accept_chain)
-            for number, way in enumerate(WAYS)
-            for one in PolicyEvaluator(firewall).dropping(way, kinds)
+            for number, path in enumerate(FORWARD_PATHS)
+            for one in PolicyEvaluator(firewall).dropping(path, kinds)
         ]
-        for firewall in both(host)
+        for firewall in short_and_full(host)
     )
     assert brief == whole
     # Packets to docker0: a port that Docker publishes there is accepted.
@@ -203,18 +205,18 @@ def test_what_a_rule_that_drops_does_to_a_published_port(host: ThrowawayHost, na
     rule = match if "vmap" in match else f"{match} drop"
     chain = f"type filter hook forward priority 0; policy accept; {rule};"
     host.run(["nft", f"table inet t {{ chain refuse {{ drop; }}; chain f {{ {chain} }}; }}"])
-    way = ForwardPath("br-a", "up0", published=Published("10.5.1.2", "tcp", "80", "", "8080"))
-    for firewall in both(host):
-        found = [one.certain for one in PolicyEvaluator(firewall).dropping(way, ("published",))]
+    path = ForwardPath("br-a", "up0", published=Published("10.5.1.2", "tcp", "80", "", "8080"))
+    for firewall in short_and_full(host):
+        found = [one.certain for one in PolicyEvaluator(firewall).dropping(path, ("published",))]
         assert found == {True: [True], False: [], None: [False]}[expected]
 
 
 def test_chains_of_other_programs_and_what_they_accept(host: ThrowawayHost) -> None:
     host.run(["nft", OURS + OTHERS])
-    brief, whole = both(host)
+    brief, whole = short_and_full(host)
     assert chains(brief) == chains(whole)
     assert accepting(brief) == accepting(whole) == [("inet", "own", "br-a"), ("inet", "own", "br-b")]
-    assert own(brief) == own(whole), "in their midst too"
+    assert vnet_rules(brief) == vnet_rules(whole), "in their midst too"
 
 
 def test_rules_of_iptables(host: ThrowawayHost) -> None:
@@ -224,7 +226,7 @@ def test_rules_of_iptables(host: ThrowawayHost) -> None:
         "-A FORWARD -o br-e -j ACCEPT", "-A FORWARD -i br-f -j RETURN", "-t nat -A POSTROUTING -j MASQUERADE",
     ):  # fmt: skip
         host.run(f"iptables-nft {command}")
-    brief, whole = both(host)
+    brief, whole = short_and_full(host)
     assert chains(brief) < chains(whole), "iptables-save also prints those that it would make"
     assert {one for one in chains(whole) if "drop" in one} <= chains(brief)
     assert ("iptables-nft", "ip", "filter", "DOCKER-USER") in {one[:4] for one in chains(brief)}
@@ -234,7 +236,7 @@ def test_rules_of_iptables(host: ThrowawayHost) -> None:
 def test_rules_of_iptables_legacy_are_read_as_usual(host: ThrowawayHost) -> None:
     host.run("iptables-legacy -P FORWARD DROP")
     host.run("iptables-legacy -A FORWARD -i br-a -j ACCEPT")
-    brief, whole = both(host)
+    brief, whole = short_and_full(host)
     assert brief == whole
     assert [chain.policy for chain in brief.chains if chain.hook == "forward"] == ["drop"]
 
@@ -245,11 +247,11 @@ def test_no_tool_is_run_for_rules_of_other_programs(
     host.run("iptables-nft -P FORWARD DROP")
     host.run(["nft", OTHERS])
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = read_filters(here(host))
+    found = read_filters(namespace_of(host))
     assert found.problems == ()
     assert {chain.table for chain in found.chains if chain.policy == "drop"} == {"filter", "own"}
 
 
 def test_where_there_is_no_rule(host: ThrowawayHost) -> None:
-    assert read_filters(here(host)) == Firewall(host.inode)
+    assert read_filters(namespace_of(host)) == Firewall(host.inode)
     assert json.loads(host.run("nft -j list tables"))["nftables"][1:] == [], "looking makes none"

@@ -67,7 +67,10 @@ def meaning(rule: FirewallRule) -> dict[str, Any]:
 
 @pytest.fixture
 def no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], Path]:
-    """Return a function that makes an empty folder the PATH; the test may put programs there."""
+    """Return a function that makes an empty folder the PATH.
+
+    The test may put programs there.
+    """
 
     def empty() -> Path:
         monkeypatch.setenv("PATH", str(tmp_path))
@@ -386,7 +389,10 @@ def test_a_tool_that_hangs_is_given_up(
 
 @pytest.fixture
 def three(host_with_rule: ThrowawayHost) -> dict[str, Namespace]:
-    """Create the host and two namespaces with a rule each; "huge" has a set of 40,000 addresses."""
+    """Create the host and two namespaces with a rule each.
+
+    "huge" has a set of 40,000 addresses.
+    """
     for short in ("huge", "plain"):
         host_with_rule.namespace(short)
         host_with_rule.run(["nft", "add table inet t; add chain inet t c; add rule inet t c accept"], short)
@@ -440,11 +446,11 @@ def test_a_container_that_takes_too_long_is_read_last(
 def test_without_rights(inside_host: ThrowawayHost) -> None:
     inode = inside_host.inode
 
-    def look() -> list[list[str]]:
+    def read_problem() -> list[list[str]]:
         firewall = read_firewall(Namespace(inode, is_host=True))
         return [[one.what, one.why, one.try_] for one in firewall.problems]
 
-    ((what, why, try_),) = as_nobody(look)
+    ((what, why, try_),) = as_nobody(read_problem)
     assert "can't read" in what
     assert "CAP_NET_ADMIN" in why
     assert try_ == "run it as root"

@@ -1,4 +1,4 @@
-"""A flood of new connections before the dashboard's eyes: quick, in bounded memory, with the right totals."""
+"""A flood of new connections on the dashboard: fast, bounded memory, right totals."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests.support.sandbox import alone
 
 pytestmark = pytest.mark.root
 
-RATE, SECONDS = 20_000, 3  # fewer in all than the smallest table takes that a machine of today has
+RATE, SECONDS = 20_000, 3  # fewer in all than the smallest table of a current machine holds
 STANDSTILL = 0.2  # seconds
-TRIES = 3  # a machine that is stopped for a while does not say so
+TRIES = 3  # a machine that was stopped doesn't say so
 
 
 def flooded(host: ThrowawayHost) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def test_a_flood_of_connections() -> None:
     assert f"{sent:,} flows, each once" in found["screen"], found["screen"]
     assert found["beats"] > 20
     assert found["worst"] <= STANDSTILL, f"the event loop stood still for {found['worst'] * 1000:.0f} ms"
-    # Some copies of a row of 150 bytes, its keys, speeds and counters, and the dump as it comes in.
+    # Some copies of a row of 150 bytes, its keys, speeds and counters, and the incoming dump.
     assert found["memory_most"] - found["memory_before"] < 64 + 4 * sent / 1000, found
 
 

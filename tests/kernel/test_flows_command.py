@@ -1,4 +1,4 @@
-"""`vnet-tui flows` on this host: its JSON against `conntrack -L` and its page, and following."""
+"""`vnet-tui flows`: JSON against `conntrack -L` and docs/json.md, and --follow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MADE = 300
 
 @pytest.fixture
 def busy(host: ThrowawayHost) -> ThrowawayHost:
-    """A host that counts, with entries."""
+    """Yield a host that counts, with entries."""
     host.run("sysctl -qw net.netfilter.nf_conntrack_acct=1")
     host.run([sys.executable, "-c", f"from tests.support.bulk_conntrack import insert; insert({MADE})"])
     return host
@@ -34,19 +34,24 @@ def flows(host: ThrowawayHost, words: str, check: bool = True) -> str:
 
 
 def documented(heading: str) -> set[str]:
-    """The fields in the table under a heading."""
+    """Return the fields in the table under a heading."""
     part = PAGE.read_text().split(f"### {heading}\n")[1].split("\n#")[0]
     return set(re.findall(r"^\| `(\w+)` \|", part, re.M))
 
 
-def of_host(host: ThrowawayHost, told: dict[str, Any]) -> list[dict[str, Any]]:
-    return [one for one in told["flows"] if one["ns"] == host.inode]
+def of_host(host: ThrowawayHost, document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [one for one in document["flows"] if one["ns"] == host.inode]
 
 
 def test_json_agrees_with_conntrack_and_with_its_page(busy: ThrowawayHost) -> None:
-    told = json.loads(flows(busy, "--json --per-hop"))
-    mine = of_host(busy, told)
-    assert (told["schema"], told["counted"], told["measured"], len(mine)) == (1, "per hop", False, MADE)
+    document = json.loads(flows(busy, "--json --per-hop"))
+    mine = of_host(busy, document)
+    assert (document["schema"], document["counted"], document["measured"], len(mine)) == (
+        1,
+        "per hop",
+        False,
+        MADE,
+    )
     assert set(mine[0]) == documented("flow")
     theirs = subprocess.run(
         ["nsenter", f"--net=/run/netns/{busy.name}", "conntrack", "-L", "-f", "ipv4", "-o", "id"],
@@ -64,9 +69,9 @@ def test_json_agrees_with_conntrack_and_with_its_page(busy: ThrowawayHost) -> No
 
 @pytest.mark.parametrize("words", ["rate:<1k", "--top 5", "--by port"])
 def test_what_needs_speeds_measures_them(busy: ThrowawayHost, words: str) -> None:
-    told = json.loads(flows(busy, f"--json {words}"))
-    assert told["measured"]
-    some = told["groups" if "--by" in words else "flows"]
+    document = json.loads(flows(busy, f"--json {words}"))
+    assert document["measured"]
+    some = document["groups" if "--by" in words else "flows"]
     assert some
     assert all(one["bits_per_second"] is not None for one in some)
 

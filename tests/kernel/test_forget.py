@@ -74,8 +74,10 @@ def planned(request: DeleteFlow) -> Plan:
 
 
 def only_one(host: ThrowawayHost, kind: str) -> tuple[DeleteFlow, str]:
-    """Create an entry of a kind and a similar one; returns the request to delete the first, and the
-    other's id."""
+    """Create an entry of a kind and a similar one.
+
+    Returns the request to delete the first, and the other's id.
+    """
     host.run(f"conntrack -I {KINDS[kind][0]}")
     (target,) = entries(host)
     host.run(f"conntrack -I {KINDS[kind][1]}")
@@ -102,7 +104,7 @@ def test_it_is_forgotten_and_nothing_else(inside_host: ThrowawayHost, kind: str)
 
 def test_it_says_where_the_command_hits_more(inside_host: ThrowawayHost) -> None:
     request, _ = only_one(inside_host, "gre")
-    assert any("all of them" in words for words in planned(request).warnings)
+    assert any("all of them" in warning for warning in planned(request).warnings)
 
 
 def test_in_another_namespace(inside_host: ThrowawayHost) -> None:
@@ -122,7 +124,7 @@ def test_the_journal_knows_that_it_is_final(inside_host: ThrowawayHost) -> None:
     (target,) = entries(inside_host)
     bridge = run.apply("bridge", (CreateBridge("br7"),))
     made = planned(delete_flow(inside_host.inode, target))
-    assert any("no undo" in words for words in made.warnings)
+    assert any("no undo" in warning for warning in made.warnings)
     assert made.hits
     done = run.apply(made.title, made.steps)
     entry = journal.find(done.entry_id)

@@ -1,4 +1,4 @@
-"""The guard: a host's network card becomes a bridge's port while somebody is connected through it."""
+"""The guard: a NIC becomes a bridge port while a user is connected through it."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def wired(inside_host: ThrowawayHost) -> ThrowawayHost:
-    """A host with a card to a network outside."""
+    """Yield a host with a NIC to a network outside."""
     host = inside_host
     host.namespace("outside")
-    for inside in ("host", "outside"):  # the kernel's own addresses are there at once
+    for inside in ("host", "outside"):  # the kernel adds its own addresses at once
         for which in ("all", "default"):
             host.run(f"sysctl -qw net.ipv6.conf.{which}.accept_dad=0", inside)
     host.run(f"ip link add eth0 address {MAC} type veth peer name wire netns {host.full('outside')}")
@@ -70,15 +70,15 @@ def wired(inside_host: ThrowawayHost) -> ThrowawayHost:
         "ip link set wire up",
     ):
         host.run(command, inside="outside")
-    # What the kernel does by itself in the first moments is no difference.
+    # The kernel's own changes in the first moments are no difference.
     for inside in ("host", "outside"):
         wait_until(lambda: _ready(host, inside), "the link-local addresses")  # noqa: B023
     return host
 
 
 def _ready(host: ThrowawayHost, inside: str) -> bool:
-    told = host.run("ip addr", inside)
-    return "fe80:" in told and "tentative" not in told
+    addresses = host.run("ip addr", inside)
+    return "fe80:" in addresses and "tentative" not in addresses
 
 
 def bridging() -> tuple[Operation, ...]:
@@ -109,11 +109,11 @@ def bridging() -> tuple[Operation, ...]:
 
 
 STEPS = len(bridging())
-WINDOW = 6.0  # seconds in which a change could be confirmed, and in which what is done meanwhile must fit
+WINDOW = 6.0  # seconds to confirm a change, and for what is done meanwhile
 
 
 class Session:
-    """A TCP connection from outside to the host, numbered records both ways, checked at both ends."""
+    """Exchange numbered records over TCP from outside, checked at both ends."""
 
     def __init__(self, host: ThrowawayHost) -> None:
         self.echoed = 0
@@ -137,7 +137,7 @@ class Session:
             thread.join(PATIENCE)
 
     def moves(self) -> None:
-        """Wait until records come and go again; fail where the connection broke."""
+        """Wait until records are exchanged again; fail if the connection broke."""
         before = self.echoed
         wait_until(lambda: self.error or self.echoed > before + 5, "the session to go on")
         assert not self.error
@@ -171,7 +171,7 @@ def session(wired: ThrowawayHost) -> Iterator[Session]:
 
 
 def no_guard_left() -> bool:
-    """Whether every guard's process of this test has ended."""
+    """Return whether every guard process of this test has ended."""
     return not guardians()
 
 
@@ -188,7 +188,7 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def in_a_child(body: Callable[[], object]) -> int:
-    """Run something in a process of its own; its pid."""
+    """Run a function in a child process; return its pid."""
     child = os.fork()
     if child == 0:
         try:
@@ -203,7 +203,7 @@ def killed(child: int) -> bool:
 
 
 def waits_for_a_lock(pid: int) -> bool:
-    """Whether a process is blocked in flock(2)."""
+    """Return whether a process is blocked in flock(2)."""
     lines = (line.split() for line in Path("/proc/locks").read_text().splitlines())
     return any(words[1:3] == ["->", "FLOCK"] and words[5] == str(pid) for words in lines)
 
@@ -245,7 +245,7 @@ def test_confirmed_stays(wired: ThrowawayHost, session: Session) -> None:
 
 
 def test_killed_while_an_undo_is_confirmed(wired: ThrowawayHost, session: Session) -> None:
-    """The guard keeps its hands off, and the next look at the journal finishes what the kill left."""
+    """The guard does nothing; the next reader of the journal finishes the undo."""
     before = host_state(wired.names)
     made = run.apply("bridge eth0", bridging())
     (entry,) = journal.history()
@@ -265,15 +265,15 @@ def test_killed_while_an_undo_is_confirmed(wired: ThrowawayHost, session: Sessio
 
 def test_killed_right_after_the_change(wired: ThrowawayHost, session: Session) -> None:
     before = host_state(wired.names)
-    told, tell = os.pipe()
+    ready, report = os.pipe()
 
     def change() -> None:
         guard.guarded_apply("bridge eth0", bridging(), seconds=WINDOW)
-        os.write(tell, b"x")
+        os.write(report, b"x")
         os.kill(os.getpid(), signal.SIGKILL)
 
     child = in_a_child(change)
-    assert os.read(told, 1) == b"x"
+    assert os.read(ready, 1) == b"x"
     assert killed(child)
     assert on_bridge(wired)
     wait_until(no_guard_left, "the guard to revert")
@@ -292,7 +292,7 @@ def test_killed_in_the_middle(at: int, wired: ThrowawayHost, session: Session) -
             os.kill(os.getpid(), signal.SIGKILL)
         seen += 1
 
-    # Sixty seconds would be left: a dead caller is not waited for.
+    # Sixty seconds would remain, but it doesn't wait for a dead caller.
     child = in_a_child(lambda: guard.guarded_apply("bridge eth0", bridging(), 60, kill_here))
     assert killed(child)
     wait_until(no_guard_left, "the guard to revert")
@@ -409,7 +409,7 @@ def test_without_a_guard_nothing_is_changed(wired: ThrowawayHost, monkeypatch: p
     assert journal.open_intents() == ()
 
 
-def test_a_killed_guard_is_told(wired: ThrowawayHost) -> None:
+def test_a_killed_guard_is_reported(wired: ThrowawayHost) -> None:
     outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=60)
     (process,) = guardians()
     process.kill()

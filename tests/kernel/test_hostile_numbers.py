@@ -1,4 +1,4 @@
-"""Check that scans stay short whatever a user holds, and report what they leave out."""
+"""Check that scans stay short whatever a user holds, and name what is left out."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ os.read(0, 1)
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    """Create a machine with a named namespace, and one that only a user's descriptor holds."""
+    """Create a machine with a named namespace, and one that only a descriptor holds.
+
+    The descriptor is a user's.
+    """
     made = Machine(VNET_ENGINES="none")
     made.run("ip netns add web")
     command = made.words(
@@ -56,7 +59,7 @@ def machine() -> Iterator[Machine]:
         made.close()
 
 
-def look(machine: Machine) -> dict[str, Any]:
+def scan(machine: Machine) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(machine.run([sys.executable, "-c", _LOOK]))
     return result
 
@@ -76,33 +79,33 @@ def look(machine: Machine) -> dict[str, Any]:
 def test_a_process_above_the_limits_is_left_out_and_named(
     machine: Machine, kind: str, limit: int, message: str
 ) -> None:
-    before = look(machine)
+    before = scan(machine)
     with trap(machine, kind):
-        beside = look(machine)
-    (problem,) = [one for one in beside["problems"] if "namespaces held by process" in one]
+        with_trap = scan(machine)
+    (problem,) = [one for one in with_trap["problems"] if "namespaces held by process" in one]
     assert problem.endswith(message)
-    assert beside["links"] <= before["links"] + limit + 100
-    assert all(space in beside["found"] for space in before["found"] if space[0] or space[3])
-    assert all(mounts < 100 for _, _, mounts, _ in beside["found"])
+    assert with_trap["links"] <= before["links"] + limit + 100
+    assert all(space in with_trap["found"] for space in before["found"] if space[0] or space[3])
+    assert all(mounts < 100 for _, _, mounts, _ in with_trap["found"])
 
 
 def test_many_processes_share_a_budget_and_those_in_other_namespaces_come_first(
     machine: Machine,
 ) -> None:
-    before = look(machine)
+    before = scan(machine)
     assert [space for space in before["found"] if space[3]]
     with trap(machine, "processes"):
-        beside = look(machine)
+        with_trap = scan(machine)
     assert any(
         one.startswith("can't look for all namespaces held by processes of users other than root")
         and one.endswith("most of it for processes of user 1234")
-        for one in beside["problems"]
+        for one in with_trap["problems"]
     )
-    assert beside["links"] < 100 * 8_000
-    assert all(space in beside["found"] for space in before["found"] if space[0] or space[3])
+    assert with_trap["links"] < 100 * 8_000
+    assert all(space in with_trap["found"] for space in before["found"] if space[0] or space[3])
 
 
 def test_processes_of_root_are_scanned_completely(machine: Machine) -> None:
     with trap(machine, "descriptors", user=0):
-        found = look(machine)
+        found = scan(machine)
     assert found["links"] > 19_000 and not [one for one in found["problems"] if "descriptors" in one]

@@ -1,4 +1,4 @@
-"""Check that users with own namespaces can't block vnet-tui or pretend to be another."""
+"""Check that users with own namespaces can't block vnet-tui or pose as others."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Changes, undos and recoveries killed at random calls: afterwards `recover` leaves no difference.
+"""Kill changes, undos and recoveries; `recover` must leave no difference.
 
-`make fuzz-kill` makes 500 trials of a seed of its own (`SEED=` repeats one, `CASE=` one trial of it, `COUNT=`
-says how many); every other run makes the same few.
+`make fuzz-kill` makes 500 trials of a new seed (`SEED=` repeats one, `CASE=` one trial of it, `COUNT=` says
+how many); every other run makes the same few.
 """
 
 from __future__ import annotations

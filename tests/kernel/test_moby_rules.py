@@ -1,5 +1,7 @@
-"""Rule sets in the documents of Docker's own tests: the views agree with traffic. The documents are in
-VNET_MOBY_RULES: the folders iptablesdoc and nftablesdoc of moby's integration tests."""
+"""Rule sets in the documents of Docker's own tests: views agree with traffic.
+
+The documents are in VNET_MOBY_RULES: the folders iptablesdoc and nftablesdoc of moby's integration tests.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ pytestmark = [
 
 
 def load(machine: Machine, document: Path) -> list[str]:
-    """Create the bridges in a document's rules, and load the rules; returns the bridges."""
+    """Create the bridges in a document's rules, load the rules, return the bridges."""
     rules = _rules(document.read_text())
     bridges = [name for name in SUBNETS if re.search(rf"\b{name}\b", rules)]
     for name in bridges:
@@ -42,8 +44,10 @@ def load(machine: Machine, document: Path) -> list[str]:
 
 
 def _rules(text: str) -> str:
-    """Return the rules in a document (indented there): an nft table, or one part for each table of
-    iptables."""
+    """Return the rules in a document, which are indented.
+
+    One nft table, or one part for each table of iptables.
+    """
     if table := re.search(r"^    table ip docker-bridges \{\n.*?^    \}\n", text, re.MULTILINE | re.DOTALL):
         return table[0]
     blocks = re.findall(r"(?:^    -[PNA] .*\n)+", text, re.MULTILINE)
@@ -51,7 +55,10 @@ def _rules(text: str) -> str:
 
 
 def _restored(commands: list[str]) -> str:
-    """Convert the commands of one table to iptables-restore input; its chains show which table it is."""
+    """Convert one table's commands to iptables-restore input.
+
+    Its chains show which table it is.
+    """
     chains = {one.split()[1] for one in commands if one.startswith("-P")}
     table = "nat" if "POSTROUTING" in chains else "raw" if "PREROUTING" in chains else "filter"
     policies = [re.sub(r"^-P (\S+) (\S+)", r":\1 \2 [0:0]", one) for one in commands if one.startswith("-P")]
@@ -110,8 +117,8 @@ def test_what_is_shown_is_what_packets_do(site: Machine, document: Path) -> None
         for number, bridge in enumerate(bridges):
             address, kind = f"{SUBNETS[bridge]}.2", named(networks, bridge)["kind"]
             seen_as = {"nat": HOST, "routed": address, "internal": ""}[kind]
-            told = answer(site, WORLD, 80, f"c{number}") if seen_as else ask(site, WORLD, 80, f"c{number}")
-            assert told == seen_as, f"{bridge} is shown as {kind}"
+            seen = answer(site, WORLD, 80, f"c{number}") if seen_as else ask(site, WORLD, 80, f"c{number}")
+            assert seen == seen_as, f"{bridge} is shown as {kind}"
         for port in {"8080", *(port for _, port in ways_in)}:
             is_open = any(to == port and host == "*" for host, to in ways_in)
             assert bool(ask(site, HOST, int(port), "world")) == is_open, ways_in

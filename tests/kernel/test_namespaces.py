@@ -1,4 +1,4 @@
-"""Check that every kind of reference to a namespace is found, and stale ones reported."""
+"""Check that every kind of namespace reference is found, and stale ones reported."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_without_rights_the_own_namespace_is_read_and_the_rest_is_a_problem(
     inside_host.namespace("a")
     other = inside_host.inode_of("a")
 
-    def look() -> dict[str, object]:
+    def read_all() -> dict[str, object]:
         found, problems = read_namespaces()
         own, closed = read_net(found[inside_host.inode]), read_net(found[other])
         return {
@@ -190,7 +190,7 @@ def test_without_rights_the_own_namespace_is_read_and_the_rest_is_a_problem(
             "closed": [len(closed.links), [problem.why for problem in closed.problems]],
         }
 
-    seen = as_nobody(look)
+    seen = as_nobody(read_all)
     assert any("CAP_SYS_PTRACE" in why for why in seen["problems"])
     assert seen["own"] == [["lo"], 0]
     assert seen["closed"][0] == 0

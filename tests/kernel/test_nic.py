@@ -18,7 +18,15 @@ from core.operations import Operation
 from core.operations.executor import Executor
 from core.plan import Refused, plan
 from core.plan.requests import ChangeLink, CreateNetwork, Delete, RemoveNetwork
-from tests.kernel.test_ops_agree import Stage, differences, kept, key, settled, stage, state_directory
+from tests.kernel.test_ops_agree import (
+    PlanHost,
+    differences,
+    key,
+    plan_host,
+    settled,
+    stable_state,
+    state_directory,
+)
 from tui.cli import perform
 
 pytestmark = pytest.mark.root
@@ -66,29 +74,29 @@ ROUTES = (
 
 
 @pytest.fixture
-def laden() -> Iterator[Stage]:
-    with stage() as made:
-        load(made)
+def configured() -> Iterator[PlanHost]:
+    with plan_host() as made:
+        configure(made)
         yield made
 
 
-def load(made: Stage) -> None:
+def configure(made: PlanHost) -> None:
     for command in (*ADDRESSES, *ROUTES):
         made.host.run(command)
 
 
-def look(made: Stage) -> Any:
+def read_state(made: PlanHost) -> Any:
     """Return the state, including the routes of other IPv6 tables."""
     more = ("ip -j -d -6 route show table all", "ip -j -d route show table all")
-    return made.state() | {command: kept(_undated(made.host.json(command))) for command in more}
+    return made.state() | {command: stable_state(_undated(made.host.json(command))) for command in more}
 
 
 def _undated(routes: Any) -> Any:
-    """Return routes without lifetimes; `left` compares those."""
+    """Return routes without lifetimes; `lifetimes_of` compares those."""
     return [{name: value for name, value in one.items() if name != "expires"} for one in routes]
 
 
-def left(made: Stage, link: str) -> dict[str, int]:
+def lifetimes_of(made: PlanHost, link: str) -> dict[str, int]:
     """Return the remaining seconds of expiring addresses and routes of a link."""
     found = {}
     for address in made.host.json(f"ip -j -d addr show dev {link}")[0]["addr_info"]:
@@ -101,7 +109,7 @@ def left(made: Stage, link: str) -> dict[str, int]:
     return found
 
 
-def alike(before: dict[str, int], after: dict[str, int], since: float) -> bool:
+def same_lifetimes(before: dict[str, int], after: dict[str, int], since: float) -> bool:
     """Whether lifetimes are equal, except for the elapsed time and rounding."""
     least = time.monotonic() - since + _ROUNDING
     return before.keys() == after.keys() and all(
@@ -109,7 +117,7 @@ def alike(before: dict[str, int], after: dict[str, int], since: float) -> bool:
     )
 
 
-def carried(made: Stage, link: str) -> list[str]:
+def settings_of(made: PlanHost, link: str) -> list[str]:
     """Return the host's settings of a link, with the link's name replaced."""
     found: list[str] = []
     for family in ("-4", "-6"):
@@ -125,53 +133,63 @@ def carried(made: Stage, link: str) -> list[str]:
     return sorted(found)
 
 
-def test_all_of_it_moves_and_comes_back(laden: Stage) -> None:
-    untouched, lifetimes, since = look(laden), left(laden, "up0"), time.monotonic()
-    by_card = carried(laden, "up0")
+def test_all_of_it_moves_and_comes_back(configured: PlanHost) -> None:
+    untouched, lifetimes, since = read_state(configured), lifetimes_of(configured, "up0"), time.monotonic()
+    by_card = settings_of(configured, "up0")
     assert len(by_card) > 30
-    made = laden.plan(WIRE)
+    made = configured.plan(WIRE)
     assert made.guarded
     warned = " ".join(made.warnings)
     assert "198.51.100.9/25" in warned and "2001:db8:3::2/64" in warned and "is leased" in warned
     assert "routing rules with priority 901 match up0" in warned
     outcome = run.apply(made.title, made.steps)
     assert outcome.done, outcome
-    assert carried(laden, "br-wire") == by_card
-    assert [one for one in carried(laden, "up0") if "local" not in one] == []
-    assert alike(lifetimes, left(laden, "br-wire"), since)
+    assert settings_of(configured, "br-wire") == by_card
+    assert [one for one in settings_of(configured, "up0") if "local" not in one] == []
+    assert same_lifetimes(lifetimes, lifetimes_of(configured, "br-wire"), since)
     assert run.undo(next(journal.history())).end == "undone"
-    assert differences(untouched, look(laden)) == []
-    assert alike(lifetimes, left(laden, "up0"), since)
+    assert differences(untouched, read_state(configured)) == []
+    assert same_lifetimes(lifetimes, lifetimes_of(configured, "up0"), since)
 
 
-def test_the_commands_do_the_same(laden: Stage) -> None:
-    for step in laden.plan(WIRE).steps:
+def test_the_commands_do_the_same(configured: PlanHost) -> None:
+    for step in configured.plan(WIRE).steps:
         done = subprocess.run(["bash", "-euc", step.command()], capture_output=True, text=True, check=False)
         assert not done.returncode, f"{step.command()}: {done.stderr}"
-    typed, lifetimes, since = settled(look(laden)), left(laden, "br-wire"), time.monotonic()
-    with stage() as other:
-        load(other)
+    typed, lifetimes, since = (
+        settled(read_state(configured)),
+        lifetimes_of(configured, "br-wire"),
+        time.monotonic(),
+    )
+    with plan_host() as other:
+        configure(other)
         other.do(WIRE)
-        assert differences(typed, settled(look(other))) == []
-        assert left(other, "br-wire").keys() == lifetimes.keys()
-        assert all(abs(seconds - lifetimes[name]) < 60 for name, seconds in left(other, "br-wire").items())
-    assert alike(lifetimes, left(laden, "br-wire"), since)
+        assert differences(typed, settled(read_state(other))) == []
+        assert lifetimes_of(other, "br-wire").keys() == lifetimes.keys()
+        assert all(
+            abs(seconds - lifetimes[name]) < 60 for name, seconds in lifetimes_of(other, "br-wire").items()
+        )
+    assert same_lifetimes(lifetimes, lifetimes_of(configured, "br-wire"), since)
 
 
-def test_removing_the_network_gives_all_of_it_back(laden: Stage) -> None:
-    by_card, lifetimes, since = carried(laden, "up0"), left(laden, "up0"), time.monotonic()
-    laden.do(WIRE)
-    bridged = look(laden)
-    made = laden.plan(RemoveNetwork("wire"))
+def test_removing_the_network_gives_all_of_it_back(configured: PlanHost) -> None:
+    by_card, lifetimes, since = (
+        settings_of(configured, "up0"),
+        lifetimes_of(configured, "up0"),
+        time.monotonic(),
+    )
+    configured.do(WIRE)
+    bridged = read_state(configured)
+    made = configured.plan(RemoveNetwork("wire"))
     assert run.apply(made.title, made.steps).done
-    assert carried(laden, "up0") == by_card
-    assert alike(lifetimes, left(laden, "up0"), since)
+    assert settings_of(configured, "up0") == by_card
+    assert same_lifetimes(lifetimes, lifetimes_of(configured, "up0"), since)
     assert run.undo(next(journal.history())).end == "undone"
-    assert differences(bridged, look(laden)) == []
+    assert differences(bridged, read_state(configured)) == []
 
 
-def test_refused_half_way_nothing_has_changed(laden: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    untouched, steps, real = look(laden), laden.plan(WIRE).steps, run.execute
+def test_refused_half_way_nothing_has_changed(configured: PlanHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    untouched, steps, real = read_state(configured), configured.plan(WIRE).steps, run.execute
     for at in range(2, len(steps), 5):
 
         def refusing(operation: Operation, kernel: Executor, refused: Operation = steps[at]) -> None:
@@ -181,12 +199,12 @@ def test_refused_half_way_nothing_has_changed(laden: Stage, monkeypatch: pytest.
 
         monkeypatch.setattr(run, "execute", refusing)
         assert run.apply("bridge up0", steps).end == "undone"
-        assert differences(untouched, look(laden)) == [], steps[at].command()
+        assert differences(untouched, read_state(configured)) == [], steps[at].command()
 
 
-def test_two_looks_tell_the_same_ends(laden: Stage) -> None:
+def test_two_readings_have_the_same_ends(configured: PlanHost) -> None:
     def addresses() -> Any:
-        now = laden.topology()
+        now = configured.topology()
         return {link.name: link.addresses for link in now.snapshot.nets[now.host].links.values()}["up0"]
 
     before = addresses()
@@ -195,33 +213,33 @@ def test_two_looks_tell_the_same_ends(laden: Stage) -> None:
     assert addresses() == before
 
 
-def test_a_lease_that_is_renewed_makes_no_other_plan(laden: Stage) -> None:
-    shown = laden.plan(WIRE)
-    laden.host.run(
+def test_a_lease_that_is_renewed_makes_no_other_plan(configured: PlanHost) -> None:
+    shown = configured.plan(WIRE)
+    configured.host.run(
         "ip addr change 198.51.100.9/25 brd 198.51.100.127 dev up0 valid_lft 9000 preferred_lft 8000"
     )
-    now = laden.plan(WIRE)
+    now = configured.plan(WIRE)
     assert now.steps != shown.steps and perform.same_steps(now, shown)
-    laden.host.run("ip addr del 198.51.100.9/25 dev up0")
-    assert not perform.same_steps(laden.plan(WIRE), shown)
+    configured.host.run("ip addr del 198.51.100.9/25 dev up0")
+    assert not perform.same_steps(configured.plan(WIRE), shown)
 
 
 @pytest.mark.parametrize("link", ["up1", "other"])
-def test_a_link_with_one_of_several_ways_comes_back(laden: Stage, link: str) -> None:
-    untouched = look(laden)
-    made = laden.plan(lambda now: Delete(link_ref(key(link)(now))))
+def test_a_link_with_one_of_several_ways_comes_back(configured: PlanHost, link: str) -> None:
+    untouched = read_state(configured)
+    made = configured.plan(lambda now: Delete(link_ref(key(link)(now))))
     assert run.apply(made.title, made.steps).done
-    assert "up0" in laden.host.run("ip route show 10.5.0.0/16")
+    assert "up0" in configured.host.run("ip route show 10.5.0.0/16")
     assert run.undo(next(journal.history())).end == "undone"
-    assert differences(untouched, look(laden)) == []
+    assert differences(untouched, read_state(configured)) == []
 
 
-def test_a_link_set_down_loses_nothing(laden: Stage) -> None:
-    untouched = look(laden)
-    made = laden.plan(lambda now: ChangeLink(key("up0")(now), up=False))
+def test_a_link_set_down_loses_nothing(configured: PlanHost) -> None:
+    untouched = read_state(configured)
+    made = configured.plan(lambda now: ChangeLink(key("up0")(now), up=False))
     assert run.apply(made.title, made.steps).done
     assert run.undo(next(journal.history())).end == "undone"
-    assert differences(untouched, look(laden)) == []
+    assert differences(untouched, read_state(configured)) == []
 
 
 @pytest.mark.parametrize(
@@ -242,7 +260,7 @@ def test_a_link_set_down_loses_nothing(laden: Stage) -> None:
     ],
 )
 def test_what_cannot_be_carried_is_refused(commands: tuple[str, ...], reason: str) -> None:
-    with stage() as here:
+    with plan_host() as here:
         for command in commands:
             here.host.run(command)
         refused = plan(WIRE, here.topology())
@@ -250,8 +268,8 @@ def test_what_cannot_be_carried_is_refused(commands: tuple[str, ...], reason: st
         assert any(reason in one for one in refused.reasons), refused.reasons
 
 
-def test_a_label_too_long_for_the_bridge_is_told() -> None:
-    with stage() as here:
+def test_a_label_too_long_for_the_bridge_is_reported() -> None:
+    with plan_host() as here:
         here.host.run("ip addr add 192.0.2.4/24 label up0:webshop dev up0")
         made = here.plan(CreateNetwork("longername", "nic-bridged", uplink="up0"))
         assert any("loses its label up0:webshop" in one for one in made.warnings)
@@ -271,9 +289,9 @@ VLANS = (
 
 
 @pytest.fixture
-def switched() -> Iterator[Stage]:
+def switched() -> Iterator[PlanHost]:
     """A VLAN-aware bridge with two ports that have VLANs of their own."""
-    with stage() as made:
+    with plan_host() as made:
         made.host.run("ip link add br0 type bridge vlan_filtering 1")
         for number in (0, 1):
             made.host.run(f"ip link add port{number} type veth peer name far{number}")
@@ -283,7 +301,7 @@ def switched() -> Iterator[Stage]:
         yield made
 
 
-def both_ways(made: Stage, request: Any) -> None:
+def both_ways(made: PlanHost, request: Any) -> None:
     """Apply and undo, then apply by the printed commands: the same result each time."""
     untouched = made.state()
     plan_made = made.plan(request)
@@ -298,12 +316,12 @@ def both_ways(made: Stage, request: Any) -> None:
 
 @pytest.mark.kernel_has("bridge_vlans")
 @pytest.mark.parametrize("link", ["port0", "port1", "far0", "br0"])
-def test_vlans_of_ports_come_back(switched: Stage, link: str) -> None:
+def test_vlans_of_ports_come_back(switched: PlanHost, link: str) -> None:
     both_ways(switched, lambda now: Delete(link_ref(key(link)(now))))
 
 
 @pytest.mark.kernel_has("bridge_vlans")
-def test_a_bridge_with_another_default_vlan_comes_back(switched: Stage) -> None:
+def test_a_bridge_with_another_default_vlan_comes_back(switched: PlanHost) -> None:
     for command in (
         "ip link set br0 type bridge vlan_filtering 0",
         "ip link set br0 type bridge vlan_default_pvid 5",
@@ -315,7 +333,7 @@ def test_a_bridge_with_another_default_vlan_comes_back(switched: Stage) -> None:
 
 @pytest.mark.kernel_has("bridge_vlans")
 def test_vlans_of_the_card_come_back() -> None:
-    with stage() as here:
+    with plan_host() as here:
         here.do(CreateNetwork("wire", "nic-bridged", uplink="up0", vlan_filtering=True))
         for command in ("bridge vlan add dev up0 vid 7", "bridge vlan add dev br-wire vid 7 self"):
             here.host.run(command)

@@ -1,4 +1,4 @@
-"""RULE 4: a plan and its printed commands have the same effect, and its undo leaves nothing."""
+"""A plan and its printed commands have the same effect, and undo restores all."""
 
 from __future__ import annotations
 
@@ -123,9 +123,8 @@ CASES: dict[str, tuple[tuple[Request, ...], Request | Place]] = {
 
 
 @dataclass
-class Stage:
-    """A throw-away host with an uplink, entered by this thread, and the containers that plans create
-    there."""
+class PlanHost:
+    """Hold an entered host with an uplink, and the containers that plans create."""
 
     host: ThrowawayHost
 
@@ -148,15 +147,18 @@ class Stage:
         """Return the state of host, world and containers, by stable names."""
         names = {"host": self.host.name, "world": self.host.full("world"), "web": WEB, "log": LOG}
         found = state(names.values())
-        return {short: kept(found[name]) for short, name in names.items() if name in found}
+        return {short: stable_state(found[name]) for short, name in names.items() if name in found}
 
     def names(self) -> list[str]:
         return sorted(name for name in (WEB, LOG) if Path(f"/run/netns/{name}").exists())
 
 
 @contextmanager
-def stage() -> Iterator[Stage]:
-    """A host with an uplink `up0`: two addresses, one secondary, IPv6, a default route and one more."""
+def plan_host() -> Iterator[PlanHost]:
+    """Yield a host with an uplink `up0`.
+
+    It has two addresses, one secondary, IPv6, a default route and one more.
+    """
     host = ThrowawayHost()
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -174,7 +176,7 @@ def stage() -> Iterator[Stage]:
         host.run("ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev up0 nud permanent")
         with open(f"/run/netns/{host.name}") as there:
             os.setns(there.fileno(), os.CLONE_NEWNET)
-        yield Stage(host)
+        yield PlanHost(host)
     finally:
         os.setns(home, os.CLONE_NEWNET)
         os.close(home)
@@ -194,17 +196,20 @@ _LEARNED = ("fdb_n_learned", "mcast_n_groups", "tso_max_size", "tentative", "nod
 _BY_ITSELF = ("fe80::", "ff00::/8")
 
 
-def kept(value: Any) -> Any:
+def stable_state(value: Any) -> Any:
     """Return a state without values that the kernel adds later."""
     if isinstance(value, dict):
-        return {name: kept(item) for name, item in value.items() if name not in _LEARNED}
+        return {name: stable_state(item) for name, item in value.items() if name not in _LEARNED}
     if isinstance(value, list):
-        return [kept(item) for item in value if not _by_itself(item)]
+        return [stable_state(item) for item in value if not _by_itself(item)]
     return value
 
 
 def _by_itself(item: Any) -> bool:
-    """Whether the kernel makes the route, including the one after duplicate address detection."""
+    """Return whether the kernel makes the route.
+
+    This includes the one after duplicate address detection.
+    """
     if not isinstance(item, dict):
         return False
     address = str(item.get("dst") or item.get("local") or "")
@@ -235,7 +240,7 @@ def settled(value: Any) -> Any:
 @pytest.mark.parametrize("case", CASES)
 def test_plan_and_commands_agree(case: str) -> None:
     before, request = CASES[case]
-    with stage() as ours:
+    with plan_host() as ours:
         ours.do(*before)
         untouched, names = ours.state(), ours.names()
         made = ours.plan(request)
@@ -247,7 +252,7 @@ def test_plan_and_commands_agree(case: str) -> None:
         assert run.undo(entry).end == "undone"
         assert differences(untouched, ours.state()) == []
         assert ours.names() == names
-    with stage() as typed:
+    with plan_host() as typed:
         typed.do(*before)
         for step in typed.plan(request).steps:
             done = subprocess.run(
@@ -259,6 +264,6 @@ def test_plan_and_commands_agree(case: str) -> None:
 
 
 def test_what_is_there_is_refused_again() -> None:
-    with stage() as here:
+    with plan_host() as here:
         here.do(SHOP)
         assert isinstance(plan(SHOP, here.topology()), Refused)

@@ -1,4 +1,7 @@
-"""Check Open vSwitch bridges of a real database with a user space datapath, and errors."""
+"""Check Open vSwitch bridges of a real database, and errors.
+
+The datapath is in user space.
+"""
 
 from __future__ import annotations
 

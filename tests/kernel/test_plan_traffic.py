@@ -35,7 +35,7 @@ NETWORKS = (
 
 
 class Site:
-    """A host with the world behind its uplink, and a server on port 80 of the container WEB."""
+    """A host with the world behind its uplink; container WEB serves port 80."""
 
     def __init__(self, host: ThrowawayHost) -> None:
         self.host = host

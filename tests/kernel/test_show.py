@@ -1,4 +1,4 @@
-"""`vnet-tui show` inside a throw-away host, against what ip(8), bridge(8) and conntrack(8) say of it."""
+"""`vnet-tui show` on a host, compared with ip(8), bridge(8) and conntrack(8)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROGRAM = [sys.executable, "-m", "tui.cli"]
 
 @pytest.fixture
 def shop(host: ThrowawayHost) -> ThrowawayHost:
-    """A host with a bridge, a container on it, and an uplink."""
+    """Yield a host with a bridge, a container on it, and an uplink."""
     host.run("ip link add br-shop type bridge stp_state 1")
     host.run("ip addr add 10.20.0.1/24 dev br-shop")
     host.run("ip link set br-shop up")
@@ -34,23 +34,23 @@ def shop(host: ThrowawayHost) -> ThrowawayHost:
 
 
 def show(host: ThrowawayHost, *arguments: str) -> Any:
-    """What `show --json` prints on that host."""
+    """Return the document of `show --json` on that host."""
     done = host.vnet("show", *arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def links_in(shown: Any, inode: int) -> dict[str, Any]:
-    """The shown links of one namespace by name."""
+    """Return the shown links of one namespace by name."""
     return {link["name"]: link for link in shown["links"] if link["ns"] == inode}
 
 
 @pytest.mark.parametrize("inside", ["host", "web"])
 def test_links(shop: ThrowawayHost, inside: str) -> None:
     shown = links_in(show(shop, "links"), shop.inode_of(inside))
-    told = {link["ifname"]: link for link in shop.json("ip -j -d addr", inside)}
-    assert shown.keys() == told.keys()
-    for name, link in told.items():
+    expected = {link["ifname"]: link for link in shop.json("ip -j -d addr", inside)}
+    assert shown.keys() == expected.keys()
+    for name, link in expected.items():
         mine = shown[name]
         assert (mine["ifindex"], mine["mtu"], mine["state"]) == (
             link["ifindex"],
@@ -87,12 +87,12 @@ def test_veths(shop: ThrowawayHost) -> None:
 
 def test_bridges(shop: ThrowawayHost) -> None:
     shown = show(shop, "bridges", "--ns", "host")["bridges"]
-    told = [
+    expected = [
         link for link in shop.json("ip -j -d link") if link.get("linkinfo", {}).get("info_kind") == "bridge"
     ]
     ports = shop.json("bridge -j -d link")
-    assert [bridge["name"] for bridge in shown] == [link["ifname"] for link in told] == ["br-shop"]
-    assert shown[0]["bridge"]["stp"] == bool(told[0]["linkinfo"]["info_data"]["stp_state"])
+    assert [bridge["name"] for bridge in shown] == [link["ifname"] for link in expected] == ["br-shop"]
+    assert shown[0]["bridge"]["stp"] == bool(expected[0]["linkinfo"]["info_data"]["stp_state"])
     assert [(port["name"], port["port"]["state"]) for port in shown[0]["ports"]] == [
         (port["ifname"], port["state"]) for port in ports
     ]
@@ -102,9 +102,9 @@ def test_bridges(shop: ThrowawayHost) -> None:
 
 def test_routes(shop: ThrowawayHost) -> None:
     shown = show(shop, "routes", "--ns", "host")["routes"]
-    mine = {(each["dst"], each["kind"]) for each in shown if each["table"] == "main" and each["family"] == 4}
-    told = {(each["dst"], each.get("type", "unicast")) for each in shop.json("ip -j route")}
-    assert mine == told and ("10.99.0.0/16", "blackhole") in mine
+    main = {(each["dst"], each["kind"]) for each in shown if each["table"] == "main" and each["family"] == 4}
+    expected = {(each["dst"], each.get("type", "unicast")) for each in shop.json("ip -j route")}
+    assert main == expected and ("10.99.0.0/16", "blackhole") in main
     inside = show(shop, "routes", "--ns", shop.full("web"))["routes"]
     way_out = next(each for each in inside if each["dst"] == "default")
     assert [(hop["gateway"], hop["link"]) for hop in way_out["nexthops"]] == [("10.20.0.1", "eth0")]
@@ -118,15 +118,15 @@ def test_conntrack(inside_host: ThrowawayHost) -> None:
     lines = (
         inside_host.run("conntrack -L").splitlines() + inside_host.run("conntrack -L -f ipv6").splitlines()
     )
-    told = {
+    expected = {
         tuple(word.partition("=")[2] for word in line.split() if word.startswith(("src=", "sport=")))
         for line in lines
     }
-    mine = {
+    shown = {
         tuple(str(entry[way][side]) for way in ("original", "reply") for side in ("src", "sport"))
         for entry in entries
     }
-    assert len(entries) == 500 and mine == told
+    assert len(entries) == 500 and shown == expected
     assert all(entry["outside"] for entry in entries)
 
 
@@ -137,7 +137,7 @@ def test_a_dump_says_what_was_there(shop: ThrowawayHost) -> None:
         Path(folder).chmod(0o755)
         path = f"{folder}/shop.vnet"
         assert shop.vnet("dump", path).returncode == 0
-        os.chown(path, 65534, 65534)  # it is for its owner's eyes only
+        os.chown(path, 65534, 65534)  # only its owner may read it
         shop.close()
         later = subprocess.run(
             [*PROGRAM, "--from", path, "show", "all", "--json"],
@@ -148,7 +148,7 @@ def test_a_dump_says_what_was_there(shop: ThrowawayHost) -> None:
 
 
 def test_a_dump_is_read_from_a_pipe(shop: ThrowawayHost, tmp_path: Path) -> None:
-    """It says that it waits, for a pipe that nobody writes into looks as if it hung."""
+    """It prints that it waits: without a writer it would look hung."""
     assert shop.vnet("dump", f"{tmp_path}/shop.vnet").returncode == 0
     os.mkfifo(tmp_path / "pipe")
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""`vnet-tui show` as nobody: what cannot be read is said to be so, never that it is not there."""
+"""`vnet-tui show` without rights: what can't be read is reported as unreadable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def web(host: ThrowawayHost) -> ThrowawayHost:
-    """A host with one container on a bridge."""
+    """Yield a host with one container on a bridge."""
     host.run("ip link add br-shop type bridge")
     host.run("ip link set br-shop up")
     host.container("web", "br-shop", "10.20.0.2/24", "10.20.0.1")
@@ -26,7 +26,7 @@ def web(host: ThrowawayHost) -> ThrowawayHost:
 
 
 def show(host: ThrowawayHost, topic: str) -> str:
-    """What nobody is shown on that host."""
+    """Return what a user without rights is shown on that host."""
     done = subprocess.run(
         [
             "nsenter", f"--net=/run/netns/{host.name}", *AS_NOBODY,
@@ -43,7 +43,10 @@ def test_tables_name_the_capabilities_that_they_need(web: ThrowawayHost, topic: 
 
 
 def test_where_process_1_cannot_be_read_the_own_namespace_is_the_hosts(host: ThrowawayHost) -> None:
-    """Root with one capability less than process 1 may not read it, which is no reason to show nothing."""
+    """Root with one capability less than process 1 may not read it.
+
+    The rest is shown nevertheless.
+    """
     host.run("ip link add br-own type bridge")
     done = subprocess.run(
         [
@@ -70,7 +73,7 @@ def test_the_links_of_a_namespace_that_cannot_be_entered_are_not_counted(web: Th
 
 
 def test_whether_anything_is_accelerated_is_not_known() -> None:
-    """The folder of root's state exists on most hosts, whether the fast path is on or off."""
+    """The folder of root's state exists on most hosts, with or without the fast path."""
     folder = 'mount -t tmpfs none /run && mkdir -m 700 /run/vnet-tui && exec "$@"'
     as_nobody = ["unshare", "--net", "--mount", "sh", "-c", folder, "sh", *AS_NOBODY]
     done = subprocess.run(

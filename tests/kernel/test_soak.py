@@ -1,4 +1,4 @@
-"""The long run in small: `make soak` runs ten minutes of it in full size."""
+"""Run the soak test in small; `make soak` takes ten minutes in full size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_busy_host_is_shown_right_and_nothing_grows() -> None:
     result = run(10.0, SMALL, settled=False)
     assert not result.wrong, result.report()
     assert result.counts["containers"] > 10 and result.counts["flaps"] > 100
-    assert result.samples.keys() == {"dashboard", "agent", "holder", "keeper"}
+    assert result.samples.keys() == {"dashboard", "agent", "daemon", "supervisor"}
 
 
 def test_growth_is_seen() -> None:

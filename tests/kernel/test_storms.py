@@ -1,4 +1,4 @@
-"""Check that broadcasts on bridges are counted, and reported as a storm with the port."""
+"""Check that broadcasts on bridges are counted, and storms reported with the port."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def send(host: ThrowawayHost, inside: str, count: int, destination: str) -> None
 
 @pytest.fixture
 def bridged(inside_host: ThrowawayHost) -> ThrowawayHost:
-    """Create a host with br0 and the containers web and db, without IPv6, which multicasts by itself."""
+    """Create a host with br0 and the containers web and db.
+
+    They are without IPv6, which multicasts by itself.
+    """
     inside_host.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
     inside_host.run("ip link add br0 type bridge")
     inside_host.run("ip link set br0 up")

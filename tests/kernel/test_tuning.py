@@ -1,4 +1,4 @@
-"""Tuning: plan and printed commands have the same effect, the undo is complete, and the settings work."""
+"""Tuning: plan and printed commands agree, undo is complete, settings work."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from tests.kernel.test_ops_agree import (
     LOG,
     SHOP,
     WEB,
-    Stage,
+    PlanHost,
     differences,
     key,
+    plan_host,
     settled,
-    stage,
     state_directory,
 )
 from tests.support.state import state
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
-__all__ = ["state_directory"]  # a fixture that every test here uses as well
+__all__ = ["state_directory"]  # a fixture of every test here
 
 PARTS = (Part.NAMESPACES, Part.LINKS, Part.FIREWALL, Part.CONTAINERS, Part.TUNING)
 LOG_ON_SHOP = CreateContainer(LOG, "bridged", "shop")
@@ -65,8 +65,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @dataclass
-class Tuning(Stage):
-    """The stage with tuning settings in its state."""
+class Tuning(PlanHost):
+    """The host of test_ops_agree.py with tuning settings in its state."""
 
     def topology(self) -> Topology:
         return Topology(read_snapshot(PARTS))
@@ -84,37 +84,39 @@ class Tuning(Stage):
         names = {"host": self.host.name, "web": WEB, "log": LOG}
         states = state(names.values())
         return {
-            short: agree.kept(states[name]) | closer(name) for short, name in names.items() if name in states
+            short: agree.stable_state(states[name]) | namespace_settings(name)
+            for short, name in names.items()
+            if name in states
         }
 
 
-def closer(name: str) -> dict[str, Any]:
-    """Return offloads, steering and br_netfilter of a named namespace, as printed by the system's tools."""
+def namespace_settings(name: str) -> dict[str, Any]:
+    """Return offloads, steering and br_netfilter of a namespace by the system's tools."""
     inside = ["ip", "netns", "exec", name]
-    links = json.loads(run_out([*inside, "ip", "-j", "link"]))
-    features = (json.loads(run_out([*inside, "ethtool", "--json", "-k", one["ifname"]])) for one in links)
-    steering = run_out([*inside, "sh", "-c", "grep -r . /sys/class/net/*/queues/rx-*/rps_cpus"])
+    links = json.loads(output_of([*inside, "ip", "-j", "link"]))
+    features = (json.loads(output_of([*inside, "ethtool", "--json", "-k", one["ifname"]])) for one in links)
+    steering = output_of([*inside, "sh", "-c", "grep -r . /sys/class/net/*/queues/rx-*/rps_cpus"])
     return {
         "features": {one[0].pop("ifname"): one[0] for one in features},
         "steering": sorted(steering.split()),
-        "bridged": run_out([*inside, "sysctl", *_BRIDGE_SYSCTLS]),
+        "bridged": output_of([*inside, "sysctl", *_BRIDGE_SYSCTLS]),
     }
 
 
-def run_out(words: list[str]) -> str:
+def output_of(words: list[str]) -> str:
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
 @contextmanager
-def tuning_stage() -> Iterator[Tuning]:
-    with stage() as here:
+def tuning_host() -> Iterator[Tuning]:
+    with plan_host() as here:
         made = Tuning(here.host)
         made.do(*SHOP_AND_LOG)
         yield made
 
 
-def typed(command: str) -> None:
-    """Run a command where /sys is that of the host's namespace."""
+def run_shell(command: str) -> None:
+    """Run a command with /sys of the host's namespace."""
     words = ["unshare", "-m", "sh", "-euc", 'mount -t sysfs sysfs /sys; exec bash -euc "$0"', command]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert not done.returncode, f"{command}: {done.stderr}"
@@ -122,7 +124,7 @@ def typed(command: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_plan_and_commands_agree(case: str) -> None:
-    with tuning_stage() as ours:
+    with tuning_host() as ours:
         untouched = ours.state()
         made = ours.plan(Tune(ours.bridge(), **CASES[case]))
         outcome = run.apply(made.title, made.steps)
@@ -134,12 +136,12 @@ def test_plan_and_commands_agree(case: str) -> None:
         assert run.undo(entry).end == "undone"
         assert differences(untouched, ours.state()) == []
         for step in made.steps:
-            typed(step.command())
+            run_shell(step.command())
         assert differences(settled(by_plan), settled(ours.state())) == []
 
 
 @contextmanager
-def nameless(here: Tuning) -> Iterator[str]:
+def unnamed_process(here: Tuning) -> Iterator[str]:
     """Attach a process in an unnamed namespace to br-shop; yields its pid."""
     words = ["unshare", "-n", "sh", "-c", "echo there; exec sleep 100"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
@@ -157,15 +159,15 @@ def nameless(here: Tuning) -> Iterator[str]:
 def picture(pid: str) -> tuple[Any, ...]:
     """Return sizes, offloads and steering of eth0 in the namespace of a process."""
     inside = ["nsenter", "-t", pid, "-n"]
-    (link,) = json.loads(run_out([*inside, "ip", "-j", "-d", "link", "show", "dev", "eth0"]))
-    (features,) = json.loads(run_out([*inside, "ethtool", "--json", "-k", "eth0"]))
+    (link,) = json.loads(output_of([*inside, "ip", "-j", "-d", "link", "show", "dev", "eth0"]))
+    (features,) = json.loads(output_of([*inside, "ethtool", "--json", "-k", "eth0"]))
     read = "mount -t sysfs sysfs /sys; cat /sys/class/net/eth0/queues/rx-*/rps_cpus"
-    steering = run_out([*inside, "unshare", "-m", "sh", "-c", read])
+    steering = output_of([*inside, "unshare", "-m", "sh", "-c", read])
     return [link[word] for word in SIZES], features, steering
 
 
 def test_a_container_without_a_name_is_reached_by_its_process() -> None:
-    with tuning_stage() as here, nameless(here) as pid:
+    with tuning_host() as here, unnamed_process(here) as pid:
         before = picture(pid)
         made = here.plan(Tune(here.bridge(), 131072, False, rps="1"))
         outcome = run.apply(made.title, made.steps)
@@ -176,14 +178,14 @@ def test_a_container_without_a_name_is_reached_by_its_process() -> None:
         assert run.undo(entry).end == "undone"
         assert picture(pid) == before
         for step in made.steps:
-            typed(step.command())
+            run_shell(step.command())
         assert picture(pid) == by_plan
 
 
 def test_what_is_gone_does_not_keep_an_undo_from_the_rest() -> None:
-    with tuning_stage() as here:
+    with tuning_host() as here:
         before = here.state()["log"]
-        with nameless(here):
+        with unnamed_process(here):
             made = here.plan(Tune(here.bridge(), 131072, False, rps="1"))
             outcome = run.apply(made.title, made.steps)
             assert outcome.done and here.state()["log"] != before
@@ -192,8 +194,8 @@ def test_what_is_gone_does_not_keep_an_undo_from_the_rest() -> None:
         assert differences(before, here.state()["log"]) == []
 
 
-def test_sizes_are_read_as_ip_tells_them() -> None:
-    with tuning_stage() as here:
+def test_sizes_are_read_as_ip_prints_them() -> None:
+    with tuning_host() as here:
         here.host.run(f"ip link set v-{WEB} gso_max_size 70000 gro_max_size 80000")
         here.host.run(f"ip link set v-{WEB} gso_ipv4_max_size 90000 gro_ipv4_max_size 100000")
         link = here.topology().snapshot.link(key(f"v-{WEB}")(here.topology()))
@@ -222,7 +224,7 @@ def sizes_there(here: Tuning) -> dict[tuple[str, str], list[Any]]:
 
 @pytest.mark.parametrize("goes", ["network", "attachment"])
 def test_sizes_come_back_with_what_was_removed(goes: str) -> None:
-    with tuning_stage() as here:
+    with tuning_host() as here:
         here.do(Tune(here.bridge(), USUAL_SIZE))
         before = sizes_there(here)
         made = here.plan(RemoveNetwork("shop") if goes == "network" else Detach(WEB, "shop"))
@@ -235,7 +237,7 @@ def test_sizes_come_back_with_what_was_removed(goes: str) -> None:
 
 def address_of(name: str, family: int = 4) -> str:
     words = ["ip", "-n", name, "-j", f"-{family}", "addr", "show", "dev", "eth0", "scope", "global"]
-    return str(json.loads(run_out(words))[0]["addr_info"][0]["local"])
+    return str(json.loads(output_of(words))[0]["addr_info"][0]["local"])
 
 
 def send_bulk(sender: str, receiver: str, family: int) -> None:
@@ -265,7 +267,7 @@ def large_packets(here: Tuning) -> int:
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_large_packets_cross_the_bridge(family: int) -> None:
-    with tuning_stage() as here:
+    with tuning_host() as here:
         here.host.run("nft add table bridge watch")
         here.host.run(["nft", "add chain bridge watch forward { type filter hook forward priority 0; }"])
         here.host.run("nft add rule bridge watch forward meta length > 65549 counter")
@@ -283,7 +285,7 @@ def reaches(sender: str, receiver: str, seconds: int = 20) -> bool:
 
 
 def test_without_br_netfilter_rules_between_containers_stop_working() -> None:
-    with tuning_stage() as here:
+    with tuning_host() as here:
         here.do(CreateNetwork("other", "internal", (f"10.96.{agree.N}.0/24",)))
         here.host.run("nft add table ip theirs")
         here.host.run(["nft", "add chain ip theirs forward { type filter hook forward priority 0; }"])
@@ -306,12 +308,12 @@ def test_without_br_netfilter_rules_between_containers_stop_working() -> None:
 
 def online() -> list[int]:
     """Return the online CPUs, from lscpu(1)."""
-    output = json.loads(run_out(["lscpu", "--json", "--online", "--extended=CPU"]))
+    output = json.loads(output_of(["lscpu", "--json", "--online", "--extended=CPU"]))
     return [int(one["cpu"]) for one in output["cpus"]]
 
 
 def test_masks_are_as_the_kernel_writes_them() -> None:
-    with tuning_stage() as here:
+    with tuning_host() as here:
         assert here.tuned().rps == "off"
         here.do(Tune(here.bridge(), rps="all"))
         every = sum(1 << cpu for cpu in online())
@@ -321,7 +323,7 @@ def test_masks_are_as_the_kernel_writes_them() -> None:
 
 
 def test_only_bridges_are_tuned() -> None:
-    with stage() as here:
+    with plan_host() as here:
         made = Tuning(here.host)
         made.do(SHOP)
         found = plan(Tune(key("up0")(made.topology()), 131072), made.topology())

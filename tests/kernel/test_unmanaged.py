@@ -1,4 +1,4 @@
-"""Containers without an engine: named namespaces and processes in namespaces of their own."""
+"""Containers without an engine: named namespaces, and processes in their own."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ signal.pause()
 
 
 class Processes:
-    """Containers made by hand, the way unshare(1) makes them."""
+    """Start containers like unshare(1)."""
 
     def __init__(self) -> None:
         self.started: list[subprocess.Popen[str]] = []
@@ -58,7 +58,7 @@ class Processes:
         user: int | str = "",
         more: str = "",
     ) -> int:
-        """Start one, inside the namespace of that machine-wide name; the pid of its first process."""
+        """Start one inside that named namespace; return the pid of its first process."""
         enter = ["nsenter", f"--net=/run/netns/{netns}"] if netns else []
         sleeping = ["sh", "-c", _SLEEP, "sh", hostname, str(user), more]
         words = ["unshare", *flags.split(), "--fork", "--kill-child", *sleeping]
@@ -78,7 +78,10 @@ class Processes:
 
 
 def wait_for_exec(pid: int) -> None:
-    """Until the shell has become the sleep: in between, the kernel shows an empty environment."""
+    """Wait until the shell has executed sleep.
+
+    In between, the kernel shows an empty environment.
+    """
     for _ in range(1000):
         if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep\0"):
             return
@@ -94,7 +97,10 @@ def processes() -> Iterator[Processes]:
 
 
 def plain(host: ThrowawayHost, *shorts: str, claimed: frozenset[int] = frozenset()) -> dict[str, Container]:
-    """What the collector finds, by name, given these namespaces of the test and the host's."""
+    """Return the collector's containers by name.
+
+    It gets these namespaces of the test and the host's.
+    """
     names: dict[int, list[str]] = {}
     for short in shorts:
         names.setdefault(host.inode_of(short), []).append(host.full(short))
@@ -104,7 +110,7 @@ def plain(host: ThrowawayHost, *shorts: str, claimed: frozenset[int] = frozenset
 
 
 def readlinks(pid: int) -> dict[str, int]:
-    """The six namespaces as readlink(1) prints them."""
+    """Return the six namespaces as readlink(1) prints them."""
     words = ["readlink", *(f"/proc/{pid}/ns/{kind}" for kind in NAMESPACE_KINDS)]
     lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
     return {

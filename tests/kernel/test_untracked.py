@@ -1,4 +1,4 @@
-"""`tune --no-track-dns`: packets bypass conntrack, and Docker's DNS works as before."""
+"""`tune --no-track-dns`: packets bypass conntrack, Docker's DNS works as before."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ OTHER_TCP, OTHER_UDP = 41526, 49219
 
 
 class Pair:
-    """The bridge br0 with the containers a and b; b has Docker's rules and answers as its resolver does."""
+    """Hold bridge br0 with containers a and b.
+
+    b has Docker's rules and answers as its resolver does.
+    """
 
     def __init__(self, host: ThrowawayHost, folder: Path) -> None:
         self.host, self._folder = host, folder
@@ -61,7 +64,7 @@ class Pair:
         return ended.stderr + ended.stdout
 
     def rules(self) -> tuple[Any, str]:
-        """Return all rules of b from nft and iptables-save, without counter values and numbers."""
+        """Return b's rules from nft and iptables-save, without counters and numbers."""
         found = self.host.json("nft -j list ruleset", "b")["nftables"]
         saved = re.sub(r"\[\d+:\d+\]", "", self.host.run("iptables-nft-save", "b")).splitlines()
         lines = [line for line in saved if not line.startswith("#")]
@@ -241,7 +244,7 @@ def test_the_commands_do_the_same(pair: Pair) -> None:
 
 
 def test_docker_may_write_its_rules_again(pair: Pair) -> None:
-    """Write Docker's rules for a resolver at other ports, as dockerd does when it restarts."""
+    """Write rules for a resolver at other ports, as a restarted dockerd does."""
     pair.done(*TUNE)
     pair.close()
     pair._resolver = dns.Server(pair.path, ADDRESS, OTHER_UDP, OTHER_TCP)
@@ -269,7 +272,7 @@ def test_off_leaves_what_docker_has_written_again(pair: Pair) -> None:
 def test_rules_that_changed_meanwhile_stay(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The rules change after they were read: vnet's table, which was added first, is removed again."""
+    """Rules changed after they were read: vnet's table, added first, is removed."""
     monkeypatch.setenv("VNET_STATE", str(tmp_path))
     before = pair.rules()
     ports = untracked.ResolverPorts(str(OTHER_TCP), str(OTHER_UDP))

@@ -1,4 +1,4 @@
-"""The watcher's picture follows the real kernel: what `ip` changed is in the snapshot soon after."""
+"""The watcher's snapshots follow changes of the kernel by `ip`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture
 def watched(inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
-    """A watcher that reads rules by events alone: what is awaited does not come by the regular look."""
+    """Yield a watcher that reads rules after events only, not at an interval."""
     monkeypatch.setattr(watcher, "_RULES_EVERY", 3600.0)
     made = Watched()
     made.watcher.start()
@@ -150,7 +150,7 @@ def test_a_mount_kept_in_another_place_is_a_namespace_too(
 
 
 def test_what_the_fast_path_counted_goes_out_with_connections_read_before(inside_host: ThrowawayHost) -> None:
-    """While flows are in sight two readers take turns, and a recording keeps what each of them tells."""
+    """While flows are shown, two pollers take turns; a recording keeps both results."""
     inside_host.run("nft add table ip t")
     inside_host.run(["nft", "add chain ip t c { type filter hook input priority 0; }"])
     inside_host.run("nft add rule ip t c ct state new accept")

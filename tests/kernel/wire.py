@@ -1,4 +1,4 @@
-"""Frames put on and taken off the links of a lab's ends, and conversations made of them packet by packet."""
+"""Exchange frames on a lab's links, and build conversations packet by packet."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ _QUIET = """table inet quiet {
 
 @dataclass(frozen=True)
 class Arrived:
-    """A frame at an end, with what a card was still to do: finish its checksum, cut it up."""
+    """Hold a received frame, and the offloads that a NIC still had to do.
+
+    To finish its checksum, and to cut it into segments.
+    """
 
     end: str
     frame: bytes
@@ -42,7 +45,7 @@ class Arrived:
     gso_size: int
 
     def compared(self) -> tuple[Any, ...]:
-        """All but the IP id: its checksum, if right, says nothing more."""
+        """Return all but the IP id; its checksum, if correct, adds nothing."""
         frame = bytearray(self.frame)
         if frame[12:14] == b"\x08\0":
             assert Ether(self.frame)[IP].ihl >= 5
@@ -54,7 +57,7 @@ class Arrived:
         length = (
             int.from_bytes(frame[16:18]) if frame[12:14] == b"\x08\0" else 40 + int.from_bytes(frame[18:20])
         )
-        del frame[14 + length :]  # padding: bridges that ask nobody leave it
+        del frame[14 + length :]  # padding: bridges without rules keep it
         return self.end, bytes(frame), self.unfinished, self.gso_size
 
     def __str__(self) -> str:
@@ -62,7 +65,7 @@ class Arrived:
 
 
 def _sum(data: bytes) -> int:
-    """The folded sum of 16-bit words (RFC 1071)."""
+    """Return the folded sum of 16-bit words (RFC 1071)."""
     data += b"\0" * (len(data) % 2)
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
@@ -71,7 +74,7 @@ def _sum(data: bytes) -> int:
 
 
 class Wire:
-    """A packet socket on eth0 of each end of a lab."""
+    """Hold a packet socket on eth0 of each end of a lab."""
 
     def __init__(self, lab: FastLab) -> None:
         self.lab = lab
@@ -85,11 +88,11 @@ class Wire:
             self._sockets[end] = made
 
     def send(self, end: str, frame: bytes, offload: bytes = bytes(_VNET.size)) -> None:
-        """Put a frame on the link of that end."""
+        """Send a frame on the link of that end."""
         self._sockets[end].send(offload + frame)
 
     def arrivals(self) -> list[Arrived]:
-        """What has come in anywhere since the last call, of what is not the links' own talk."""
+        """Return what has arrived since the last call, without the links' own packets."""
         found = []
         for end, each in self._sockets.items():
             while True:
@@ -104,7 +107,7 @@ class Wire:
         return found
 
     def wait_for(self, end: str, count: int, marker: bytes = b"") -> list[Arrived]:
-        """All that arrives until that many frames (with the marker) have at that end."""
+        """Return what arrives until that end has so many frames (with the marker)."""
         found = self.arrivals()
         deadline = time.monotonic() + PATIENCE
         while (
@@ -116,7 +119,7 @@ class Wire:
         return found
 
     def close(self) -> None:
-        """Close all."""
+        """Close all sockets."""
         for each in self._sockets.values():
             each.close()
 
@@ -128,8 +131,11 @@ def _is_traffic(frame: bytes) -> bool:
 
 
 @dataclass(frozen=True)
-class Way:
-    """A path through the host: who speaks first, to whom, who answers, routers between, smallest MTU."""
+class TrafficPath:
+    """Describe a path through the host.
+
+    First sender, its target, who answers, routers in between, smallest MTU.
+    """
 
     client: str
     server: str
@@ -140,24 +146,27 @@ class Way:
     fast: bool = True
 
 
-WAYS = {
-    "same bridge": Way("a", "b"),
-    "other bridge": Way("a", "c", routers=1, mtu=1400),
-    "translated": Way("a", "far", routers=2, mtu=1400),
-    "published": Way("far", "a", "host", 2, 1400, PUBLISHED),
-    "published to the other network": Way("c", "a", "host", 1, 1400, PUBLISHED),
-    "published to its neighbour": Way("b", "a", "host", 0, 1500, PUBLISHED),
-    "published to itself": Way("a", "a", "host", 0, 1500, PUBLISHED, fast=False),
+TRAFFIC_PATHS = {
+    "same bridge": TrafficPath("a", "b"),
+    "other bridge": TrafficPath("a", "c", routers=1, mtu=1400),
+    "translated": TrafficPath("a", "far", routers=2, mtu=1400),
+    "published": TrafficPath("far", "a", "host", 2, 1400, PUBLISHED),
+    "published to the other network": TrafficPath("c", "a", "host", 1, 1400, PUBLISHED),
+    "published to its neighbour": TrafficPath("b", "a", "host", 0, 1500, PUBLISHED),
+    "published to itself": TrafficPath("a", "a", "host", 0, 1500, PUBLISHED, fast=False),
 }
 CLIENT, SERVER = 0, 1
 
 
 @dataclass
 class Conversation:
-    """TCP or UDP of which every packet is made here. `log` has what arrived after each step."""
+    """Build every packet of a TCP or UDP conversation.
+
+    `log` has what arrived after each step.
+    """
 
     wire: Wire
-    way: Way
+    path: TrafficPath
     family: int
     proto: type[Packet]
     sport: int
@@ -168,18 +177,18 @@ class Conversation:
 
     @property
     def ends(self) -> tuple[str, str]:
-        """Client and server."""
-        return self.way.client, self.way.server
+        """Return client and server."""
+        return self.path.client, self.path.server
 
     def frame(self, side: int, payload: bytes = b"", l3: dict[str, Any] | None = None, **l4: Any) -> Packet:
-        """A packet of the conversation; `l3` and `l4` are fields of scapy's layers."""
+        """Build a packet of the conversation; `l3` and `l4` are fields of scapy's layers."""
         if self.proto is TCP:
             l4 = {"flags": "PA" if payload else "A", "seq": self.seq[side], "ack": self.seq[1 - side], **l4}
         sport, dport = self._ports(side)
         return self.around(side, self.proto(sport=sport, dport=dport, **l4) / payload, l3 or {})
 
     def around(self, side: int, inner: Packet, l3: dict[str, Any] | None = None) -> Packet:
-        """IP and Ethernet of the conversation around something."""
+        """Wrap a payload in the conversation's IP and Ethernet headers."""
         self.ident += 1
         source, target = self._addresses(side)
         if self.family == 4:
@@ -195,38 +204,43 @@ class Conversation:
             assert heard is not None
             ip = heard.getlayer(IP) or heard[IPv6]
             return ip.dst, ip.src
-        if self.way.target:
-            return known[self.way.client], HOST4 if self.family == 4 else HOST6
-        return known[self.way.client], known[self.way.server]
+        if self.path.target:
+            return known[self.path.client], HOST4 if self.family == 4 else HOST6
+        return known[self.path.client], known[self.path.server]
 
     def _ports(self, side: int) -> tuple[int, int]:
         heard = self.heard[SERVER]
         if side == SERVER:
             assert heard is not None
             return heard[self.proto].dport, heard[self.proto].sport
-        return self.sport, self.way.port
+        return self.sport, self.path.port
 
     def _hop(self, side: int) -> str:
         if side == SERVER:
             assert self.heard[SERVER] is not None
             return str(self.heard[SERVER].src)
-        if self.way.client in BRIDGES:  # the bridge's own, or the neighbour's
-            return MACS[BRIDGES[self.way.client] if self.way.target or self.way.routers else self.way.server]
+        if self.path.client in BRIDGES:  # the bridge's own, or the neighbour's
+            return MACS[
+                BRIDGES[self.path.client] if self.path.target or self.path.routers else self.path.server
+            ]
         return MACS["router"]
 
     def step(
         self, name: str, side: int, frame: Packet, to: int | None = None, count: int = 1, fast: bool = False,
         offload: bytes = bytes(_VNET.size), marker: bytes = b"",
     ) -> tuple[Arrived, ...]:  # fmt: skip
-        """Send, wait for `count` frames (with the marker) at the other side (or at `to`), log what arrived.
-        With `fast` it is repeated until the fast path took it, where there is one."""
+        """Send, wait for `count` frames (with the marker) and log what arrived.
+
+        They are expected at the other side, or at `to`. With `fast` it is repeated until the fast path took
+        it, if there is one.
+        """
         end = self.ends[1 - side if to is None else to]
         deadline = time.monotonic() + PATIENCE
         while True:
             before = self._taken()
             self.wire.send(self.ends[side], bytes(frame), offload)
             arrived = self.wire.wait_for(end, count, marker)
-            if not (fast and self.way.fast) or self.wire.lab.fast is None or self._taken() > before:
+            if not (fast and self.path.fast) or self.wire.lab.fast is None or self._taken() > before:
                 break
             assert time.monotonic() < deadline, f"{name}: never on the fast path: {self._verdicts()}"
         for each in arrived:
@@ -236,7 +250,7 @@ class Conversation:
         return tuple(arrived)
 
     def _is_own(self, heard: Packet) -> bool:
-        """Whether that is a whole packet of the conversation itself."""
+        """Return whether that is a whole packet of the conversation itself."""
         number = {TCP: 6, UDP: 17}[self.proto]
         if IP in heard:
             return heard[IP].proto == number and not heard[IP].frag and "MF" not in heard[IP].flags
@@ -249,7 +263,7 @@ class Conversation:
         return self.wire.lab.fast.count("FAST") if self.wire.lab.fast else 0
 
     def open(self) -> None:
-        """Until it may be forwarded: the handshake, and data both ways."""
+        """Exchange handshake and data in both directions, so that it may be accelerated."""
         if self.proto is TCP:
             self.step(
                 "SYN", CLIENT, self.frame(CLIENT, flags="S", ack=0, options=[("MSS", 1460), ("WScale", 7)])
@@ -264,12 +278,12 @@ class Conversation:
             self.data("data", side, b"first words")
 
     def data(self, name: str, side: int, payload: bytes, **more: Any) -> None:
-        """Payload, and what it does to the sequence numbers."""
+        """Build data, and advance the sequence numbers."""
         self.step(name, side, self.frame(side, payload), **more)
         self.seq[side] += len(payload)
 
     def error(self, side: int, too_big: bool = False) -> Packet:
-        """An ICMP error of `side` about what it heard last."""
+        """Build an ICMP error of `side` about its last received packet."""
         heard = self.heard[side]
         assert heard is not None
         quoted = Raw(bytes(heard.getlayer(IP) or heard[IPv6])[: 576 if self.family == 4 else 1000])
@@ -281,8 +295,10 @@ class Conversation:
 
 
 def segments(frame: Packet, size: int = 0) -> tuple[bytes, bytes]:
-    """A frame as a host gives it to a card, and its offload header: the checksum unfinished, and with `size`
-    to be cut up."""
+    """Build a frame as a host gives it to a NIC, with its offload header.
+
+    The checksum is unfinished, and with `size` it is to be cut into segments.
+    """
     l4 = frame.getlayer(TCP) or frame[UDP]
     l3 = frame.getlayer(IP) or frame[IPv6]
     frame = Ether(bytes(frame))

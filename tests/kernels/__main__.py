@@ -1,4 +1,4 @@
-"""Run the tests of the fast path on Debian's kernels, each in a virtual machine.
+"""Run the tests of the fast path on Debian's kernels in virtual machines.
 
 `python -m tests.kernels [--only STAGE] [--if-changed] [KERNEL...]`; `make test-kernels` calls it.
 """
@@ -18,7 +18,7 @@ from tests.kernels.packages import SUITES, CannotFetch, Kernel, kernel, one_at_a
 _FASTPATH = [
     f"tests/kernel/test_fastpath_{each}.py" for each in ("firewall", "nat", "life", "hooks", "parts")
 ]
-# In this order; what comes before the first line runs without br_netfilter, as on a host without engines.
+# In this order; lines before the first run without br_netfilter, as on a host without engines.
 STAGES = {
     "proof": ["tests/kernels/test_proof.py"],
     "datapath": ["tests/datapath"],
@@ -31,7 +31,7 @@ _BOOT_SECONDS, _STAGE_SECONDS = 60, 400  # times the factor of a slow machine
 
 @dataclass(frozen=True)
 class Result:
-    """What one stage gave on one kernel."""
+    """Hold the result of one stage on one kernel."""
 
     kernel: str
     release: str
@@ -48,7 +48,7 @@ class Result:
 
 
 def main() -> int:
-    """Returns 1 if a test failed, or a machine could not be had."""
+    """Return 1 if a test failed, or a machine isn't available."""
     options = _options()
     if missing := vm.lacking():
         return _refuse(f"virtual machines need more programs here. Try: sudo {missing}")
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def _is_good(name: str, options: argparse.Namespace) -> bool:
-    """Run what is asked for on one kernel. Raises CannotFetch."""
+    """Run the requested stages on one kernel. Raises CannotFetch."""
     found = kernel(name)
     stages = options.only or list(STAGES)
     if options.if_changed and proved.is_proved(found, stages):
@@ -92,7 +92,7 @@ def _refuse(why: str) -> int:
 
 
 def run(found: Kernel, stages: list[str]) -> list[Result]:
-    """Boot the kernel once, run the stages, print a line for each, and keep the results."""
+    """Boot the kernel once, run the stages, print a line for each, keep the results."""
     for old in found.folder.glob("*.xml"):
         old.unlink()
     how = "KVM" if vm.has_kvm() else "emulated"
@@ -112,7 +112,7 @@ def run(found: Kernel, stages: list[str]) -> list[Result]:
 
 
 def script(stages: list[str]) -> str:
-    """What runs in the machine: the stages, each although one before failed."""
+    """Return the script for the machine: each stage runs even if one failed before."""
     lines = ["failed=0"]
     for stage in stages:
         if stage != "proof":
@@ -124,7 +124,7 @@ def script(stages: list[str]) -> str:
 
 
 def _result(found: Kernel, stage: str) -> Result | None:
-    """From the stage's report; None where there is none, for the machine ended before."""
+    """Read the stage's report; None if the machine ended before."""
     path = found.folder / f"{stage}.xml"
     if not path.exists():
         return None

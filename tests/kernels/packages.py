@@ -1,4 +1,4 @@
-"""Debian's kernels, downloaded and unpacked into a cache outside the repository."""
+"""Download Debian's kernels and unpack them into a cache outside the repository."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ _META = "linux-image-amd64"
 
 @dataclass(frozen=True)
 class Kernel:
-    """An unpacked kernel: its name here, its release as `uname -r` prints it, its image, and the folder of
-    the cache that it has for itself."""
+    """Hold an unpacked kernel: name, release (`uname -r`), image, own cache folder."""
 
     name: str
     release: str
@@ -25,18 +24,20 @@ class Kernel:
 
 
 def cache() -> Path:
-    """The folder that holds everything that is kept between runs."""
+    """Return the folder for everything that is kept between runs."""
     return debian.cache("kernels")
 
 
 def one_at_a_time() -> AbstractContextManager[None]:
-    """Wait until no other run uses the cache; virtual machines would only slow each other down."""
+    """Wait until no other run uses the cache: two machines only slow each other down."""
     return debian.one_at_a_time(cache())
 
 
 def kernel(name: str) -> Kernel:
-    """The newest kernel of a suite, from the cache if the mirror was asked within a week. Raises
-    CannotFetch."""
+    """Return a suite's newest kernel, cached if the mirror was asked within a week.
+
+    Raises CannotFetch.
+    """
     folder = cache() / name
     root = debian.unpacked(folder, [SUITES[name]], _packages, _finish)
     release, image = _image(root)
@@ -44,7 +45,7 @@ def kernel(name: str) -> Kernel:
 
 
 def _image(root: Path) -> tuple[str, Path]:
-    """The release and the image of an unpacked kernel."""
+    """Return the release and the image of an unpacked kernel."""
     for modules in sorted((root / "lib/modules").glob("*")):
         for image in (root / f"boot/vmlinuz-{modules.name}", modules / "vmlinuz"):
             if image.exists():
@@ -61,8 +62,10 @@ def _finish(root: Path) -> None:
 
 
 def _packages(apt: Apt) -> list[str]:
-    """The packages that make up the suite's newest kernel: the one that the meta package depends on, and
-    where that is split, its parts of the same version."""
+    """Return the packages of the suite's newest kernel.
+
+    That is the one that the meta package depends on, or the parts of the same version that it is split into.
+    """
     (image,) = _depends(apt, _META, "linux-image-")[:1] or [""]
     if not image:
         raise CannotFetch(f"{_META} depends on no kernel")

@@ -1,4 +1,7 @@
-"""Remember for which sources a kernel's tests passed, so that they run again only when those change."""
+"""Remember for which sources a kernel's tests passed.
+
+They run again only after a change.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ import subprocess
 from tests.kernels.packages import Kernel
 from tests.kernels.vm import ROOT
 
-# What the result depends on.
+# Files on which the result depends.
 _SOURCES = ("bpf", "tests/datapath", "tests/kernel", "tests/kernels", "tests/support")
 
 
 def is_proved(kernel: Kernel, stages: list[str]) -> bool:
-    """Whether these stages passed on this kernel with the very sources of the checkout."""
+    """Return whether these stages passed on this kernel with exactly these sources."""
     now = _stamp(kernel)
     path = kernel.folder / "proved"
     if not now or not path.exists():
@@ -22,7 +25,7 @@ def is_proved(kernel: Kernel, stages: list[str]) -> bool:
 
 
 def remember(kernel: Kernel, stages: list[str]) -> None:
-    """They passed."""
+    """Remember that they passed."""
     if now := _stamp(kernel):
         path = kernel.folder / "proved"
         before = path.read_text().splitlines() if path.exists() else []
@@ -31,7 +34,7 @@ def remember(kernel: Kernel, stages: list[str]) -> None:
 
 
 def _stamp(kernel: Kernel) -> str:
-    """The kernel and the hashes of the sources; "" where they are not as committed, or not under Git."""
+    """Return the kernel and the hashes of the sources; "" unless they are committed."""
     changed = _git("status", "--porcelain", "--", *_SOURCES)
     hashes = _git("rev-parse", *(f"HEAD:{each}" for each in _SOURCES))
     if changed is None or changed or hashes is None:

@@ -1,4 +1,4 @@
-"""The main commands on a kernel: what they make is there and carries traffic, and undo takes it back."""
+"""Run the main commands on a kernel: objects exist, traffic passes, undo works."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.docker.engine import DockerHost
-from tests.docker.place import remove_stale
+from tests.docker.engine_folder import remove_stale
 from tests.support.echo import answer, serving
 from tests.support.machine import PROGRAM, ROOT, Machine, addresses, ok, picture, read_json, uplink
 from tests.support.waiting import PATIENCE, wait_until
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def place() -> Iterator[Machine]:
-    """A machine with a way out, and a namespace of its own that is on no network."""
+def machine() -> Iterator[Machine]:
+    """Yield a machine with an uplink, and a namespace that is on no network."""
     made = Machine(VNET_ENGINES="none")
     try:
         uplink(made)
@@ -29,27 +29,27 @@ def place() -> Iterator[Machine]:
         made.close()
 
 
-def test_a_network_is_made_used_accelerated_and_taken_back(place: Machine) -> None:
-    before = picture(place)
-    ok(place, "network create shop --subnet 10.91.0.0/24 --subnet fd91::/64")
-    ok(place, "attach db shop --address 10.91.0.9")
-    ok(place, "publish db 8080:80")
-    assert addresses(place, "eth0", "db")[0] == "10.91.0.9/24"
-    (network,) = read_json(place, "show networks")["networks"]
+def test_a_network_is_made_used_accelerated_and_taken_back(machine: Machine) -> None:
+    before = picture(machine)
+    ok(machine, "network create shop --subnet 10.91.0.0/24 --subnet fd91::/64")
+    ok(machine, "attach db shop --address 10.91.0.9")
+    ok(machine, "publish db 8080:80")
+    assert addresses(machine, "eth0", "db")[0] == "10.91.0.9/24"
+    (network,) = read_json(machine, "show networks")["networks"]
     assert (network["name"], network["bridge"]) == ("shop", "br-shop")
-    assert "8080" in ok(place, "show nat") and "br-shop" in ok(place, "show links")
-    with serving(place, "db"):
-        assert answer(place, "192.0.2.2", 8080, "world") == "192.0.2.1"
-        assert ok(place, "accelerate shop --yes").endswith("Accelerated: shop.\n")
-        assert answer(place, "192.0.2.2", 8080, "world") == "192.0.2.1"
-        wait_until(lambda: read_json(place, "fastpath status")["state"] == "on", "on")
-        ok(place, "accelerate --off --yes")
+    assert "8080" in ok(machine, "show nat") and "br-shop" in ok(machine, "show links")
+    with serving(machine, "db"):
+        assert answer(machine, "192.0.2.2", 8080, "world") == "192.0.2.1"
+        assert ok(machine, "accelerate shop --yes").endswith("Accelerated: shop.\n")
+        assert answer(machine, "192.0.2.2", 8080, "world") == "192.0.2.1"
+        wait_until(lambda: read_json(machine, "fastpath status")["state"] == "on", "on")
+        ok(machine, "accelerate --off --yes")
     for _ in range(3):
-        ok(place, "undo")
-    assert picture(place) | {"forward": ""} == before | {"forward": ""}
+        ok(machine, "undo")
+    assert picture(machine) | {"forward": ""} == before | {"forward": ""}
 
 
-def test_the_demo_is_built_and_looked_at() -> None:
+def test_the_demo_is_built_and_shown() -> None:
     words = [*PROGRAM, "demo", "--no-traffic", *PROGRAM, "show", "networks"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=4 * PATIENCE)
     assert done.returncode == 0, done.stderr

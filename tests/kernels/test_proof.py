@@ -1,4 +1,7 @@
-"""The proof that the fast path works on a kernel: fast, every byte equal, cut by rules, gone when killed."""
+"""Prove that the fast path works on a kernel.
+
+Packets take it, every byte is equal, rules cut it, and nothing is left after a kill.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,17 @@ import pytest
 
 from tests.kernel.fastlab import HOST4, HOST6, PUBLISHED, V4, V6, FastLab
 from tests.kernel.streams import FAMILIES, Stream, is_fast, talks_fast
-from tests.support.fastpath import Talk, attached, traces
+from tests.support.fastpath import Talk, attached, leftovers
 from tests.support.waiting import PATIENCE, eventually, scaled, wait_until
 
 pytestmark = pytest.mark.root
-_GRACE = scaled(10.0)  # seconds after which a rule must be in force, on a machine that does other things too
+_GRACE = scaled(10.0)  # seconds after which a rule must be in force, on a busy machine
 _BULK = 1 << 18  # bytes
 
 
 @dataclass(frozen=True)
-class Way:
-    """From where to where, the link by which the host gets the client's packets, and whom the server sees."""
+class TrafficPath:
+    """Describe a path: ends, the host's link for the client, the sources seen."""
 
     here: str
     there: str
@@ -34,7 +37,7 @@ class Way:
     published: bool = False
 
     def talk(self, lab: FastLab, family: int, udp: bool, port: int) -> Talk:
-        """A conversation on this way."""
+        """Open a conversation on this path."""
         own, known = (HOST4, V4) if family == 4 else (HOST6, V6)
         address = own if self.published else known[self.there]
         return Talk(
@@ -43,23 +46,23 @@ class Way:
         )  # fmt: skip
 
 
-WAYS = {
-    "same bridge": Way("a", "b", "v-a", V4["a"], V6["a"]),
-    "translated": Way("a", "far", "v-a", HOST4, HOST6),
-    "published": Way("far", "a", "up0", V4["far"], V6["far"], published=True),
+PATHS = {
+    "same bridge": TrafficPath("a", "b", "v-a", V4["a"], V6["a"]),
+    "translated": TrafficPath("a", "far", "v-a", HOST4, HOST6),
+    "published": TrafficPath("far", "a", "up0", V4["far"], V6["far"], published=True),
 }
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[FastLab]:
-    """Bridges with containers, rules as Docker writes them, and the fast path on."""
+    """Yield bridges with containers, Docker's rules, and the fast path on."""
     with FastLab() as made:
         made.accelerate()
         yield made
 
 
 def mapped_packets(lab: FastLab) -> int:
-    """The packets of all flows, as bpftool reads them from the program's maps."""
+    """Return the packets of all flows, as bpftool reads them from the program's maps."""
     assert lab.fast
     ids = lab.fast.ask("maps")["maps"]
     found = 0
@@ -70,8 +73,10 @@ def mapped_packets(lab: FastLab) -> int:
 
 
 def mapped_of_ten(lab: FastLab, talk: Talk) -> int:
-    """The packets that ten rounds of a conversation add to the maps. The first may be missing: after a
-    pause conntrack has to see one of each direction."""
+    """Return the packets that ten rounds of a conversation add to the maps.
+
+    The first may be missing: after a pause conntrack has to see one of each direction.
+    """
     before = mapped_packets(lab)
     talk.say(10)
     return mapped_packets(lab) - before
@@ -79,13 +84,13 @@ def mapped_of_ten(lab: FastLab, talk: Talk) -> int:
 
 @pytest.mark.parametrize("udp", [False, True], ids=["tcp", "udp"])
 @pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", PATHS)
 def test_traffic_is_fast_and_every_byte_is_equal(lab: FastLab, name: str, family: int, udp: bool) -> None:
-    way = WAYS[name]
-    with way.talk(lab, family, udp, 7000 + family) as talk:
+    path = PATHS[name]
+    with path.talk(lab, family, udp, 7000 + family) as talk:
         talk.say(3)
-        assert talk.seen_from[0].removeprefix("::ffff:") == (way.seen4 if family == 4 else way.seen6)
-        assert talks_fast(lab, talk, way.link), lab.fast and lab.fast.status()
+        assert talk.seen_from[0].removeprefix("::ffff:") == (path.seen4 if family == 4 else path.seen6)
+        assert talks_fast(lab, talk, path.link), lab.fast and lab.fast.status()
         assert eventually(lambda: mapped_of_ten(lab, talk) >= 20), "packets are not in the program's maps"
         if not udp:
             data = os.urandom(_BULK)
@@ -93,7 +98,7 @@ def test_traffic_is_fast_and_every_byte_is_equal(lab: FastLab, name: str, family
 
 
 def carried(here: socket.socket, there: socket.socket, data: bytes) -> bool:
-    """Whether all of it arrives as it was sent."""
+    """Return whether all data arrives unchanged."""
     sender = threading.Thread(target=here.sendall, args=(data,))
     sender.start()
     arrived = b""
@@ -118,7 +123,7 @@ def test_a_rule_cuts_a_flow_in_the_middle(lab: FastLab, family: int) -> None:
 
 
 def is_gone(lab: FastLab, kind: str = "") -> bool:
-    """Whether no link carries the program, attached in that way, and its table is gone."""
+    """Return whether no link has the program, attached in that way, nor its table."""
     return not attached(lab.host, kind) and "vnet_fastpath" not in lab.run("nft list tables")
 
 
@@ -136,7 +141,7 @@ def test_killed_it_leaves_nothing_and_connections_go_on() -> None:
         wait_until(lambda: is_gone(lab), "the end of programs and table")
         out.say(20)
         bridged.say(20)
-        assert eventually(lambda: not traces(lab.host)), traces(lab.host)
+        assert eventually(lambda: not leftovers(lab.host)), leftovers(lab.host)
 
 
 def test_recover_puts_right_what_both_processes_left() -> None:
@@ -147,8 +152,8 @@ def test_recover_puts_right_what_both_processes_left() -> None:
         fast.supervisor.wait(PATIENCE)
         wait_until(lambda: is_gone(lab, "tcx"), "the end of programs and table")
         out.say(20)
-        assert "marks" in traces(lab.host)
+        assert "marks" in leftovers(lab.host)
         done = lab.host.vnet("recover")
         assert "put right what a killed fast path left" in done.stdout, done.stdout + done.stderr
-        assert traces(lab.host) == []
+        assert leftovers(lab.host) == []
         out.say(20)

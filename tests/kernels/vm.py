@@ -1,4 +1,4 @@
-"""A virtual machine with a kernel of its own and this machine's file system, in which one script runs."""
+"""Boot a kernel in a virtual machine with this machine's files, and run a script."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _PROGRAMS = {
     "vng": "virtme-ng", "qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static",
     "udevadm": "udev", "depmod": "kmod",
 }  # fmt: skip
-_EMULATED = 8  # times slower than a real machine, with room for a machine that does other things too
+_EMULATED = 8  # factor against a real machine, with a reserve for busy ones
 # A ROM whose first instructions end the machine: mov al,16; out 0xf4,al; hlt. QEMU ends with 2 * 16 + 1.
 _ROM = bytes.fromhex("b010e6f4f4").rjust(65536 - 11, b"\xf4").ljust(65536, b"\xf4")
 _ROM_ENDS_WITH = 33
 
 
 def lacking() -> str:
-    """What is missing to run virtual machines; "" if nothing is."""
+    """Return what is missing to run virtual machines; "" if nothing is."""
     absent = [package for program, package in _PROGRAMS.items() if not shutil.which(program, path=_path())]
     absent += ["virtiofsd"] if not any(Path(each).exists() for each in _VIRTIOFSD) else []
     return f"apt install {' '.join(absent)}" if absent else ""
@@ -41,8 +41,11 @@ def _path() -> str:
 
 @cache
 def has_kvm() -> bool:
-    """Whether the processor runs virtual machines. /dev/kvm alone says too little: without the processor's
-    own support it may open and then fail at the kernel's first unusual instruction."""
+    """Return whether the processor supports virtual machines.
+
+    /dev/kvm alone isn't enough: without the processor's own support it may open and then fail at the kernel's
+    first unusual instruction.
+    """
     flags = Path("/proc/cpuinfo").read_text().split()
     return bool({"vmx", "svm"} & set(flags)) and os.access("/dev/kvm", os.R_OK | os.W_OK) and _runs_rom()
 
@@ -61,13 +64,16 @@ def _runs_rom() -> bool:
 
 
 def slowness() -> float:
-    """The factor for time-outs in a virtual machine: VNET_SLOW, or what is usual."""
+    """Return the factor for time-outs in a virtual machine: VNET_SLOW, or the default."""
     return float(os.environ.get("VNET_SLOW") or (1 if has_kvm() else _EMULATED))
 
 
 def run(kernel: Kernel, script: str, seconds: float) -> int | None:
-    """Boot the kernel and run `script` (bash) as root in the checkout, the kernel's folder at SHARED, and
-    print what it prints. Returns its exit code, None if the machine did not get so far within `seconds`."""
+    """Boot the kernel and run `script` (bash) as root in the checkout.
+
+    The kernel's folder is at SHARED. Prints the script's output. Returns its exit code, None if the machine
+    did not get so far within `seconds`.
+    """
     (kernel.folder / "script").write_text(_prologue() + script)
     end = kernel.folder / "exit"
     end.unlink(missing_ok=True)
@@ -94,15 +100,20 @@ def run(kernel: Kernel, script: str, seconds: float) -> int | None:
 
 
 def _pass_on(machine: subprocess.Popen[bytes]) -> None:
-    """Print what the machine prints. It can't have our own output: it would empty it, were that a file."""
+    """Print the machine's output.
+
+    It can't have our own output, which it would truncate if that is a file.
+    """
     assert machine.stdout
     while data := os.read(machine.stdout.fileno(), 4096):
         print(data.decode(errors="replace").replace("\r", ""), end="", flush=True)
 
 
 def _wrap_virtiofsd(tools: Path) -> None:
-    """A virtiofsd for vng to find, by which the guest keeps what it has read: no file changes meanwhile, and
-    each look at one takes ten times as long otherwise."""
+    """Put a virtiofsd on the PATH with which the guest caches files.
+
+    No file changes meanwhile, and without the cache each access takes ten times as long.
+    """
     real = next(each for each in _VIRTIOFSD if Path(each).exists())
     wrapper = tools / "virtiofsd"
     wrapper.write_text(f'#!/bin/sh\nexec {real} --cache always "$@"\n')
@@ -115,23 +126,26 @@ def _words(kernel: Kernel) -> list[str]:
     words += ["--cpus", str(min(os.cpu_count() or 1, 4)), "--cwd", str(ROOT)]
     words += ["--overlay-rwdir", str(ROOT), "--overlay-rwdir", "/root"]
     words += ["--rwdir", f"{SHARED}={kernel.folder}"]
-    words += ["--append", "mitigations=off"]  # an emulated processor pays for them with every system call
+    words += ["--append", "mitigations=off"]  # these cost an emulated processor time with every system call
     if not has_kvm():
-        # Libraries such as numpy want a processor of the last ten years; each level of page tables costs.
+        # Libraries such as numpy need a recent processor; each level of page tables costs time.
         words += ["--disable-kvm", "--qemu-opts=-cpu max,la57=off", "--append", "tsc=reliable"]
     return [*words, "--", inside]
 
 
 def _end(machine: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the machine: vng, QEMU and virtiofsd."""
+    """Kill the machine's processes: vng, QEMU and virtiofsd."""
     with suppress(ProcessLookupError):
         os.killpg(machine.pid, signal.SIGKILL)
     machine.wait()
 
 
 def _prologue() -> str:
-    """The beginning of every script: this Python, the kernel's modules (the guest does not see this machine's
-    /var/cache), compiled programs that are kept."""
+    """Return the beginning of every script.
+
+    This Python, the kernel's modules (the guest does not see this machine's /var/cache), and compiled
+    programs that are kept.
+    """
     return f"""\
 set -e
 export PATH={Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin PYTHONPATH={ROOT} HOME=/root

@@ -1,4 +1,5 @@
-"""A long run against a large host that changes all the time: what is shown stays right, and nothing grows.
+"""Run vnet-tui for long against a large host that changes all the time.
 
-`python -m tests.soak [SECONDS]`, or `make soak`: ten minutes and full size without an argument.
+What is shown must stay right, and nothing may grow. `python -m tests.soak [SECONDS]`, or `make soak`: ten
+minutes and full size without an argument.
 """

@@ -1,4 +1,4 @@
-"""The long run: starts everything, samples, compares, reports."""
+"""Start host and processes of the long run, take samples, compare and report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.soak.host import SMALL, Sizes, build, going_on
+from tests.soak.host import SMALL, Sizes, activity, build
 from tests.soak.samples import Sample, course, growth, links_of_gone, sample, thirds
 from tests.soak.shown import differences
 from tests.support.bulk_conntrack import room_for_entries
@@ -27,8 +27,8 @@ _LEAST_WARM, _WARM = 10.0, 0.1  # seconds before the first sample, and as a shar
 _OURS: dict[str, Callable[[list[str]], bool]] = {
     "dashboard": lambda words: words[-1:] == ["tui.cli"],
     "agent": lambda words: words[-2:] == ["tui.cli", "agent"],
-    "holder": lambda words: "bpf.daemon" in words,
-    "keeper": lambda words: "bpf.supervisor" in words,
+    "daemon": lambda words: "bpf.daemon" in words,
+    "supervisor": lambda words: "bpf.supervisor" in words,
 }
 _KEPT = 1 << 16  # bytes of the terminal's output
 _VIEWS = ("1", "2", "3", "4", "5", "6", "7", "8", "9", ":flows\r", ":links\r", ":fastpath\r")
@@ -36,7 +36,7 @@ _VIEWS = ("1", "2", "3", "4", "5", "6", "7", "8", "9", ":flows\r", ":links\r", "
 
 @dataclass
 class Result:
-    """What was seen: samples by process, counts by kind, and what is wrong."""
+    """Hold what was seen: samples by process, counts by kind, and what is wrong."""
 
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Result:
     seconds: float = 0.0
 
     def report(self) -> str:
-        """The table that is printed."""
+        """Return the table that is printed."""
         lines = [f"{'':12}{'memory MB':>16}{'threads':>10}{'descriptors':>13}{'maps':>9}{'programs':>10}"]
         for name, samples in self.samples.items():
             first, last = thirds(samples)
@@ -64,7 +64,7 @@ class Result:
 
 
 def run(seconds: float, sizes: Sizes, settled: bool = True) -> Result:
-    """Run for that long; nothing of it stays."""
+    """Run for that many seconds, and leave nothing behind."""
     machine = Machine(VNET_ENGINES="none")
     try:
         build(machine, sizes)
@@ -87,10 +87,10 @@ def run(seconds: float, sizes: Sizes, settled: bool = True) -> Result:
 def _run(
     machine: Machine, terminal: Terminal, processes: dict[str, psutil.Process], seconds: float, sizes: Sizes
 ) -> Result:
-    """Samples begin once every view was seen; `seconds` are those of the samples."""
+    """Take samples for `seconds`, once every view was shown."""
     first = round(_SAMPLES * max(_WARM, _LEAST_WARM / seconds))
     result = Result(samples={name: [] for name in processes}, seconds=seconds * (1 + first / _SAMPLES))
-    with going_on(machine, sizes) as counts:
+    with activity(machine, sizes) as counts:
         began = time.monotonic()
         for number in range(-first, _SAMPLES):
             time.sleep(max(0.0, began + seconds * (first + number) / _SAMPLES - time.monotonic()))
@@ -103,9 +103,9 @@ def _run(
                     return result
         result.counts = {name: count.done for name, count in counts.items()}
         result.wrong += [f"{name}: {count.error}" for name, count in counts.items() if count.error]
-    holder = processes["holder"]
-    if not eventually(lambda: not links_of_gone(holder), seconds=PATIENCE):
-        result.wrong.append(f"holder: {links_of_gone(holder)} links of BPF to interfaces that are gone")
+    daemon = processes["daemon"]
+    if not eventually(lambda: not links_of_gone(daemon), seconds=PATIENCE):
+        result.wrong.append(f"daemon: {links_of_gone(daemon)} links of BPF to interfaces that are gone")
     differing: list[str] = []
 
     def agrees() -> bool:
@@ -121,7 +121,7 @@ def _run(
 
 
 def _processes(machine: Machine) -> dict[str, psutil.Process]:
-    """Ours on the machine; {} until all are there."""
+    """Return our processes on the machine; {} until all have started."""
     found = {}
     space = Path(machine.namespaces[1]).stat().st_ino
     for process in psutil.process_iter():
@@ -137,7 +137,7 @@ def _processes(machine: Machine) -> dict[str, psutil.Process]:
 
 @contextmanager
 def _drained(terminal: Terminal) -> Iterator[None]:
-    """Read what the dashboard prints, so that it never waits for the terminal; the last of it is kept."""
+    """Read the dashboard's output so that it never blocks; keep the end."""
     stop = threading.Event()
 
     def drain() -> None:

@@ -1,4 +1,4 @@
-"""A large host for the long run, and what goes on in it."""
+"""Build a large host for the long run, and change it all the time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from tests.support.machine import Machine, ok
 
 BRIDGE = "br-soak"
-_OF_A_BRIDGE = 1000  # ports; a bridge of Linux takes 1023 at most
-_TOGETHER = 8  # containers that are there at a time; as many threads make them
+_OF_A_BRIDGE = 1000  # ports; a Linux bridge takes at most 1023
+_TOGETHER = 8  # containers at a time, each with its own thread
 _FLAPPING = 10  # links
-_ADDRESSES = 25  # of each thread
+_ADDRESSES = 25  # per thread
 _ECHO = """
 import socket
 s = socket.create_server(("0.0.0.0", 7000)); print("ready", flush=True)
@@ -35,7 +35,7 @@ _FILL = "import sys; from tests.support.bulk_conntrack import insert; insert(int
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How large the host is, and how much changes in it a second."""
+    """Sizes of the host, and how much changes in it per second."""
 
     connections: int = 200_000
     rules: int = 5_000
@@ -49,7 +49,7 @@ SMALL = Sizes(2_000, 100, 400, 60, 5.0, 50.0)
 
 
 def build(machine: Machine, sizes: Sizes) -> None:
-    """Make the host: the network soak with the containers a and b, and all that is large."""
+    """Create the network soak with containers a and b, and everything large."""
     ok(machine, "network create soak --subnet 10.80.0.0/16")
     for name in ("a", "b"):
         ok(machine, f"container create {name} --network soak")
@@ -83,15 +83,18 @@ def _links(sizes: Sizes) -> Iterator[str]:
 
 @dataclass
 class Count:
-    """How often something was done."""
+    """Count how often something was done."""
 
     done: int = 0
     error: str = ""
 
 
 @contextmanager
-def going_on(machine: Machine, sizes: Sizes) -> Iterator[dict[str, Count]]:
-    """Within, containers come and go with traffic, links flap, and a talks to b; what was done so far."""
+def activity(machine: Machine, sizes: Sizes) -> Iterator[dict[str, Count]]:
+    """Start and stop containers, flap links and send traffic from a to b.
+
+    Yields the counts so far.
+    """
     stop = threading.Event()
     counts = {"containers": Count(), "flaps": Count()}
     churns, flaps = [_Churn(machine, number) for number in range(_TOGETHER)], _Flaps(machine)
@@ -113,19 +116,19 @@ def going_on(machine: Machine, sizes: Sizes) -> Iterator[dict[str, Count]]:
 
 
 def _paced(stop: threading.Event, step: Callable[[], None], rate: float, count: Count) -> None:
-    """Do it so many times a second; what was missed is made up for, for a second at most."""
+    """Call something so many times a second; catch up with at most one second."""
     due = time.monotonic()
     try:
         while not stop.wait(max(0.0, due - time.monotonic())):
             due = max(due, time.monotonic() - 1) + 1 / rate
             step()
-            count.done += 1  # one at a time under the interpreter's lock: no more than a count
+            count.done += 1  # under the interpreter's lock; only a count
     except (AssertionError, OSError) as error:
         count.error = str(error)
 
 
 class _Churn:
-    """Containers that come, ping their gateway, and go."""
+    """Start containers, have them ping their gateway, and remove them."""
 
     def __init__(self, machine: Machine, lane: int) -> None:
         self._machine, self._lane = machine, lane
@@ -154,7 +157,7 @@ class _Churn:
 
 
 class _Flaps:
-    """Links that go down and come up, by one ip(8) that reads lines."""
+    """Set links down and up by one ip(8) process that reads lines."""
 
     def __init__(self, machine: Machine) -> None:
         self._ip = subprocess.Popen(machine.words("ip", "-batch", "-"), stdin=subprocess.PIPE, text=True)
@@ -173,7 +176,7 @@ class _Flaps:
 
 @contextmanager
 def _talking(machine: Machine) -> Iterator[None]:
-    """A connection of a to b that never rests."""
+    """Send data from a to b without a pause."""
     at = next(one["local"] for one in machine.json("ip -j addr show eth0", "b")[0]["addr_info"])
     run = (sys.executable, "-c")
     with subprocess.Popen(machine.words(*run, _ECHO, inside="b"), stdout=subprocess.PIPE, text=True) as echo:

@@ -1,4 +1,4 @@
-"""What processes take over time, and whether that grows."""
+"""Measure the resources of processes over time, and whether they grow."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _LINK = "anon_inode:bpf_link"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Of one process at a moment: memory in MB, threads, descriptors, and which of these are BPF's.
+    """One process at one moment: memory (MB), threads, descriptors, BPF objects.
 
-    Links of BPF are left out: between two looks of the holder they are those of containers that went, too.
+    BPF links are left out: between two checks by the daemon they include those of removed containers.
     """
 
     memory: float
@@ -29,9 +29,9 @@ class Sample:
     programs: int
 
 
-# What each may grow by from the second third to the last: of memory a share, and MB; else so many.
+# Permitted growth from the second third to the last: a share of memory and MB; a number of the others.
 _SHARE, _ROOM = 0.10, 8.0
-_UNSETTLED = 4  # times as much
+_UNSETTLED = 4  # a factor
 _SLACK = {"threads": 1, "descriptors": 4, "maps": 0, "programs": 0}
 
 
@@ -44,7 +44,7 @@ def sample(process: psutil.Process) -> Sample:
 
 
 def links_of_gone(process: psutil.Process) -> int:
-    """How many links of BPF it holds whose interface is gone."""
+    """Return how many BPF links of the process have an interface that is gone."""
     folder, found = Path(f"/proc/{process.pid}"), 0
     for descriptor in os.listdir(folder / "fd"):
         try:
@@ -69,16 +69,19 @@ def _descriptors(pid: int) -> Iterator[str]:
 
 
 def course(samples: Sequence[Sample], points: int = 20) -> list[float]:
-    """The memory over time: the median of each of so many stretches."""
+    """Return the median memory of each of so many equal periods."""
     size = max(1, -(-len(samples) // points))
     return [median(one.memory for one in samples[at : at + size]) for at in range(0, len(samples), size)]
 
 
 def thirds(samples: Sequence[Sample]) -> tuple[Sample, Sample]:
-    """The second and the last third in one sample each: the memory's median; the least threads and
-    descriptors, for a tool that runs at the moment takes more; the most maps and programs, for some are there
-    only while a view is in sight. During the first third bounded buffers fill: of the curves' rings, of
-    300 slots of a second each, every page was written to after some 200 s."""
+    """Return the second and the last third of samples as one sample each.
+
+    Memory is the median. Threads and descriptors are the minimum, because a tool may be running. Maps and
+    programs are the maximum, because some exist only while a view is shown. Bounded buffers fill during the
+    first third: the rings of the curves, 300 slots of a second each, have written to every page after about
+    200 s.
+    """
     size = max(1, len(samples) // 3)
     return _of(samples[-2 * size : -size]), _of(samples[-size:])
 
@@ -89,8 +92,10 @@ def _of(samples: Sequence[Sample]) -> Sample:
 
 
 def growth(samples: Sequence[Sample], settled: bool = True) -> list[str]:
-    """What has grown by more than it may, in words. Of programs that have run for seconds only, memory still
-    grows, and threads and descriptors may a little."""
+    """Return as text which values have grown by more than they may.
+
+    In processes that have run for seconds only, memory still grows, and threads and descriptors may a little.
+    """
     first, last = thirds(samples)
     times = 1 if settled else _UNSETTLED
     grown = [

@@ -1,4 +1,4 @@
-"""What a dashboard holds, against what ip(8) prints."""
+"""Compare what a dashboard holds with what ip(8) prints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tui.command import load
 
 
 def differences(machine: Machine, terminal: Terminal, folder: Path) -> list[str]:
-    """What differs between a bundle that the dashboard writes (its key B) and what the kernel says now."""
+    """Return the differences between a bundle of the dashboard (key B) and the kernel."""
     for old in folder.glob("*.tar.gz"):
         old.unlink()
     terminal.press("B")
@@ -46,7 +46,7 @@ def _differences(snapshot: Snapshot, machine: Machine) -> list[str]:
 
 def _links_shown(snapshot: Snapshot, ns: int) -> set[tuple[Any, ...]]:
     net = snapshot.nets.get(ns)
-    links = net.links if net else {}  # a namespace that was found is read a moment later
+    links = net.links if net else {}  # a new namespace is read a moment after it is found
     return {
         (
             link.name, link.ifindex, link.mtu, link.mac if link.kind != "loopback" else "",

@@ -1,1 +1,1 @@
-"""What tests share: throw-away hosts and machines, terminals, hand-built snapshots, traffic."""
+"""Share helpers of all tests: throw-away hosts, terminals, snapshots, traffic."""

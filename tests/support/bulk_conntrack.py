@@ -1,4 +1,4 @@
-"""Fill a namespace's conntrack table fast: many ctnetlink messages per system call."""
+"""Fill a conntrack table fast: many ctnetlink messages per system call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TCP, UDP = 6, 17
 
 
 def attribute(kind: int, value: bytes) -> bytes:
-    """Return a netlink attribute, padded to four bytes (struct nlattr of linux/netlink.h)."""
+    """Return a netlink attribute, padded to four bytes (struct nlattr)."""
     return struct.pack("=HH", len(value) + 4, kind) + value + bytes(-len(value) % 4)
 
 
@@ -91,9 +91,10 @@ def insert(count: int, timeout: int = 3600, first: int = 0) -> None:
 
 
 def flush_ipv6() -> None:
-    """Delete only the IPv6 entries of the caller's network namespace, a tenth of those of `insert`.
+    """Delete only the IPv6 entries of the caller's network namespace.
 
-    conntrack(8) can't do that: the kernel regards the family since version 1 of the message.
+    They are a tenth of those of `insert`. conntrack(8) can't do that: the kernel regards the family since
+    version 1 of the message.
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as sock:
         sock.send(message(CT_DELETE, REQUEST, b"", socket.AF_INET6, version=1))
@@ -101,7 +102,10 @@ def flush_ipv6() -> None:
 
 
 def _raise_refusals(sock: socket.socket) -> None:
-    """Raise the first error of the kernel; requests without NLM_F_ACK have no other answers."""
+    """Raise the kernel's first error.
+
+    Requests without NLM_F_ACK have no other answers.
+    """
     while True:
         try:
             answer = sock.recv(1 << 16, socket.MSG_DONTWAIT)
@@ -114,7 +118,10 @@ def _raise_refusals(sock: socket.socket) -> None:
 
 @contextmanager
 def room_for_entries(count: int) -> Iterator[None]:
-    """Raise nf_conntrack_max, shared by all namespaces, if it is too low; restore it at the end."""
+    """Raise nf_conntrack_max if it is too low; restore it at the end.
+
+    All namespaces share it.
+    """
     limit = Path("/proc/sys/net/netfilter/nf_conntrack_max")
     before = int(limit.read_text())
     if before < count:

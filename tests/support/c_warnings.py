@@ -1,7 +1,7 @@
-"""`make clang`, part of `make lint`: compiles the fast path's text with clang's warnings as errors.
+"""Compile the fast path's C program with clang's warnings as errors: `make clang`.
 
-The text and its flags are those that BCC gets, and the headers are the ones in BCC's library, so neither root
-nor kernel headers are needed.
+It is part of `make lint`. Text and flags are those that BCC gets, and the headers are the ones in BCC's
+library, so neither root nor kernel headers are needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from bpf.build import flags, kernel_tree, source_text
 
 _LIBRARY = "libbcc.so.0"
-# How the headers begin that BCC includes before any text; each is a text that ends with a zero byte.
+# How the headers begin that BCC includes before the program; each ends with a zero byte.
 _HEADERS = {"bpf.h": b"#ifndef _UAPI__LINUX_BPF_H__", "helpers.h": b"#ifndef __BPF_HELPERS_H"}
 # No warning depends on where a kernel's structures have their members.
 _ANY_KERNEL = SimpleNamespace(
@@ -26,7 +26,7 @@ _ANY_KERNEL = SimpleNamespace(
 
 
 def main() -> int:
-    """Print the warnings; 1 if there are any, or if nothing may be left out and a tool is missing."""
+    """Print the warnings; return 1 if there are any, or if a required tool is missing."""
     try:
         found = warnings(source_text())
     except OSError as error:
@@ -37,7 +37,10 @@ def main() -> int:
 
 
 def warnings(text: str) -> str:
-    """What clang says of a text, "" for nothing; raises OSError where it or BCC is missing."""
+    """Return clang's warnings about a text, "" for none.
+
+    Raises OSError if clang or BCC is missing.
+    """
     with kernel_tree() as tree, TemporaryDirectory() as folder:
         included = ["-include", "linux/kconfig.h"]
         for name, header in _bcc_headers().items():
@@ -61,14 +64,14 @@ def _bcc_headers() -> dict[str, bytes]:
 
 
 def _path_of(library: str) -> Path:
-    """Where the loader finds a shared library."""
+    """Return the path at which the loader finds a shared library."""
     ctypes.CDLL(library)
     lines = Path("/proc/self/maps").read_text().splitlines()
     return next(Path(line.split(maxsplit=5)[5]) for line in lines if f"/{library}" in line)
 
 
 def _text_around(content: bytes, part: bytes) -> bytes:
-    """The text between two zero bytes that has this part."""
+    """Return the text between two zero bytes that contains this part."""
     found = content.find(part)
     if found < 0:
         raise OSError(f"{_LIBRARY} holds no text with {part.decode()}")

@@ -1,5 +1,8 @@
-"""Containers and routes that change without end: containers that come and go, so many a second (namespaces
-with a veth on a bridge and an address), one that changes its MAC, a route."""
+"""Change containers and routes without end.
+
+Containers (namespaces with a veth on a bridge and an address) start and end so many times a second; one
+changes its MAC, and a route comes and goes.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,14 @@ from tests.support.host import ThrowawayHost
 from tests.support.repeated import Repeated
 
 OFTEN = 50  # times a second
-_TOGETHER = 4  # as many are there at a time
+_TOGETHER = 4  # containers at a time
 
 
 class Churn:
-    """A context manager: within, `gone` counts those that came, stayed for a moment and went. `network` is
-    the first three bytes of their addresses in a /16, of which so many are used in turn."""
+    """Start and remove containers within a context manager; `gone` counts them.
+
+    `network` is the first three bytes of their addresses in a /16, of which so many are used in turn.
+    """
 
     def __init__(
         self, host: ThrowawayHost, bridge: str, network: str, rate: float = 20, addresses: int = 200
@@ -36,12 +41,12 @@ class Churn:
 
     @property
     def done(self) -> int:
-        """The same as `gone`, as of other changes that go on (tests/support/repeated.py)."""
+        """Return `gone`, under the name that tests/support/repeated.py uses."""
         return self.gone
 
     @property
     def rate(self) -> float:
-        """How many came and went a second; to be asked for at the end."""
+        """Return how many were removed per second; call it at the end."""
         return self.gone / self.seconds
 
     def _run(self) -> None:
@@ -55,7 +60,7 @@ class Churn:
         self.seconds = time.monotonic() - began
 
     def _step(self) -> None:
-        """One goes, and one comes."""
+        """Remove one container and start one."""
         number = next(self._numbers)
         name, link = f"{self._host.prefix}-k{number}", f"k{number}"
         lines = f"netns del {self._there.pop(0)}\n" if len(self._there) >= _TOGETHER else ""
@@ -85,7 +90,7 @@ class Churn:
 
 
 def flap(lab: FastLab) -> Repeated:
-    """One more container, which changes its MAC all the time."""
+    """Start one more container, which changes its MAC all the time."""
     space = lab.host.namespace("x")
     lab.ip("host", f"link add v-x type veth peer name eth0 netns {space}\nlink set v-x master docker0 up\n")
     lab.ip("x", "addr add 172.17.3.1/16 dev eth0\nlink set eth0 up\n")
@@ -94,6 +99,6 @@ def flap(lab: FastLab) -> Repeated:
 
 
 def reroute(lab: FastLab) -> Repeated:
-    """A route that comes and goes."""
+    """Add and remove a route all the time."""
     lines = [f"route {what} 203.0.113.128/25 via 192.0.2.2" for what in ("add", "del")]
     return Repeated(lab.host, "host", lines, OFTEN)

@@ -1,6 +1,7 @@
-"""Debian's packages of any suite, downloaded and unpacked into a cache outside the repository.
+"""Download packages of any Debian suite and unpack them into a cache.
 
-apt gets lists, state and sources of its own for this, so the machine's own apt is left alone.
+The cache is outside the repository. apt gets its own lists, state and sources for this, so the machine's apt
+is left alone.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ _FRESH = 7 * 86400  # seconds after which the mirror is asked for newer packages
 
 
 class CannotFetch(Exception):
-    """A package can't be downloaded or unpacked; the text says why."""
+    """Say why a package can't be downloaded or unpacked."""
 
 
 def cache(name: str) -> Path:
-    """The folder that holds everything of one purpose that is kept between runs."""
+    """Return the folder for everything of one purpose that is kept between runs."""
     usual = Path("/var/cache") if os.geteuid() == 0 else Path.home() / ".cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or usual) / "vnet-tui" / name
 
@@ -42,7 +43,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 class Apt:
-    """apt with everything of its own in `folder`."""
+    """Run apt with its own configuration and state in `folder`."""
 
     def __init__(self, folder: Path, *suites: str) -> None:
         self._folder = folder
@@ -65,7 +66,10 @@ class Apt:
         return run(list(words), folder, APT_CONFIG=str(self._folder / "apt.conf"))
 
     def update(self) -> None:
-        """Ask the mirror what there is; fails where a suite is missing or its signature is wrong."""
+        """Ask the mirror for its packages.
+
+        Fails if a suite is missing or its signature is wrong.
+        """
         self.run("apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "update")
 
 
@@ -74,8 +78,11 @@ Choose = Callable[[Apt], list[str]]
 
 
 def unpacked(folder: Path, suites: Sequence[str], choose: Choose, finish: Callable[[Path], None]) -> Path:
-    """Packages of these suites unpacked in `folder`/root, from the cache if the mirror was asked within a
-    week; `finish` completes what was unpacked. Raises CannotFetch."""
+    """Unpack packages of these suites in `folder`/root.
+
+    They come from the cache if the mirror was asked within a week; `finish` completes what was unpacked.
+    Raises CannotFetch.
+    """
     root, asked = folder / "root", folder / "asked"
     found = root.exists() and asked.exists()
     if found and time.time() - asked.stat().st_mtime < _FRESH:
@@ -95,7 +102,7 @@ def unpacked(folder: Path, suites: Sequence[str], choose: Choose, finish: Callab
 
 
 def _fetch(folder: Path, apt: Apt, packages: list[str], finish: Callable[[Path], None]) -> None:
-    """Download and unpack these packages in place of what is there."""
+    """Download these packages, and replace the unpacked ones."""
     print(f"{folder.name}: downloading {' '.join(packages)}", flush=True)
     new, root = folder / "new", folder / "root"
     shutil.rmtree(new, ignore_errors=True)
@@ -110,7 +117,7 @@ def _fetch(folder: Path, apt: Apt, packages: list[str], finish: Callable[[Path],
 
 
 def _mirror() -> tuple[str, str]:
-    """The mirror that this machine gets Debian from, and its keyring; in whatever form its sources are."""
+    """Return this machine's Debian mirror and its keyring, whichever format they have."""
     form = "$(ORIGIN)|$(COMPONENT)|$(RELEASE)|$(REPO_URI)|$(SIGNED_BY)"
     for line in run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"]).splitlines():
         origin, component, release, address, keyring = line.split("|")
@@ -120,7 +127,7 @@ def _mirror() -> tuple[str, str]:
 
 
 def run(words: list[str], folder: Path | None = None, **environment: str) -> str:
-    """What a command prints; raises CannotFetch."""
+    """Return the output of a command; raises CannotFetch."""
     try:
         done = subprocess.run(
             words, cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""A tiny DNS server with large answers, and questions to one, by UDP and TCP."""
+"""Serve large DNS answers, and send DNS queries by UDP and TCP."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PORT = 53
 
 
 class Server:
-    """Answers every question with TEXT, in the network namespace at that path, until it is closed."""
+    """Answer every query with TEXT in the namespace at that path, until closed."""
 
     def __init__(self, namespace: str, address: str, udp: int = PORT, tcp: int = PORT) -> None:
         with entered(namespace):
@@ -54,7 +54,10 @@ def ask(
     namespace: str, server: str, name: str, kind: int = TXT, source: str = "", tcp: bool = False,
     checksum: bool = True, patience: float = PATIENCE,
 ) -> bytes:  # fmt: skip
-    """The answer of the server, asked from inside the network namespace at that path. Raises OSError."""
+    """Return the server's answer to a query from the network namespace at that path.
+
+    Raises OSError.
+    """
     with entered(namespace):
         asking = socket.socket(socket.AF_INET, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM)
     with asking:
@@ -62,14 +65,14 @@ def ask(
         asking.bind((source, 0))
         if not checksum:
             asking.setsockopt(socket.SOL_SOCKET, 11, 1)  # SO_NO_CHECK of asm-generic/socket.h
-        asking.connect((server, PORT))  # what comes from elsewhere is not received
+        asking.connect((server, PORT))  # other senders' datagrams are not received
         asked = question(name, kind)
         asking.sendall((len(asked).to_bytes(2) if tcp else b"") + asked)
         return _message(asking) if tcp else asking.recv(_LARGEST)
 
 
 def question(name: str, kind: int = TXT) -> bytes:
-    """A question in a packet, with EDNS."""
+    """Build a query with EDNS."""
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
     return _HEADER.pack(1, 0x100, 1, 0, 0, 1) + labels + b"\0" + struct.pack("!HH", kind, _IN) + _EDNS
 

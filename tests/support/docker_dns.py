@@ -1,5 +1,8 @@
-"""The rules for Docker's DNS in a container on a user-defined network, as Docker writes them: by iptables of
-either kind, or (from 29 on, where it is asked to) by nftables."""
+"""Write the rules of Docker's DNS resolver into a container's namespace.
+
+As Docker writes them on a user-defined network: by iptables of either kind or (since 29, if configured) by
+nftables.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ table ip docker-dns {{
 
 
 def write_rules(namespace: str, backend: str = "iptables-nft", tcp: int = TCP, udp: int = UDP) -> None:
-    """Write them in the network namespace at that path, by the commands that Docker runs there."""
+    """Write the rules in the network namespace at that path, by Docker's commands."""
     inside = ["nsenter", f"--net={namespace}"]
     if backend == "nft":
         subprocess.run([*inside, "nft", "-f", "-"], input=_NFT, text=True, check=True)
@@ -54,7 +57,7 @@ def write_rules(namespace: str, backend: str = "iptables-nft", tcp: int = TCP, u
 
 
 def _commands(tcp: int, udp: int) -> Iterator[str]:
-    """As libnetwork/resolver_unix.go has them."""
+    """Return the commands in libnetwork/resolver_unix.go."""
     for hook in ("OUTPUT", "POSTROUTING"):
         yield f"-N DOCKER_{hook}"
         yield f"-I {hook} -d {ADDRESS} -j DOCKER_{hook}"

@@ -1,4 +1,4 @@
-"""Two programs for traffic: a server on TCP port 80 that answers with the caller's address, and a caller."""
+"""Run a TCP server on port 80 that returns the caller's address, and a client."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ ASK = (
 
 
 def ask(machine: Machine, address: str, port: int, inside: str = "", program: str = ASK) -> str:
-    """Run a caller once and return what the server answered, "" where it did not."""
+    """Run the client once; return the server's answer, "" for none."""
     return machine.run([sys.executable, "-c", program, address, str(port)], inside, check=False).strip()
 
 
 def answer(machine: Machine, address: str, port: int, inside: str = "", program: str = ASK) -> str:
-    """Run a caller until there is an answer, and return it: the first packet may wait for a MAC."""
+    """Run the client until there is an answer: the first packet may wait for a MAC."""
     return str(eventually(lambda: ask(machine, address, port, inside, program)))
 
 
 @contextmanager
 def serving(machine: Machine, inside: str, program: str = SERVE) -> Iterator[None]:
-    """Run a server while the block lasts, the one on TCP port 80 where none is given."""
+    """Run a server while the block lasts, by default the one on TCP port 80."""
     words = machine.words("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", program, inside=inside)
     server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:

@@ -110,7 +110,7 @@ def attached(host: ThrowawayHost, kind: str = "") -> set[str]:
     return {each["devname"] for each in ours if each.get("kind", "").startswith(kind)}
 
 
-def traces(host: ThrowawayHost) -> list[str]:
+def leftovers(host: ThrowawayHost) -> list[str]:
     """Return everything that the fast path leaves while it is on."""
     found = sorted(attached(host))
     found += [f"table {name}" for name in host.run("nft list tables").splitlines() if "vnet_fastpath" in name]

@@ -1,5 +1,8 @@
-"""The dashboard with a flood of new connections before its eyes, in the caller's network namespace, which it
-takes for the host: prints as JSON how its event loop fared, its memory, and what it shows in the end."""
+"""Run the dashboard in the caller's namespace during a flood of new connections.
+
+Prints as JSON how its event loop fared, its memory, and the screen at the end. The dashboard takes the
+caller's network namespace for the host.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ _TRACKING = "table ip t { chain c { type filter hook input priority 0; ct state 
 
 
 def prepare() -> None:
-    """Have this namespace track and count connections, and remember them for long."""
+    """Have this namespace track and count connections, with long timeouts."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.run(["nft", "-f", "-"], input=_TRACKING, text=True, check=True)
     for name, value in (("nf_conntrack_acct", 1), ("nf_conntrack_udp_timeout", 3600)):
@@ -31,7 +34,7 @@ def prepare() -> None:
 
 
 async def watched(rate: int, seconds: float) -> dict[str, object]:
-    """Open the view, let the flood come and go, wait until the dashboard shows it whole."""
+    """Open the view, run the flood, and wait until the dashboard shows it whole."""
     app = VnetApp(LiveSource())
     async with app.run_test(size=(130, 40)) as pilot:
         dashboard = app.screen_stack[0]
@@ -42,8 +45,8 @@ async def watched(rate: int, seconds: float) -> dict[str, object]:
         heart.start()
         words = [sys.executable, "-m", "tests.support.udp_flood", str(rate), str(seconds)]
         flood = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
-        told, _ = await flood.communicate()
-        sent = int(told)
+        output, _ = await flood.communicate()
+        sent = int(output)
         whole = f"{sent:,} flows, each once"
         await _until(lambda: whole in "\n".join(screen_lines(app)))
         heart.stop()
@@ -70,14 +73,17 @@ async def watched(rate: int, seconds: float) -> dict[str, object]:
 
 
 async def _until(condition) -> None:
-    """Wait as long as patience lasts; what is missing then shows in what is told."""
+    """Wait until the condition holds or PATIENCE ends; results show what is missing."""
     end = time.monotonic() + PATIENCE
     while not condition() and time.monotonic() < end:
         await asyncio.sleep(0.05)
 
 
 def memory(name: str) -> float:
-    """Of this process, in MB: VmRSS now, VmHWM at most (proc_pid_status(5))."""
+    """Return this process's memory in MB.
+
+    VmRSS now, VmHWM at most (proc_pid_status(5)).
+    """
     status = Path("/proc/self/status").read_text()
     return int(status.partition(f"{name}:")[2].split()[0]) / 1024
 

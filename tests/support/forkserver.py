@@ -1,8 +1,8 @@
-"""Run `python -m tui.cli` without the start of an interpreter: a server that has imported everything forks.
+"""Run `python -m tui.cli` by forking a server that has imported everything.
 
 Each command is a real process with its own standard streams, environment and exit code, in the namespaces
-that the caller names; only the 0.3 s of CPU time for imports are saved. Tests of signals, of terminals or
-of start-up itself start the real program instead.
+that the caller names; only the 0.3 s of CPU time for imports are saved. Tests of signals, of terminals or of
+start-up itself start the real program instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from tests.support.waiting import scaled
 
 ROOT = Path(__file__).parents[2]
-_REQUEST = 1 << 20  # bytes, an environment included
+_REQUEST = 1 << 20  # bytes of a request, with its environment
 # What the commands import when they run.
 _PRELOADED = (
     "core.agent", "core.collect.snapshot", "core.export", "core.lab", "tui.cli.agent", "tui.cli.change",
@@ -39,7 +39,7 @@ def run(
     text: str = "",
     timeout: float = scaled(120),
 ) -> subprocess.CompletedProcess[str]:
-    """Run `vnet-tui ARGUMENTS` with `text` as its input, after entering the namespace files in their order.
+    """Run `vnet-tui ARGUMENTS` with `text` as input in these namespaces, in order.
 
     Raises subprocess.TimeoutExpired; a process ended by a signal has that number negated as its returncode.
     """
@@ -63,7 +63,7 @@ def run(
 
 @functools.cache
 def _server() -> socket.socket:
-    """Start the server once a test process; it ends with it, when the socket closes."""
+    """Start the server once per test process; it ends when the socket closes."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         subprocess.Popen(
@@ -89,7 +89,10 @@ def _serve(requests: socket.socket) -> None:
 
 
 def _wait_for_child(request: Any, reply: int, *streams: int) -> NoReturn:
-    """Enter the namespaces, fork the command, for only children live in a new PID namespace, and report."""
+    """Enter the namespaces, fork the command and report its end.
+
+    Only children live in a new PID namespace.
+    """
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         arguments, environment, namespaces = request

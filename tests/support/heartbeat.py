@@ -1,4 +1,4 @@
-"""How long an event loop stood still through its own program's fault, not the machine's."""
+"""Measure how long an event loop stood still through its own program's fault."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ _BEAT = 0.01  # seconds
 
 
 class Heartbeat:
-    """Beats in the running event loop. A gap between two beats counts without the time in which threads of
-    this process waited for a core (/proc/PID/task/TID/schedstat), for then others had it."""
+    """Beat in the running event loop.
+
+    A gap between two beats counts without the time in which threads of this process waited for a core
+    (/proc/PID/task/TID/schedstat), because other processes had it then.
+    """
 
     def __init__(self) -> None:
         self.beats = 0
-        self.worst = 0.0  # seconds, of the loop standing still
-        self.longest = 0.0  # seconds, whoever's fault
+        self.worst = 0.0  # seconds in which the loop stood still
+        self.longest = 0.0  # seconds, including time without a core
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to beat, on the running loop."""
+        """Begin to beat on the running loop."""
         self._task = asyncio.get_running_loop().create_task(self._beat())
 
     def stop(self) -> None:
-        """Beat no more."""
+        """Stop beating."""
         if self._task:
             self._task.cancel()
 
@@ -42,11 +45,11 @@ class Heartbeat:
 
 
 def waiting() -> float:
-    """Seconds in which this process's threads were ready and had no core, since they began, all together."""
+    """Return the seconds in which this process's threads were ready but had no core."""
     nanoseconds = 0
     for task in os.listdir("/proc/self/task"):
         try:
             nanoseconds += int(Path(f"/proc/self/task/{task}/schedstat").read_text().split()[1])
-        except (OSError, IndexError):  # the thread ended, or the kernel keeps no such times
+        except (OSError, IndexError):  # the thread ended, or the kernel has no such file
             continue
     return nanoseconds / 1e9

@@ -1,4 +1,4 @@
-"""Throw-away hosts: network namespaces that play a host and its containers while a test runs."""
+"""Create throw-away hosts: namespaces that play a host and its containers."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ _numbers = itertools.count(1)
 
 
 class ThrowawayHost:
-    """A network namespace that plays the host while the test runs; further namespaces hang off it."""
+    """A network namespace that plays the host, and further ones connected to it."""
 
     def __init__(self) -> None:
-        self.prefix = f"v{os.getpid():x}x{next(_numbers):x}"  # short: a container's name has 15 bytes
+        self.prefix = f"v{os.getpid():x}x{next(_numbers):x}"  # short: container names have at most 15 bytes
         self.names: list[str] = []
         self.name = self.namespace("host")
         self.inode = self.inode_of("host")
         self.run("ip link set lo up")
 
     def full(self, short: str) -> str:
-        """The machine-wide name of the namespace that the test calls `short`."""
+        """Return the machine-wide name of the namespace that the test calls `short`."""
         return f"{self.prefix}-{short}"
 
     def namespace(self, short: str) -> str:
-        """Make a named namespace and return its machine-wide name."""
+        """Create a named namespace and return its machine-wide name."""
         name = self.full(short)
         subprocess.run(["ip", "netns", "add", name], check=True)
         self.names.append(name)
         return name
 
     def inode_of(self, short: str) -> int:
-        """The inode of a namespace made by `namespace`."""
+        """Return the inode of a namespace made by `namespace`."""
         return Path(f"/run/netns/{self.full(short)}").stat().st_ino
 
     def run(self, command: str | list[str], inside: str = "host", check: bool = True) -> str:
-        """Run a command inside one of the namespaces and return what it printed."""
+        """Run a command inside one of the namespaces and return its output."""
         words = shlex.split(command) if isinstance(command, str) else command
         done = subprocess.run(
             ["nsenter", f"--net=/run/netns/{self.full(inside)}", *words],
@@ -52,15 +52,15 @@ class ThrowawayHost:
         return done.stdout
 
     def vnet(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run our own program on the host, in pipes."""
+        """Run vnet-tui on the host, with pipes as its standard streams."""
         return forkserver.run(arguments, os.environ | environment, [f"/run/netns/{self.name}"])
 
     def json(self, command: str, inside: str = "host") -> Any:
-        """Run a command that prints JSON (`ip -j ...`, `bridge -j ...`, `nft -j ...`) and decode it."""
+        """Run a command that prints JSON, such as `ip -j` or `nft -j`, and decode it."""
         return json.loads(self.run(command, inside) or "[]")
 
     def container(self, short: str, bridge: str, address: str, gateway: str = "") -> str:
-        """A namespace with a veth to `bridge`: eth0 with `address` inside, `v-SHORT` at the host's end."""
+        """Create a namespace with a veth to `bridge`: eth0 inside, `v-SHORT` on the host."""
         name = self.namespace(short)
         port = f"v-{short}"[:15]
         self.run(f"ip link add {port} type veth peer name eth0 netns {name}")

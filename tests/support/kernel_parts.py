@@ -1,5 +1,7 @@
-"""Parts that not every kernel has, and how each is tried: in a network namespace of its own, which loads the
-module where there is one."""
+"""Try the parts that not every kernel has, in a new network namespace.
+
+That also loads the module, if there is one.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ _TUNNEL = "ip link add t0 type {} local 192.0.2.1 remote 192.0.2.2"
 _LOAD_AT_NETFILTER = "from tests.support.netfilter_bpf import drop_program; drop_program()"
 _LIST_HOOKS = "from bpf import hooks; hooks.can_list() or exit('cannot list')"
 _ASK_TCX = "from bpf import syscall; syscall.attached(1)"
-# Name: what is missing otherwise, and a shell's words that fail then.
+# By name: what is missing, and a shell command that fails then.
 PARTS = {
     "bpf_netfilter": ("BPF programs at netfilter's hooks", f'{sys.executable} -c "{_LOAD_AT_NETFILTER}"'),
     "bridge_vlans": (
@@ -46,7 +48,7 @@ PARTS = {
 
 
 def lacking(part: str) -> str:
-    """Say what is missing for this part of the kernel, "" if nothing is."""
+    """Return what is missing for this part of the kernel, "" if nothing is."""
     words, command = PARTS[part]
     tried = subprocess.run(["unshare", "--net", "sh", "-ec", command], capture_output=True, check=False)
     return f"a kernel with {words}" if tried.returncode else ""

@@ -1,7 +1,7 @@
-"""Kill this process at a chosen call of a change, or of its undo: between any two things that it does.
+"""Kill this process at a chosen call of a change, or of its undo.
 
-Only calls that do something count: what goes to netlink, nftables, files, mounts and processes while a
-journal file is open for writing. `sys.monitoring` sees them, so that the program needs no hook.
+Only calls with an effect count: netlink, nftables, files, mounts and processes while a journal file is open
+for writing. `sys.monitoring` sees them, so that the program needs no hook.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ _CALLS = frozenset([
 
 
 def arm(environment: Mapping[str, str]) -> None:
-    """Do what the environment asks for: count the calls into the file COUNTED, kill before the one with the
-    number KILL_AT, have the operation with the number FAIL_AT fail."""
+    """Count calls, kill or fail as the environment says.
+
+    Calls are counted into the file COUNTED; the process is killed before the one with the number KILL_AT, and
+    the operation with the number FAIL_AT fails.
+    """
     if fail_at := int(environment.get(FAIL_AT, 0)):
         _fail(fail_at)
     if COUNTED in environment or KILL_AT in environment:

@@ -1,4 +1,4 @@
-"""A machine in small: its links, names of namespaces and processes are its own, none else is in sight."""
+"""Start a small machine: its own links, namespace names and processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _START = f"{OWN_RUN} && echo ready && sleep 10000; exit"
 
 
 class Machine:
-    """Commands run inside by `run`; our own program by `vnet`, its journal in a folder of the machine's."""
+    """Run commands inside by `run`, and vnet-tui by `vnet`, with its own journal."""
 
     def __init__(self, **environment: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="vnet-machine-")
@@ -35,17 +35,17 @@ class Machine:
 
     @property
     def pid(self) -> int:
-        """The first process of the machine."""
+        """Return the pid of the machine's first process."""
         children = Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children")
         return int(children.read_text().split()[0])
 
     def words(self, *words: str, inside: str = "") -> list[str]:
-        """What runs a command on the machine, or in one of its named namespaces."""
+        """Return the command that runs a command on the machine or in a named namespace."""
         entered = ["nsenter", "-t", str(self.pid), "--net", "--mount", "--pid", f"--wd={ROOT}"]
         return [*entered, *(["ip", "netns", "exec", inside] if inside else []), *words]
 
     def run(self, command: str | list[str], inside: str = "", check: bool = True, text: str = "") -> str:
-        """Run a command there and return what it printed."""
+        """Run a command there and return its output."""
         words = shlex.split(command) if isinstance(command, str) else command
         done = subprocess.run(
             self.words(*words, inside=inside), capture_output=True, text=True, check=False, input=text,
@@ -62,7 +62,7 @@ class Machine:
     def vnet(
         self, *arguments: str, text: str = "", before: tuple[str, ...] = ()
     ) -> subprocess.CompletedProcess[str]:
-        """Run our own program there with `text` as its input, started by the command `before` if any."""
+        """Run vnet-tui there with `text` as input, started by the command `before` if any."""
         if not before:
             return forkserver.run(arguments, self.environment, self.namespaces, text)
         return subprocess.run(
@@ -72,30 +72,30 @@ class Machine:
 
     @property
     def namespaces(self) -> list[str]:
-        """The files of its namespaces, in the order in which they can be entered."""
+        """Return the files of its namespaces, in the order in which they can be entered."""
         return [f"/proc/{self.pid}/ns/{kind}" for kind in ("net", "pid", "mnt")]
 
     def close(self) -> None:
-        """End it; the kernel takes everything in it away."""
+        """End it; the kernel removes everything in it."""
         self._holder.kill()
         self._holder.communicate()
         self._folder.cleanup()
 
 
 def ok(machine: Machine, command: str, text: str = "") -> str:
-    """Run one of our commands that is to be done; what it printed."""
+    """Run a vnet-tui command, which must succeed; return its output."""
     done = machine.vnet(*shlex.split(command), text=text)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
 
 
 def read_json(machine: Machine, command: str) -> Any:
-    """Run one of our commands with --json and return what it printed, decoded."""
+    """Run a vnet-tui command with --json and return its output, decoded."""
     return json.loads(ok(machine, f"{command} --json"))
 
 
 def refused(machine: Machine, *words: str) -> str:
-    """What one of our commands that cannot be done says: words on standard error, no traceback."""
+    """Return the error of a command that must fail, which has no traceback."""
     done = machine.vnet(*words)
     assert done.returncode == 1 and "Traceback" not in done.stderr, f"{words}: {done.stdout}{done.stderr}"
     assert done.stderr.startswith("vnet-tui: ")
@@ -112,7 +112,7 @@ def addresses(machine: Machine, name: str, inside: str = "") -> list[str]:
 
 
 def picture(machine: Machine) -> dict[str, Any]:
-    """Everything that our commands may change."""
+    """Return everything that vnet-tui's commands may change."""
     names = sorted(one["name"] for one in machine.json("ip -j netns list"))
     found: dict[str, Any] = {
         "namespaces": names, "forward": machine.run("sysctl -n net.ipv4.ip_forward"),
@@ -129,7 +129,7 @@ def picture(machine: Machine) -> dict[str, Any]:
 
 
 def uplink(machine: Machine) -> None:
-    """Join the machine by its link up0 with the namespace `world`, which is its way out."""
+    """Connect the machine by its link up0 with the namespace `world`, its gateway."""
     machine.run("ip netns add world")
     machine.run("ip link add up0 type veth peer name far netns world")
     machine.run("ip addr add 192.0.2.2/24 dev up0")

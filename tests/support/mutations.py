@@ -1,4 +1,4 @@
-"""Seeded changes of JSON documents, as a hostile or broken writer might make them."""
+"""Change JSON documents by a seed, as a hostile or broken writer might make them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OTHERS: list[Any] = [None, True, False, [], {}, [[]], [None], {"a": 1}, [1, 2], 
 
 
 def mutated(whole: Any, chance: random.Random) -> Any:
-    """A copy in which one to three fields are other than they were, most of them of the same type."""
+    """Return a copy with one to three changed fields, most of them of the same type."""
     made = copy.deepcopy(whole)
     for _ in range(chance.choice((1, 1, 2, 3))):
         fields: dict[str, list[Place]] = {}
@@ -35,7 +35,7 @@ def mutated(whole: Any, chance: random.Random) -> Any:
 
 
 def _places(whole: Any, name: str = "") -> Iterator[tuple[str, Place]]:
-    """Everything in it, with the name of the field that it is: the same for each item of a list."""
+    """Return every value with the name of its field, the same for all items of a list."""
     items = whole.items() if isinstance(whole, dict) else enumerate(whole) if isinstance(whole, list) else ()
     for key, value in list(items):
         inner = f"{name}.{'*' if str(key).isdigit() else key}"
@@ -77,7 +77,7 @@ def _deep(value: Any, chance: random.Random) -> Any:
 
 
 def _alike(old: Any, places: list[Place], chance: random.Random) -> Any:
-    """Another value of the same type."""
+    """Return another value of the same type."""
     if isinstance(old, bool):
         return not old
     if isinstance(old, (int, float)):

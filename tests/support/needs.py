@@ -1,4 +1,7 @@
-"""What tests need of the machine: each need is tried once; the answer is "" or what is missing, in words."""
+"""Try what tests need of the machine, once per need.
+
+The answer is "" or what is missing, as text.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from tests.support import kernel_parts
 _ROOT = Path(__file__).parents[2]
 # Bit numbers of linux/capability.h.
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_SYS_PTRACE": 19}
-# From a chroot, nsenter leads out to the machine's own files. A private /run keeps the name to this process.
+# From a chroot, nsenter leads to the machine's own files. A private /run keeps the name to this process.
 _TRY_NAMESPACES = (
     "if [ $(stat -c %d:%i /) != $(nsenter --mount=/proc/self/ns/mnt stat -c %d:%i /) ]; then "
     "echo 'this is a chroot' >&2; exit 1; fi && "
@@ -27,7 +30,7 @@ _TRY_NAMESPACES = (
     "ip -n try link add veth1 type veth peer name veth2"
 )
 _RETURN_0 = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit
-# What root puts before a command for it to run as a user without rights.
+# Words before a command by which root runs it as a user without rights.
 AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 _TOOLS = {
     "bpftool": "bpftool", "busybox": "busybox-static", "conntrack": "conntrack", "containerd": "docker.io",
@@ -65,7 +68,7 @@ BY_PATH = {
 
 
 def needs_of(path: str, fixtures: Collection[str]) -> list[str]:
-    """The needs of a test, from its path below tests/ and the names of its fixtures."""
+    """Return the needs of a test, by its path below tests/ and its fixtures."""
     found: dict[str, None] = {}
     for start, names in BY_PATH.items():
         if path.startswith(start):
@@ -77,13 +80,16 @@ def needs_of(path: str, fixtures: Collection[str]) -> list[str]:
 
 
 def docker_from(version: str) -> str:
-    """The need of a Docker Engine that is no older than this, such as "28.0"."""
+    """Return the need of a Docker Engine of at least this version, such as "28.0"."""
     return f"{_NEWER_DOCKER}{version}"
 
 
 @cache
 def lacking(need: str) -> str:
-    """Say what is missing for a need, "" if nothing is; a need without a probe is a program."""
+    """Return what is missing for a need, "" if nothing is.
+
+    A need without a probe is a program.
+    """
     if need in kernel_parts.PARTS:
         return kernel_parts.lacking(need)
     if need.startswith(_NEWER_DOCKER):
@@ -93,12 +99,12 @@ def lacking(need: str) -> str:
 
 
 def first_lacking(needs: Iterable[str]) -> str:
-    """What is missing for the first need that is not met."""
+    """Return what is missing for the first need that is not met."""
     return next((why for why in map(lacking, needs) if why), "")
 
 
 def _root() -> str:
-    """Root with the capabilities to make namespaces and to look into those of others."""
+    """Check for root that may create namespaces and read those of other processes."""
     if os.geteuid():
         return "root (sudo make test)"
     status = Path("/proc/self/status").read_text().splitlines()
@@ -120,7 +126,7 @@ def _bcc() -> str:
 
 
 def _fastpath() -> str:
-    """A kernel that takes BPF programs, and all else that `vnet-tui fastpath check` asks for."""
+    """Check for a kernel with BPF, and for what `vnet-tui fastpath check` wants."""
     try:
         os.close(syscall.load_program(syscall.PROG_SCHED_CLS, _RETURN_0, "try"))
     except (OSError, syscall.Rejected) as error:
@@ -135,7 +141,7 @@ def _docker() -> str:
 
 
 def _older_docker(version: str) -> str:
-    """Says nothing where there is no engine: that is another need."""
+    """Compare the engine's version; without an engine, another need says so."""
     if not (dockerd := _found("dockerd")):
         return ""
     said = subprocess.run([dockerd, "--version"], capture_output=True, text=True, check=False).stdout
@@ -149,13 +155,16 @@ def _podman() -> str:
 
 
 def _no_cgroups() -> str:
-    """Engines make cgroups; in many containers they may only be read."""
+    """Check that cgroups can be created; in many containers they are read-only."""
     top = Path("/sys/fs/cgroup")
     return "" if os.access(top, os.W_OK) else f"cgroups that can be written: {top} is read-only"
 
 
 def _nobody() -> str:
-    """Commands that drop root's rights run from this checkout, so other users must be able to read it."""
+    """Check that other users can read this checkout.
+
+    Commands that drop root's rights run from it.
+    """
     if os.geteuid():
         return ""
     words = [*AS_NOBODY, sys.executable, "-c", "import tui.cli"]
@@ -170,7 +179,7 @@ def _no_programs(names: Iterable[str]) -> str:
 
 
 def _found(program: str) -> str | None:
-    """Ordinary users often have no sbin folders in their PATH."""
+    """Find a program; ordinary users often have no sbin folders in their PATH."""
     return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
 
 

@@ -1,4 +1,7 @@
-"""BPF programs at netfilter's hooks, as somebody else may have them (Linux 6.4 and newer)."""
+"""Attach BPF programs to netfilter hooks, as another tool may.
+
+Linux 6.4 and newer have them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _RETURN_0 = struct.pack("<BBhi", 0xB7, 0, 0, 0) + struct.pack("<BBhi", 0x95, 0, 
 
 
 def drop_program() -> int:
-    """A program that drops all; raises OSError on kernels without."""
+    """Load a program that drops everything; raises OSError on older kernels."""
     code, licence = np.frombuffer(_RETURN_0, np.uint8), ctypes.create_string_buffer(b"GPL")
     attributes = struct.pack(
         "<IIQQIIQII16sII", _NETFILTER, 2, code.ctypes.data, ctypes.addressof(licence), 0, 0, 0, 0, 0,
@@ -31,7 +34,7 @@ def drop_program() -> int:
 
 @contextmanager
 def dropping_all_that_is_forwarded(namespace: str) -> Iterator[None]:
-    """The program at the forward hook of IPv4 in a named namespace, as long as the body runs."""
+    """Attach it to the IPv4 forward hook of a named namespace for the block."""
     program = drop_program()
     with entered(f"/run/netns/{namespace}"):
         link = syscall.bpf(

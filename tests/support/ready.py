@@ -1,4 +1,4 @@
-"""Processes that say when they are ready."""
+"""Run processes that say when they are ready."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def running(words: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """A process until the end of the block, and no longer than we live, once it has said "ready"."""
+    """Run a process for the block, which starts once it has printed "ready".
+
+    It ends with this process at the latest.
+    """
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout and process.stdout.readline() == "ready\n"

@@ -32,7 +32,7 @@ def fast_flows(count: int, packets: int = 0) -> FastFlows:
     return FastFlows(HOST, entries, WALL)
 
 
-def a_story(count: int = 6) -> list[Update]:
+def sample_updates(count: int = 6) -> list[Update]:
     """Iterate over the updates of a small host.
 
     Each second counters and timers change, every other second the MTU of a link; in the fourth a link is
@@ -93,7 +93,7 @@ def record(
     return recorder
 
 
-def places(data: bytes) -> list[int]:
+def frame_offsets(data: bytes) -> list[int]:
     """Return the offset of each frame, and of the end of the last."""
     found = [START.size]
     while found[-1] < len(data):
@@ -101,14 +101,14 @@ def places(data: bytes) -> list[int]:
     return found
 
 
-def taken_apart(data: bytes) -> Iterator[tuple[int, int, float, float, int, bytes]]:
+def split_frames(data: bytes) -> Iterator[tuple[int, int, float, float, int, bytes]]:
     """Iterate over number, kind, times, changes and body of the frames."""
-    for start, end in pairwise(places(data)):
+    for start, end in pairwise(frame_offsets(data)):
         _, _, number, kind, count, wall, mono = frames._FRAME.unpack_from(data, start)
         yield number, kind, wall, mono, count, data[start + HEAD : end]
 
 
-def put_together(parts: Sequence[tuple[int, int, float, float, int, bytes]]) -> bytes:
+def join_frames(parts: Sequence[tuple[int, int, float, float, int, bytes]]) -> bytes:
     """Return a file of those frames, with valid checksums."""
     return frames.start() + b"".join(frames.frame(*part) for part in parts)
 

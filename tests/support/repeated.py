@@ -1,4 +1,4 @@
-"""Changes that somebody makes again and again, so many a second: lines for a program that reads them."""
+"""Repeat changes so many times a second: lines for a program that reads them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ NFT = ("nft", "-i")
 
 
 class Repeated:
-    """A context manager: within, the program in that namespace of the host is given these lines in turn;
-    `done` counts them."""
+    """Send these lines in turn to a program in a host's namespace, within a block.
+
+    `done` counts them.
+    """
 
     def __init__(
         self, host: ThrowawayHost, inside: str, lines: Sequence[str], rate: float, program: Sequence[str] = IP

@@ -1,4 +1,4 @@
-"""Namespaces that make a process tree believe in a machine of its own: its links, names and processes."""
+"""Give a process tree its own machine: links, names and processes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.support.waiting import PATIENCE
 UNSHARE = ("unshare", "--net", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc",
            "--kill-child")  # fmt: skip
 
-# A /run of its own. Network namespaces mounted elsewhere go from the mount table, where they would be in
-# sight although covered.
+# A new /run. Network namespaces mounted elsewhere are unmounted: even covered, they would be in the mount
+# table.
 _EMPTY_RUN = "umount -a -t nsfs 2>/dev/null; mount -t tmpfs none /run"
 OWN_RUN = f"{_EMPTY_RUN} && mkdir /run/netns && ip link set lo up"
 
@@ -27,22 +27,28 @@ _START = f'{OWN_RUN} && {_OWN_SYS} && {_OWN_TMPDIR} && "$@"; exit $?'
 
 
 def sandboxed(scratch: str, *words: str) -> list[str]:
-    """Return the command that runs `words` in a sandbox: own network, mounts, PIDs, /run, /sys and TMPDIR.
+    """Return the command that runs `words` in a sandbox.
 
-    `scratch` is an empty directory, on which each sandbox mounts a file system in memory for temporary files.
+    The sandbox has its own network, mounts, PIDs, /run, /sys and TMPDIR. `scratch` is an empty directory, on
+    which each sandbox mounts a file system in memory for temporary files.
     """
     return [*UNSHARE, "sh", "-c", _START, scratch, *words]
 
 
 def alone(*words: str) -> list[str]:
-    """Return the command that runs `words` in the caller's network namespace, with mounts and PIDs of their
-    own: no other namespace is in sight."""
+    """Return the command that runs `words` with its own mounts and PIDs.
+
+    It keeps the caller's network namespace, and no other is visible.
+    """
     script = f'{_EMPTY_RUN} && exec "$0" "$@"'
     return ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", script, *words]
 
 
 def works() -> bool:
-    """Whether this process may make a sandbox (CAP_SYS_ADMIN, and a kernel with these namespaces)."""
+    """Return whether this process may create a sandbox.
+
+    It takes CAP_SYS_ADMIN, and a kernel with these namespaces.
+    """
     try:
         words = sandboxed(tempfile.gettempdir(), "true")
         return not subprocess.run(words, capture_output=True, check=False, timeout=PATIENCE).returncode

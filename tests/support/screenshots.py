@@ -1,4 +1,4 @@
-"""`make screenshots`: pictures of the running dashboard on the demo lab, as SVG, into screenshots/."""
+"""Take screenshots of the dashboard on the demo lab as SVG: `make screenshots`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from core.lab import Lab
 
 HERE = Path(__file__).parents[2]
-# Each picture's name, the keys that lead to it ("/word" and ":word" are typed, "~" waits a while), and its
-# size; something that has a story to tell is selected.
+# Each picture's name, its keys ("/word" and ":word" are typed, "~" waits a while), and its size. The selected
+# row is an interesting one.
 SHOTS = (
     ("overview", "1 /blog enter j escape", (130, 40)),
     ("overview-80x24", "1", (80, 24)),
@@ -43,7 +43,7 @@ _NAMED = {
     "_": "space",
     "-": "minus",
 }
-_SETTLE = 12.0  # seconds of traffic, so that rates and sparklines have something to say
+_SETTLE = 12.0  # seconds of traffic, which rates and sparklines need
 
 
 async def shoot(folder: Path, names: set[str]) -> None:
@@ -76,7 +76,7 @@ async def shoot(folder: Path, names: set[str]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Without a lab around: make one and run this again inside it."""
+    """Outside a lab, start one and run this again inside it."""
     if os.environ.get("VNET_SCREENSHOTS"):
         asyncio.run(shoot(Path(os.environ["VNET_SCREENSHOTS"]), set(arguments)))
         return 0

@@ -1,4 +1,4 @@
-"""Start what a systemd unit starts, under the restrictions that the unit names, without a running systemd.
+"""Start what a systemd unit starts, under its restrictions, without systemd.
 
 `python -m tests.support.service UNIT [WORD...]` reads the unit, restricts itself as systemd.exec(5) says, and
 becomes the command of ExecStart=, or the words given in its place. A setting that isn't known here is an
@@ -43,11 +43,11 @@ _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 _FOLDERS = {"StateDirectory": "/var/lib", "RuntimeDirectory": "/run", "CacheDirectory": "/var/cache"}
 _CAPABILITIES = Path("/usr/include/linux/capability.h")
 _CALLS = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
-# What isn't done here: seen by the tests of the unit's text alone, or about the service's life.
+# Not done here: checked by the tests of the unit's text, or about the service's lifetime.
 _LEFT_OUT = {
     "Type", "ExecStart", "Restart", "RestartSec", "StateDirectoryMode", "CacheDirectoryMode", "LimitMEMLOCK",
     "RuntimeDirectoryPreserve", "PrivateDevices", "IPAddressDeny", "IPAddressAllow", "SystemCallErrorNumber",
-    # Each takes away capabilities and system calls that the sets of the unit don't hold either.
+    # Each removes capabilities and system calls that the unit's sets don't contain either.
     "ProtectClock", "ProtectHostname", "ProtectKernelLogs", "ProtectKernelModules", "RestrictRealtime",
     "RestrictSUIDSGID", "LockPersonality", "SystemCallArchitectures",
 }  # fmt: skip
@@ -61,7 +61,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def service_settings(text: str) -> Settings:
-    """The settings of the unit's section Service, each with its values."""
+    """Return the settings in the unit's section Service, each with its values."""
     found: Settings = {}
     for line in text.partition("[Service]")[2].partition("[Install]")[0].splitlines():
         key, equals, value = line.partition("=")
@@ -75,7 +75,7 @@ def main(unit: str, words: list[str]) -> None:
     found = service_settings(Path(unit).read_text())
     if unknown := found.keys() - _LEFT_OUT - _DONE:
         sys.exit(f"can't start {unit}: no test knows {', '.join(sorted(unknown))}")
-    calls = bytes(_call_filter(found))  # while files can be read and programs be started
+    calls = bytes(_call_filter(found))  # while files can still be read and programs started
     capabilities = _dropped(set(found["CapabilityBoundingSet"][0].split()))
     _mount(found)
     os.umask(int(found["UMask"][0], 8))
@@ -125,14 +125,14 @@ def _do_mount(source: str | None, target: str, flags: int, kind: str | None = No
 
 
 def _set_read_only(path: str, on: bool) -> None:
-    """Of all that is mounted there and below (mount_setattr(2))."""
+    """Make all mounts there and below read-only (mount_setattr(2))."""
     attributes = struct.pack("=4Q", _READ_ONLY if on else 0, 0 if on else _READ_ONLY, 0, 0)
     if _libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, path.encode(), _RECURSIVE, attributes, len(attributes)):
         raise OSError(ctypes.get_errno(), f"can't set {path}")
 
 
 def _dropped(kept: set[str]) -> list[int]:
-    """The numbers of all capabilities but these."""
+    """Return the numbers of all capabilities except these."""
     text = _CAPABILITIES.read_text()
     known = {
         name: int(number) for name, number in re.findall(r"^#define (CAP_\w+)\s+(\d+)$", text, re.MULTILINE)
@@ -148,7 +148,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _call_filter(found: Settings) -> Iterator[int]:
-    """The program for seccomp(2), of all settings that restrict system calls."""
+    """Build the seccomp(2) program of all settings that restrict system calls."""
     assert platform.machine() == "x86_64"
     numbers = {name: int(number) for name, number in re.findall(r"__NR_(\w+) (\d+)", _CALLS.read_text())}
     allowed: set[str] = set()
@@ -172,7 +172,7 @@ def _call_filter(found: Settings) -> Iterator[int]:
 
 
 def _only(number: int, argument: int, checks: Iterable[list[_Instruction]], error: int) -> list[_Instruction]:
-    """For one system call: load an argument, check it, and refuse what no check lets pass."""
+    """Build the checks of one system call's argument; other values are refused."""
     body = [(_LOAD, 0, 0, 16 + 8 * argument), *(one for check in checks for one in check)]
     body.append((_RETURN, 0, 0, _ERRNO | error))
     return [(_EQUAL, 0, len(body), number), *body]
@@ -180,7 +180,7 @@ def _only(number: int, argument: int, checks: Iterable[list[_Instruction]], erro
 
 @cache
 def _calls(name: str) -> frozenset[str]:
-    """The system calls of a set of systemd's, or that one (systemd-analyze(1))."""
+    """Return the system calls of a systemd set, or the one named (systemd-analyze(1))."""
     if not name.startswith("@"):
         return frozenset((name,))
     words = ["systemd-analyze", "syscall-filter", "--no-pager", name]

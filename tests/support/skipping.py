@@ -1,6 +1,7 @@
-"""Skip tests that need what this machine lacks, and say at the end how many and what they need.
+"""Skip tests that need what this machine lacks, and report them at the end.
 
-With VNET_REQUIRE_ROOT=1 such a test fails instead: the run promised to leave nothing out.
+The report says how many were skipped and what they need. With VNET_REQUIRE_ROOT=1 such a test fails instead,
+because nothing may be left out.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _PREFIX = "needs "
 
 
 def leave_out(need: str) -> NoReturn:
-    """End the test or fixture that needs this: skipped, or failed if nothing may be skipped."""
+    """Skip the test or fixture that needs this, or fail it if nothing may be skipped."""
     if _nothing_may_be_skipped():
         pytest.fail(f"VNET_REQUIRE_ROOT=1, but this {_PREFIX}{need}", pytrace=False)
     pytest.skip(f"{_PREFIX}{need}")
@@ -45,7 +46,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
-    """Say at the very end what skipped tests need; from reports, which xdist's workers send too."""
+    """Print at the end what skipped tests need, from reports that xdist sends too."""
     yield
     skipped = terminalreporter.stats.get("skipped", [])
     if line := skipped_line(_reason(report) for report in skipped):
@@ -71,14 +72,16 @@ def _needs(item: pytest.Item) -> list[str]:
 
 
 def _may_lack(item: pytest.Item) -> list[str]:
-    """Needs that a complete machine may well not meet: parts of the kernel, newer engines."""
+    """Return needs that a complete machine may not meet: kernel parts, newer engines."""
     parts = [name for mark in item.iter_markers("kernel_has") for name in mark.args]
     return parts + [docker_from(*mark.args) for mark in item.iter_markers("docker_from")]
 
 
 def _deselect_what_may_lack(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A kernel without a feature or an older engine is no failure of the run: the counts say so
-    ("deselected")."""
+    """Deselect tests of missing kernel features and of other engine versions.
+
+    They are no failure of the run; pytest counts them as "deselected".
+    """
     wanting = [item for item in items if first_lacking(_may_lack(item))]
     if wanting:
         config.hook.pytest_deselected(items=wanting)
@@ -86,7 +89,7 @@ def _deselect_what_may_lack(config: pytest.Config, items: list[pytest.Item]) -> 
 
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
-    """Why a test was skipped: pytest keeps (path, line, "Skipped: reason")."""
+    """Return why a test was skipped: pytest keeps (path, line, "Skipped: reason")."""
     reason = report.longrepr
     return str(reason[2] if isinstance(reason, tuple | list) else reason).removeprefix("Skipped: ")
 

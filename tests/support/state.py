@@ -1,4 +1,4 @@
-"""The network state of throw-away namespaces, as the system's own tools tell it: for comparing."""
+"""Read the network state of throw-away namespaces by the system's tools."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-# What the kernel counts up, chooses afresh or lets age, none of which is a difference.
+# Values that the kernel counts, chooses or lets expire, which are no difference.
 _VOLATILE = frozenset(
     [
         "ifindex",
@@ -42,14 +42,14 @@ _VOLATILE = frozenset(
         "root_path_cost",
     ]
 )
-# Of flags those that somebody set; others say what the kernel found.
+# Only flags that can be set; others are what the kernel found.
 _FLAGS = frozenset(["UP", "onlink"])
 _PORT_STATES = ("disabled", "forwarding")
 _SYSCTLS = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 
 
 def state(namespaces: Iterable[str]) -> dict[str, Any]:
-    """Links, addresses, routes, ports, VLANs, rules and sysctls of each named namespace that exists."""
+    """Read each existing namespace: links, addresses, routes, VLANs, rules, sysctls."""
     return {name: _of(name) for name in namespaces if Path(f"/run/netns/{name}").exists()}
 
 
@@ -87,7 +87,7 @@ def in_order(items: list[dict[str, Any]]) -> list[Any]:
 def cleaned(value: Any) -> Any:
     if isinstance(value, dict):
         kept = [(key, item) for key, item in sorted(value.items()) if key not in _VOLATILE]
-        # A port is disabled until the kernel gets round to its carrier.
+        # A port is disabled until the kernel has processed its carrier.
         return {
             key: [one for one in item if one in _FLAGS] if key == "flags" else cleaned(item)
             for key, item in kept

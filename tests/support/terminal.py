@@ -1,4 +1,4 @@
-"""A program in a terminal of its own: what a person would type into and look at, for tests and benchmarks."""
+"""Run a program in a pseudo-terminal, as a user types and sees it."""
 
 from __future__ import annotations
 
@@ -24,30 +24,29 @@ def _set_size(descriptor: int, columns: int, rows: int) -> None:
 
 
 class Terminal:
-    """Starts `argv` on a new pseudo-terminal; everything it prints is collected, with the time it came."""
+    """Start `argv` on a new pseudo-terminal; collect its output with arrival times."""
 
     def __init__(self, argv: list[str], columns: int = 130, rows: int = 40, **environment: str) -> None:
         self.started = time.monotonic()
         self.pid, self._descriptor = pty.fork()
         if self.pid == 0:
-            _set_size(0, columns, rows)  # before the program asks
+            _set_size(0, columns, rows)  # before the program asks for it
             env = os.environ | {"TERM": "xterm-256color", "COLORTERM": "truecolor"} | environment
             os.execvpe(argv[0], argv, env)
         self.output = b""
         self.exit_status: int | None = None
 
     def resize(self, columns: int, rows: int) -> None:
-        """Give the terminal another size."""
+        """Change the terminal's size."""
         _set_size(self._descriptor, columns, rows)
 
     def press(self, keys: str | bytes) -> float:
-        """Type the keys, or send bytes as they are; returns the time (monotonic seconds) at which they were
-        typed."""
+        """Type keys, or send bytes; return the time (monotonic seconds)."""
         os.write(self._descriptor, keys.encode() if isinstance(keys, str) else keys)
         return time.monotonic()
 
     def read(self, timeout: float) -> bytes:
-        """What the program prints within `timeout` seconds at most, b"" where nothing came."""
+        """Return what the program prints within `timeout` seconds, b"" for nothing."""
         ready, _, _ = select.select([self._descriptor], [], [], timeout)
         if not ready:
             return b""
@@ -59,7 +58,7 @@ class Terminal:
         return chunk
 
     def wait_for(self, text: str, timeout: float = PATIENCE, since: int = 0) -> float:
-        """Read until `text` was printed after output position `since`; returns when (monotonic seconds)."""
+        """Read until `text` was printed after position `since`; return when (monotonic)."""
         wanted = text.encode()
         end = time.monotonic() + timeout
         while time.monotonic() < end:
@@ -69,7 +68,7 @@ class Terminal:
         raise AssertionError(f"{text!r} did not appear; the end of the output: {self.output[-2000:]!r}")
 
     def settle(self, quiet: float = 0.3, timeout: float = 5.0) -> float:
-        """Read until nothing came for `quiet` seconds; returns when the last output came."""
+        """Read until nothing came for `quiet` seconds; return when the last output came."""
         last = time.monotonic()
         end = last + timeout
         while time.monotonic() < end:
@@ -80,7 +79,7 @@ class Terminal:
         return last
 
     def read_to_the_end(self, timeout: float = PATIENCE) -> int:
-        """Read until the program has ended by itself; returns its exit status."""
+        """Read until the program has ended by itself; return its exit status."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             chunk = self.read(0.05)
@@ -94,16 +93,16 @@ class Terminal:
         raise AssertionError(f"it did not end; the end of the output: {self.output[-2000:]!r}")
 
     def processes(self) -> list[psutil.Process]:
-        """The program and all that it started."""
+        """Return the program and all its descendants."""
         root = psutil.Process(self.pid)
         return [root, *root.children(recursive=True)]
 
     def program(self) -> psutil.Process:
-        """Our program: not what took it to its namespaces, nor a child that is yet to become another one."""
+        """Return our program's process, without wrappers and children before their exec."""
         return next(one for one in self.processes() if "tui.cli" in one.cmdline() and one.name() != "nsenter")
 
     def close(self) -> int:
-        """End the program, if it has not ended; returns its exit status."""
+        """End the program, if it has not ended; return its exit status."""
         if self.exit_status is None:
             os.kill(self.pid, signal.SIGTERM)
             end = time.monotonic() + 3

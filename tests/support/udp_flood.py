@@ -1,5 +1,8 @@
-"""Opens so many new connections a second for so long, in the caller's network namespace, to loopback alone:
-UDP from one socket to ever other addresses, all of which one sink takes in. Prints how many there were."""
+"""Open so many new UDP connections a second over loopback.
+
+One socket in the caller's network namespace sends to ever other addresses, all of which one sink receives.
+Prints how many there were.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ _EVERY = 0.01
 
 
 def flood(rate: int, seconds: float) -> int:
-    """Send one packet to each of `rate` * `seconds` addresses; returns how many were sent."""
+    """Send a packet to each of `rate` * `seconds` addresses; return the number sent."""
     count, sent = int(rate * seconds), 0
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink,

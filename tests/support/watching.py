@@ -1,4 +1,4 @@
-"""A watcher under test, and what it told so far."""
+"""Collect the updates of a watcher under test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.waiting import PATIENCE
 
 
 class Watched:
-    """Collects a watcher's updates; `until` waits for a snapshot."""
+    """Collect a watcher's updates; `until` waits for a snapshot."""
 
     def __init__(self, **options: Any) -> None:
         self.updates: list[Update] = []
@@ -36,7 +36,7 @@ class Watched:
             return [change for update in self.updates for change in update.changes]
 
     def until(self, condition: Callable[[Snapshot], object], timeout: float = PATIENCE) -> Snapshot:
-        """Wait for a snapshot of which `condition` is true."""
+        """Wait for a snapshot for which `condition` is true."""
         end = time.monotonic() + timeout
         with self.came:
             while not condition(self.snapshot):

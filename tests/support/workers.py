@@ -1,4 +1,4 @@
-"""Parallel runs: a sandbox for each pytest-xdist worker, one worker for tests that share fixtures."""
+"""Run tests in parallel: a sandbox for each worker, one worker per module."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.support import sandbox
 
-# The engines start once a run: all of their tests go to one worker. First, for it is the longest of all.
+# The engines start once per run, so all their tests go to one worker: first, because it takes longest.
 _FOLDERS = ("docker", "kernel", "kernels", "datapath", "ui", "unit")
-# A kernel without nfnetlink_hook can't say in which namespace a BPF program sits at netfilter's hooks: every
+# A kernel without nfnetlink_hook can't say in which namespace a BPF program is at netfilter's hooks, so every
 # fast path of the machine pauses. The test that attaches one must not run beside those that forbid pauses.
 _ONE_BY_ONE = {"test_accelerate.py", *(f"test_fastpath_{name}.py" for name in ("hooks", "churn", "rules"))}
 
 
 def give_sandboxes(specs: Sequence[Any]) -> None:
-    """Have each worker's interpreter start in a sandbox of its own, where this user may make one."""
+    """Start each worker's interpreter in its own sandbox, if this user may."""
     if sandbox.works():
         scratch = tempfile.mkdtemp(prefix="vnet-tests-")
         atexit.register(os.rmdir, scratch)
@@ -32,7 +32,7 @@ def give_sandboxes(specs: Sequence[Any]) -> None:
 
 
 def longest_first(items: list[pytest.Item]) -> None:
-    """Sort tests by folder, the slow ones first: what is left at the end, for one worker alone, is short."""
+    """Sort tests by folder, slow ones first: no worker runs alone at the end."""
     items.sort(key=lambda item: _rank(item.nodeid))
 
 
@@ -42,8 +42,10 @@ def _rank(nodeid: str) -> int:
 
 
 class ModuleScheduling(LoadScopeScheduling):
-    """Send a module to one worker, and all tests of the engines to one, in the order of collection; so are
-    the modules that disturb each other."""
+    """Send each module to one worker, in the order of collection.
+
+    All tests of the engines go to one worker; so do modules that disturb each other.
+    """
 
     def __init__(self, config: pytest.Config, log: Any) -> None:
         config.option.loadscopereorder = False

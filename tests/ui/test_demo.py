@@ -19,7 +19,7 @@ from core.topology import Topology
 from tests.support.host_builder import HOST, HostBuilder
 from tests.support.machine import PROGRAM
 from tests.support.needs import AS_NOBODY
-from tests.support.recordings import a_story, record
+from tests.support.recordings import record, sample_updates
 from tests.support.snapshots import empty_host, small_host
 from tests.support.terminal import Terminal
 from tests.ui.driver import FedSource, Person, dashboard
@@ -108,7 +108,7 @@ async def test_the_recording_plays_by_itself_and_says_why(size: tuple[int, int])
 
 
 async def test_it_begins_again_at_its_end(tmp_path: Path) -> None:
-    record(tmp_path / "story.vnetrec", a_story())
+    record(tmp_path / "story.vnetrec", sample_updates())
     async with presented(tmp_path / "story.vnetrec", (80, 24)) as person:
         player = person.dashboard.player
         assert player is not None
@@ -121,7 +121,7 @@ async def test_it_begins_again_at_its_end(tmp_path: Path) -> None:
 
 
 async def test_at_its_end_by_a_key_it_pauses(tmp_path: Path) -> None:
-    record(tmp_path / "story.vnetrec", a_story())
+    record(tmp_path / "story.vnetrec", sample_updates())
     async with presented(tmp_path / "story.vnetrec", (80, 24)) as person:
         player = person.dashboard.player
         assert player is not None and player.position.playing
@@ -132,7 +132,7 @@ async def test_at_its_end_by_a_key_it_pauses(tmp_path: Path) -> None:
 
 
 async def test_a_recording_of_ones_own_waits_and_has_no_banner(tmp_path: Path) -> None:
-    record(tmp_path / "story.vnetrec", a_story())
+    record(tmp_path / "story.vnetrec", sample_updates())
     app = VnetApp(ReplaySource(Recording(tmp_path / "story.vnetrec")))
     async with app.run_test(size=(80, 24)) as pilot:
         person = Person(app, pilot, FedSource())

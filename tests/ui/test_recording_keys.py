@@ -11,12 +11,12 @@ import pytest
 from core.model import RECORDING_DEMAND
 from core.recording import Recording
 from core.serialize import unpack, unpack_fast
-from tests.support.recordings import a_story, fast_flows
+from tests.support.recordings import fast_flows, sample_updates
 from tests.support.snapshots import hostile_host, rates_of, small_host
 from tests.ui.driver import FedSource, Person, dashboard
 from tui.command import free_path, size_of, span_of
 
-STORY = a_story()
+STORY = sample_updates()
 
 
 @pytest.fixture(autouse=True)

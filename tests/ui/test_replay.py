@@ -16,13 +16,13 @@ from core.recording import Recording
 from core.serialize import CorruptFile
 from core.update import Update
 from tests.support.host_builder import HOST
-from tests.support.recordings import a_story, put_together, record, taken_apart
+from tests.support.recordings import join_frames, record, sample_updates, split_frames
 from tests.ui.driver import FedSource, Person, unhurried
 from tui.app import VnetApp
 from tui.sources import ReplaySource
 from tui.views import registry
 
-STORY = a_story()
+STORY = sample_updates()
 VIEWS = [view.name for view in registry.VIEWS]
 
 
@@ -94,7 +94,7 @@ async def test_flows_have_their_speed_at_once(tmp_path: Path) -> None:
     """Not only after a step: what was recorded before tells it."""
     path = tmp_path / "counted.vnetrec"
     story = []
-    for second, seen in enumerate(a_story()):
+    for second, seen in enumerate(sample_updates()):
         table = seen.snapshot.conntracks[HOST]
         entries = table.entries.copy()
         entries["counted"] = True
@@ -227,10 +227,10 @@ async def test_a_recording_cut_short_opens_and_says_so(tmp_path: Path, file: Pat
 
 
 async def test_a_moment_that_cannot_be_read_is_told_not_shown(tmp_path: Path, file: Path) -> None:
-    parts = list(taken_apart(file.read_bytes()))
+    parts = list(split_frames(file.read_bytes()))
     parts[1] = (*parts[1][:-1], b"\0\0\0\0")
     path = tmp_path / "a.vnetrec"
-    path.write_bytes(put_together(parts))
+    path.write_bytes(join_frames(parts))
     with pytest.raises(CorruptFile):
         Recording(path).moment(1)
     async with replayed(path) as person:

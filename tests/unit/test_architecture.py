@@ -1,4 +1,4 @@
-"""Check the rules of the source tree that the linters can't: no import cycles, no huge files."""
+"""Check rules of the source tree that linters can't: import cycles, file sizes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ MODULES = {_module_name(path): path for package in _PACKAGES for path in (_ROOT 
 
 
 def imported_modules(source: str, modules: dict[str, Path]) -> set[str]:
-    """Return the modules that a source imports anywhere: in functions and for the type checker too."""
+    """Return the modules that a source imports anywhere.
+
+    Also in functions and for the type checker.
+    """
     return {name for node in ast.walk(ast.parse(source)) for name in _names(node, modules)}
 
 
@@ -39,7 +42,10 @@ def _names(node: ast.AST, modules: dict[str, Path]) -> Iterator[str]:
 
 
 def find_cycle(imports: dict[str, set[str]]) -> list[str]:
-    """Return the modules of one import cycle, the first again at the end; empty where there is none."""
+    """Return the modules of one import cycle, the first again at the end.
+
+    Empty if there is none.
+    """
     try:
         TopologicalSorter(imports).prepare()
     except CycleError as error:

@@ -1,4 +1,4 @@
-"""Bundles as files: what is in them, and archives that are none of ours."""
+"""Bundles as files: their content, and archives that are no bundles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from core.model import FASTFLOW_DTYPE, Change, FastFlows, LinkStats, Snapshot, link_ref
 from core.serialize import CorruptFile, to_json, unpack, unpack_fast
 from core.topology import Topology
-from tests.support.recordings import a_story
+from tests.support.recordings import sample_updates
 from tests.support.snapshots import HOSTILE_NAME, hostile_host, small_host
 from tests.ui.test_conntrack_rows import HOST
 from tests.ui.test_conntrack_rows import snapshot as connections
@@ -24,7 +24,7 @@ from tui.bundle import BundleContents, bundle_of
 from tui.command import CommandError, save
 from tui.services import LoggedChange
 
-STORY = a_story()
+STORY = sample_updates()
 
 
 def save_bundle(path: Path, kept: BundleContents) -> str:
@@ -82,7 +82,7 @@ def test_all_that_belongs_to_a_moment_is_in_it(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["b.tar.gz"]
 
 
-def test_what_was_fast_is_told_and_comes_back(tmp_path: Path) -> None:
+def test_what_was_fast_is_written_and_read_again(tmp_path: Path) -> None:
     path, taken = tmp_path / "b.tar.gz", connections()
     entry = taken.conntracks[HOST].entries[0]
     fast = np.zeros(1, FASTFLOW_DTYPE)
@@ -135,7 +135,7 @@ def test_packed_again_by_hand() -> None:
     ],
     ids=["no snapshot", "an empty object", "an empty file", "cut off"],
 )  # fmt: skip
-def test_archives_that_are_none_of_ours(archive: bytes) -> None:
+def test_archives_that_are_no_bundles(archive: bytes) -> None:
     with pytest.raises(CorruptFile) as caught:
         unpack(archive)
     assert caught.value.try_.endswith(".")

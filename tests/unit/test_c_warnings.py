@@ -19,7 +19,7 @@ MUTATED = {
 
 
 def mutated(part: str, old: str, new: str) -> tuple[str, str]:
-    """Return the program with the first `old` of a part replaced, and the place of it."""
+    """Return the program with the first `old` of a part replaced, and its place."""
     path = build.HERE / "program" / part
     text = path.read_text()
     before, found, after = text.partition(old)

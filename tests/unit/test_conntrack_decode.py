@@ -1,4 +1,4 @@
-"""Check the decoding of ctnetlink messages: mixtures of layouts, malformed messages."""
+"""Check the decoding of ctnetlink messages: mixed layouts, malformed messages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Sample:
         return len(self.src) == 16
 
     def encoded(self, flags: int = NLM_F_MULTI) -> bytes:
-        """Encode the message as the kernel does in a dump, attributes in the kernel's order."""
+        """Encode the message like a dump of the kernel, with its order of attributes."""
         body = self._tuple(1, self.src, self.dst, self.sport, self.dport, 8, 128)
         body += self._tuple(2, self.dst, self.seen_as, self.dport, self.sport, 0, 129)
         body += optional(18, "!H", self.zone) + attribute(3, struct.pack("!I", self.status))
@@ -165,7 +165,7 @@ def test_equal_length_with_different_layout() -> None:
     assert_decoded(decode(b"".join(sample.encoded() for sample in mixed)), mixed)
 
 
-def test_values_that_look_like_headers() -> None:
+def test_values_that_resemble_headers() -> None:
     """A value equal to the word that marks entries must not be taken for an entry."""
     signature = int.from_bytes(struct.pack("=HH", 0x100, NLM_F_MULTI))
     samples = [Sample(n, mark=signature, counters=(signature, 1, 2, signature << 32)) for n in range(5)]

@@ -1,4 +1,7 @@
-"""Engines that are absent, stopped, denied, slow or broken: each is a state with a reason, never a hang."""
+"""Absent, stopped, denied, slow or broken engines have a state with a reason.
+
+None makes a command hang.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ GOOD = {
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def socket_path(tmp_path: Path) -> Path:
     return tmp_path / "engine.sock"
 
 
@@ -82,9 +85,9 @@ def assert_broken(engine: Engine, word: str) -> None:
     assert problem.why and problem.try_
 
 
-def test_a_working_engine_is_understood(place: Path, read: Read) -> None:
-    with BadEngine(place, lambda path: iter([good(path)])):
-        engine = read(str(place))
+def test_a_working_engine_is_understood(socket_path: Path, read: Read) -> None:
+    with BadEngine(socket_path, lambda path: iter([good(path)])):
+        engine = read(str(socket_path))
     assert (engine.state, engine.version, engine.problems) == ("ok", "26.1.5", ())
     assert [(c.name, c.state, c.pid, c.created) for c in engine.containers] == [
         ("web", "exited", None, "2023-11-14T22:13:20+00:00")
@@ -92,7 +95,7 @@ def test_a_working_engine_is_understood(place: Path, read: Read) -> None:
     assert [(n.name, n.id) for n in engine.networks] == [("net", "cd" * 32)]
 
 
-def test_what_docker_tells_in_another_order_is_the_same(place: Path) -> None:
+def test_the_order_of_dockers_answers_does_not_matter(socket_path: Path) -> None:
     ports = [
         {"Type": "tcp", "PublicPort": n, "PrivatePort": n, "IP": ip}
         for n in (8, 2, 5)
@@ -101,15 +104,15 @@ def test_what_docker_tells_in_another_order_is_the_same(place: Path) -> None:
     nets = [{**NETWORK, "Name": name, "Id": name} for name in ("front", "back", "mid")]
     read = []
     for turn in (1, -1):
-        told = {"containers/json": [{**LISTED, "Ports": ports[::turn]}], "networks": nets[::turn]}
-        answers = {f"/{part}": http(json.dumps(what).encode()) for part, what in told.items()}
+        documents = {"containers/json": [{**LISTED, "Ports": ports[::turn]}], "networks": nets[::turn]}
+        answers = {f"/{part}": http(json.dumps(what).encode()) for part, what in documents.items()}
 
         def answer(path: str, answers: dict[str, bytes] = answers) -> Iterator[bytes]:
             asked = path.partition("?")[0]
             return iter([next((said for end, said in answers.items() if asked.endswith(end)), good(path))])
 
-        with BadEngine(place.with_suffix(f".{turn}"), answer):
-            read.append(read_docker(str(place.with_suffix(f".{turn}"))))
+        with BadEngine(socket_path.with_suffix(f".{turn}"), answer):
+            read.append(read_docker(str(socket_path.with_suffix(f".{turn}"))))
     assert read[0] == read[1] and read[0].state == "ok"
     assert [port.host_port for port in read[0].containers[0].ports] == [2, 2, 5, 5, 8, 8]
     assert [network.name for network in read[0].networks] == ["back", "front", "mid"]
@@ -121,9 +124,11 @@ GREETING = b"HTTP/1.1 200 OK\r\nApi-Version: 1.45\r\nServer: %s (linux)\r\nConte
 @pytest.mark.parametrize(
     ("server", "state"), [(b"Docker/26.1.5+dfsg1", "ok"), (b"Libpod/5.4.2", "absent"), (b"Proxy/1.0", "ok")]
 )
-def test_an_engine_that_says_its_version_with_any_answer(place: Path, server: bytes, state: str) -> None:
-    with BadEngine(place, instead("_ping", GREETING % server)) as engine:
-        found = read_docker(str(place))
+def test_an_engine_that_says_its_version_with_any_answer(
+    socket_path: Path, server: bytes, state: str
+) -> None:
+    with BadEngine(socket_path, instead("_ping", GREETING % server)) as engine:
+        found = read_docker(str(socket_path))
     assert found.state == state
     assert ("/version" in engine.asked) == (server == b"Proxy/1.0")
     if server.startswith(b"Docker"):
@@ -131,14 +136,14 @@ def test_an_engine_that_says_its_version_with_any_answer(place: Path, server: by
         assert engine.asked == ["/_ping", "/v1.45/containers/json?all=1", "/v1.45/networks"]
 
 
-def test_an_engine_behind_a_proxy_that_knows_no_ping(place: Path) -> None:
-    with BadEngine(place, instead("_ping", GARBAGE["status 404"])):
-        assert read_docker(str(place)).version == "26.1.5"
+def test_an_engine_behind_a_proxy_that_knows_no_ping(socket_path: Path) -> None:
+    with BadEngine(socket_path, instead("_ping", GARBAGE["status 404"])):
+        assert read_docker(str(socket_path)).version == "26.1.5"
 
 
-def test_where_the_variable_points(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DOCKER_HOST", f"unix://{place}")
-    with BadEngine(place, lambda path: iter([good(path)])):
+def test_where_the_variable_points(socket_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{socket_path}")
+    with BadEngine(socket_path, lambda path: iter([good(path)])):
         assert read_docker().state == "ok"
 
 
@@ -165,53 +170,54 @@ def test_installed_but_without_a_socket_is_stopped(tmp_path: Path) -> None:
     assert (problem.what, problem.try_) == ("Docker is not running", "start it")
 
 
-def test_nobody_listens(place: Path, read: Read) -> None:
+def test_no_server_listens(socket_path: Path, read: Read) -> None:
     with socket.socket(socket.AF_UNIX) as bound:
-        bound.bind(str(place))
-        engine = read(str(place))
+        bound.bind(str(socket_path))
+        engine = read(str(socket_path))
     assert engine.state == "stopped"
     assert "not running" in engine.problems[0].what
-    assert str(place) in engine.problems[0].why
+    assert str(socket_path) in engine.problems[0].why
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("hidden", ["socket", "folder"])
-def test_denied(place: Path, hidden: str) -> None:
-    with BadEngine(place, lambda path: iter([good(path)])) as server:
-        place.parent.chmod(0o755 if hidden == "socket" else 0o700)
-        place.chmod(0o600)
+def test_denied(socket_path: Path, hidden: str) -> None:
+    with BadEngine(socket_path, lambda path: iter([good(path)])) as server:
+        socket_path.parent.chmod(0o755 if hidden == "socket" else 0o700)
+        socket_path.chmod(0o600)
         program = "from core.collect.engines import *; e = read_docker(__import__('sys').argv[1]); print(e)"
-        reach = f"mount --bind {place.parent} /mnt && exec setpriv --reuid=65534 --clear-groups "
+        reach = f"mount --bind {socket_path.parent} /mnt && exec setpriv --reuid=65534 --clear-groups "
+        script = f'{reach} "$0" -c "$1" /mnt/{socket_path.name}'
         done = subprocess.run(
-            ["unshare", "-m", "sh", "-c", f'{reach} "$0" -c "$1" /mnt/{place.name}', sys.executable, program],
+            ["unshare", "-m", "sh", "-c", script, sys.executable, program],
             capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
         )  # fmt: skip
     assert "state='denied'" in done.stdout and "sudo" in done.stdout
     assert server.asked == []
 
 
-def test_never_answers(place: Path, read: Read, impatient: None) -> None:
-    with BadEngine(place, lambda path: iter(lambda: server.over.wait() and b"", b"")) as server:
-        assert_broken(read(str(place)), "in time")
+def test_never_answers(socket_path: Path, read: Read, impatient: None) -> None:
+    with BadEngine(socket_path, lambda path: iter(lambda: server.over.wait() and b"", b"")) as server:
+        assert_broken(read(str(socket_path)), "in time")
 
 
-def test_answers_without_end(place: Path, read: Read, impatient: None) -> None:
+def test_answers_without_end(socket_path: Path, read: Read, impatient: None) -> None:
     def drip(path: str) -> Iterator[bytes]:
         yield b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
         while not server.over.wait(0.1):
             yield b" "
 
-    with BadEngine(place, drip) as server:
-        assert_broken(read(str(place)), "in time")
+    with BadEngine(socket_path, drip) as server:
+        assert_broken(read(str(socket_path)), "in time")
 
 
-def test_slow_but_in_time(place: Path, read: Read) -> None:
+def test_slow_but_in_time(socket_path: Path, read: Read) -> None:
     def slowly(path: str) -> Iterator[bytes]:
         server.over.wait(0.1)
         yield good(path)
 
-    with BadEngine(place, slowly) as server:
-        assert [container.name for container in read(str(place)).containers] == ["web"]
+    with BadEngine(socket_path, slowly) as server:
+        assert [container.name for container in read(str(socket_path)).containers] == ["web"]
 
 
 GARBAGE = {
@@ -235,7 +241,7 @@ GARBAGE = {
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
 @pytest.mark.parametrize("part", ["version", "containers/json", "networks"])
-def test_garbage(place: Path, read: Read, part: str, garbage: bytes) -> None:
+def test_garbage(socket_path: Path, read: Read, part: str, garbage: bytes) -> None:
     part = "libpod/networks/json" if part == "networks" and read is read_podman else part
 
     def answers(path: str) -> Iterator[bytes]:
@@ -243,68 +249,70 @@ def test_garbage(place: Path, read: Read, part: str, garbage: bytes) -> None:
         if garbage in (GARBAGE["closed"], GARBAGE["half an answer"], GARBAGE["no HTTP"]):
             raise OSError("hang up")
 
-    with BadEngine(place, answers):
-        assert_broken(read(str(place)), "")
+    with BadEngine(socket_path, answers):
+        assert_broken(read(str(socket_path)), "")
 
 
 def running(path: str) -> bytes:
-    """An engine that lists one running container."""
+    """Yield an engine that lists one running container."""
     listed = path.partition("?")[0].endswith("containers/json")
     return http(json.dumps([LISTED | {"State": "running"}]).encode()) if listed else good(path)
 
 
-def test_a_container_that_vanished_meanwhile(place: Path) -> None:
+def test_a_container_that_vanished_meanwhile(socket_path: Path) -> None:
     gone = http(b'{"message": "No such container"}', "404 Not Found")
-    with BadEngine(place, lambda path: iter([gone if "abab" in path else running(path)])):
-        engine = read_docker(str(place))
+    with BadEngine(socket_path, lambda path: iter([gone if "abab" in path else running(path)])):
+        engine = read_docker(str(socket_path))
     assert (engine.state, engine.containers) == ("ok", ())
 
 
-def test_a_container_that_the_engine_stumbles_over(place: Path) -> None:
+def test_a_container_that_the_engine_stumbles_over(socket_path: Path) -> None:
     stumble = http(b'{"message": "layer not known"}', "500 Internal Server Error")
-    with BadEngine(place, lambda path: iter([stumble if "abab" in path else running(path)])):
-        engine = read_docker(str(place))
+    with BadEngine(socket_path, lambda path: iter([stumble if "abab" in path else running(path)])):
+        engine = read_docker(str(socket_path))
     assert [(c.name, c.pid, dict(c.namespaces)) for c in engine.containers] == [("web", None, {})]
 
 
 @pytest.mark.parametrize("service", ["inactive", "failed", "active"])
-def test_looking_does_not_start_a_stopped_engine(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: str
+def test_reading_does_not_start_a_stopped_engine(
+    socket_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: str
 ) -> None:
     systemctl = tmp_path / "systemctl"
     systemctl.write_text(f"#!/bin/sh\necho active\necho {service}\n")
     systemctl.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(engine_http, "_SYSTEMD", tmp_path)
-    kind = EngineKind("x", "X", "sh", "NO_SUCH", str(place), "start", "x.service", str(tmp_path / "pid"))
-    with BadEngine(place, lambda path: iter([good(path)])):
+    kind = EngineKind(
+        "x", "X", "sh", "NO_SUCH", str(socket_path), "start", "x.service", str(tmp_path / "pid")
+    )
+    with BadEngine(socket_path, lambda path: iter([good(path)])):
         if service == "active":
-            assert find_socket(kind, None) == str(place)
+            assert find_socket(kind, None) == str(socket_path)
             return
         with pytest.raises(Unreachable) as caught:
             find_socket(kind, None)
         assert caught.value.engine.state == "stopped"
         (tmp_path / "pid").write_text(str(os.getpid()))
-        assert find_socket(kind, None) == str(place), "its pid file says that it runs"
+        assert find_socket(kind, None) == str(socket_path), "its pid file says that it runs"
 
 
-def watched(place: Path) -> tuple[threading.Thread, threading.Event, list[int]]:
+def watched(socket_path: Path) -> tuple[threading.Thread, threading.Event, list[int]]:
     stop, calls = threading.Event(), []
-    thread = threading.Thread(target=watch_docker, args=(stop, lambda: calls.append(1), str(place)))
+    thread = threading.Thread(target=watch_docker, args=(stop, lambda: calls.append(1), str(socket_path)))
     thread.start()
     return thread, stop, calls
 
 
 @pytest.mark.parametrize("garbage", ["no HTTP", "closed", "status 500", "silence"])
-def test_watching_a_broken_engine(place: Path, garbage: str, impatient: None) -> None:
+def test_watching_a_broken_engine(socket_path: Path, garbage: str, impatient: None) -> None:
     def answers(path: str) -> Iterator[bytes]:
         if garbage == "silence":
             server.over.wait()
         yield GARBAGE.get(garbage, b"")
         raise OSError("hang up")
 
-    with BadEngine(place, answers) as server:
-        thread, stop, calls = watched(place)
+    with BadEngine(socket_path, answers) as server:
+        thread, stop, calls = watched(socket_path)
         wait_until(lambda: len(server.asked) > 1, "a second try")
         stop.set()
         thread.join(PATIENCE)
@@ -312,13 +320,13 @@ def test_watching_a_broken_engine(place: Path, garbage: str, impatient: None) ->
     assert calls == []
 
 
-def test_watching_asks_only_for_what_matters(place: Path) -> None:
+def test_watching_asks_only_for_what_matters(socket_path: Path) -> None:
     def answers(path: str) -> Iterator[bytes]:
         yield b"HTTP/1.0 200 OK\r\n\r\n"
         server.over.wait()
 
-    with BadEngine(place, answers) as server:
-        thread, stop, calls = watched(place)
+    with BadEngine(socket_path, answers) as server:
+        thread, stop, calls = watched(socket_path)
         wait_until(lambda: calls, "the first call")
         stop.set()
         thread.join(PATIENCE)

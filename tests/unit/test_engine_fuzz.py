@@ -1,4 +1,4 @@
-"""Engines with altered responses: a problem at most, and every command works with the result."""
+"""Engines with altered responses cause at most a problem; all commands work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP with an engine: responses of every length, many at once, and connections that close in between."""
+"""HTTP with an engine: responses of every length, many at once, early closes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_one_that_hangs_up_at_once_is_not_asked_for_ever(tmp_path: Path) -> None
         assert len(engine.asked) == 1
 
 
-def test_a_refusal_stands_among_the_answers(tmp_path: Path) -> None:
+def test_a_refusal_is_among_the_answers(tmp_path: Path) -> None:
     def one_missing(path: str) -> Iterator[bytes]:
         yield http(b"gone", "404 Not Found") if path == "/2" else http(path[1:].encode())
 

@@ -1,4 +1,4 @@
-"""Engines of other versions: a series is found in whatever suite has it, or it is said that none has."""
+"""Engines of other versions: a series is found in any suite, or the error says so."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ docker-cli | 28.5.2+dfsg4-5 | http://mirror/debian testing/main amd64 Packages
 
 @pytest.fixture
 def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Apt:
-    """apt that knows what MADISON says."""
+    """Return an apt that knows what MADISON says."""
     tools = tmp_path / "tools"
     tools.mkdir()
     (tools / "known").write_text(MADISON)

@@ -44,7 +44,7 @@ def link(ifindex: int, name: str, kind: str, **more: object) -> Link:
 
 
 def host() -> Topology:
-    """A host with docker0, a network `shop`, and networks without a bridge."""
+    """Return a host with docker0, a network `shop`, and networks without a bridge."""
     links = {
         2: link(2, "docker0", "bridge"),
         3: link(3, "br-0a1b2c", "bridge"),
@@ -132,8 +132,8 @@ def test_the_page_lists_every_verdict_in_its_words() -> None:
 
 
 def test_a_release_of_what_was_not_captured_says_so() -> None:
-    told = describe_capture("10.9.0.3", [], [])
-    assert told.startswith("10.9.0.3 was not captured, nothing changed; no address is captured")
+    message = describe_capture("10.9.0.3", [], [])
+    assert message.startswith("10.9.0.3 was not captured, nothing changed; no address is captured")
     assert describe_capture("10.9.0.3", ["10.9.0.3"], []).startswith("no address is captured now")
     assert "10.9.0.4" in describe_capture("", ["10.9.0.4"], ["10.9.0.4"])
 
@@ -141,7 +141,7 @@ def test_a_release_of_what_was_not_captured_says_so() -> None:
 def test_numbers_go_on_when_a_link_is_gone(monkeypatch: object) -> None:
     numbers = FastPathMetrics()
 
-    def look(*ports: FastPort) -> FastPathNumbers:
+    def poll(*ports: FastPort) -> FastPathNumbers:
         fastpath_agent.read_fast_path = lambda **_: FastPath("on", ports=ports)  # type: ignore[assignment]
         found = numbers()
         assert found is not None
@@ -149,9 +149,9 @@ def test_numbers_go_on_when_a_link_is_gone(monkeypatch: object) -> None:
 
     before = fastpath_agent.read_fast_path
     try:
-        assert look(FastPort("a", 1, "container", {"FAST": 10, "MTU": 1})).packets == 10
-        assert look(FastPort("b", 2, "container", {"FAST": 5})).packets == 15
-        found = look(FastPort("b", 2, "container", {"FAST": 3, "TTL": 1}))
+        assert poll(FastPort("a", 1, "container", {"FAST": 10, "MTU": 1})).packets == 10
+        assert poll(FastPort("b", 2, "container", {"FAST": 5})).packets == 15
+        found = poll(FastPort("b", 2, "container", {"FAST": 3, "TTL": 1}))
         assert found.packets == 18 and found.left == {"mtu": 1, "ttl": 1}
         assert found.by_link == {"b": {"fast": 3, "ttl": 1}}
         fastpath_agent.read_fast_path = lambda **_: FastPath()  # type: ignore[assignment]
@@ -160,7 +160,7 @@ def test_numbers_go_on_when_a_link_is_gone(monkeypatch: object) -> None:
         fastpath_agent.read_fast_path = before
 
 
-def test_a_connection_stands_for_the_networks_of_its_containers() -> None:
+def test_a_connection_selects_the_networks_of_its_containers() -> None:
     before = host().snapshot
     (engine,) = before.engines.values()
     places = (("web", "shop", "172.18.0.2/16"), ("db", "bridge", "172.17.0.2/16"))

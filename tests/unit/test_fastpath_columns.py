@@ -1,4 +1,4 @@
-"""Reads the fast path's maps as columns: every field, of both families, many rows."""
+"""Read the fast path's maps as columns: every field, both families, many rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from bpf import layout
 from bpf.client import fast_flows
 
-COUNT = 10_000  # more than are filled at once
+COUNT = 10_000  # more than one batch
 HZ = 250
 
 

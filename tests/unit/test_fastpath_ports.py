@@ -104,7 +104,7 @@ def test_a_mac_that_two_claim_is_left_to_the_kernel() -> None:
     assert map_contents(_link_state(_BRIDGE, _A, peers=gateway), {2}).macs == {}
 
 
-def test_what_is_not_accelerated_is_told_why() -> None:
+def test_what_is_not_accelerated_has_a_reason() -> None:
     assert map_contents(_link_state(filters=Filters(frozenset({3, 5}))), {2}).refused.keys() == {"a", "up"}
     vlans = replace(_BRIDGE, bridge=BridgeSettings(vlan_filtering=True))
     found = map_contents(_link_state(vlans, _A), {2})
@@ -197,7 +197,7 @@ def test_many_links_that_packets_only_leave_by_leave_room_for_the_others() -> No
     )
 
 
-def test_a_card_at_whose_egress_others_look_at_more_than_packets_only_takes_in() -> None:
+def test_a_card_with_another_programs_egress_filter_only_receives() -> None:
     found = map_contents(_link_state(filters=Filters(unsafe=frozenset({3, 5}))), {2})
     assert found.links[5].flags & layout.LINK_IN_ONLY and "egress" in found.refused["up"]
     assert _MAC.format(0xA) not in _macs(found.macs) and _MAC.format(0xB) in _macs(found.macs)

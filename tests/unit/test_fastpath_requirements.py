@@ -76,15 +76,17 @@ def functions(**different: Any) -> list[str]:
 
 def test_functions_of_a_loaded_module_are_said_to_be_its() -> None:
     found = functions(conntrack=LOADED)
-    assert len(found) == len(KFUNCS) and all("the module nf_conntrack has it" in words for words in found)
+    assert len(found) == len(KFUNCS) and all("the module nf_conntrack has it" in message for message in found)
 
 
 def test_a_module_that_starting_loads_is_named_and_not_missing() -> None:
     assert missing(conntrack=LOADABLE, functions=frozenset()) == []
-    assert all("once the module nf_conntrack is loaded" in words for words in functions(conntrack=LOADABLE))
+    assert all(
+        "once the module nf_conntrack is loaded" in message for message in functions(conntrack=LOADABLE)
+    )
 
 
-def test_a_module_without_types_is_told_with_what_to_try() -> None:
+def test_a_module_without_types_is_reported_with_advice() -> None:
     """CONFIG_MODULE_ALLOW_BTF_MISMATCH loads a module and drops its type information."""
     found = requirements(
         replace(GOOD, functions=frozenset(), conntrack=ModuleState(present=True, loaded=True))

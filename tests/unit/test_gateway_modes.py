@@ -26,8 +26,10 @@ def answered(subnets: tuple[str, ...] = BOTH[:1], internal: bool = False, **opti
 
 
 def shown(answer: dict[str, Any], translated: tuple[str, ...] = BOTH) -> tuple[str, dict[str, str]]:
-    """Return the kind in the list, and the details about incoming and outgoing packets; `translated` are
-    subnets with a NAT rule."""
+    """Return the kind in the list, and details on incoming and outgoing packets.
+
+    `translated` are subnets with a NAT rule.
+    """
     host = HostBuilder()
     host.bridge("br-shop", ("172.30.0.1/16", "fd30::1/64"))
     host.networks = [network_of("docker", HOST, answer)]

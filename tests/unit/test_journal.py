@@ -1,4 +1,4 @@
-"""The journal's files: their order, lines that were cut short, and entries that no version of ours wrote."""
+"""Files of the journal: order, truncated lines, and entries of unknown form."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Sets the time that the journal sees."""
+    """Set the time that the journal reads."""
     return lambda seconds: monkeypatch.setattr(journal.time, "time", lambda: seconds)
 
 
@@ -42,7 +42,7 @@ def record(title: str, begun: int = 0, end: str = "") -> Path:
 
 
 def intent(**more: Any) -> str:
-    """The first line of a change that makes a bridge."""
+    """Return the first line of a change that creates a bridge."""
     step = {"op": "CreateBridge", "name": "br-t"}
     return json.dumps({"title": "by hand", "at": 1e9, "boot": boot_id(), "steps": [step]} | more)
 

@@ -1,5 +1,7 @@
-"""Kernels for virtual machines: fetched once, proved once for each state of the sources; slow machines wait
-longer."""
+"""Kernels for virtual machines: fetched once, proved once per source state.
+
+Slow machines wait longer.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from tests.kernels import packages, proved, vm
 from tests.kernels.__main__ import STAGES, script
 from tests.kernels.packages import CannotFetch, Kernel
 
-# Each says that it was called. A package is an empty file, which "unpacks" to a kernel with its modules.
+# Each reports that it was called. A package is an empty file, which "unpacks" to a kernel with its modules.
 STAND_INS = {
     "apt-get": 'echo "apt-get $*" >>"$CALLS"\n'
     '[[ $* != *"$FAILS"* ]] || { echo "E: no route" >&2; exit 100; }\n'
@@ -32,7 +34,7 @@ STAND_INS = {
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the stand-ins were called with; the cache is empty."""
+    """Return the calls of the stand-ins; the cache is empty."""
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, text in STAND_INS.items():
@@ -133,7 +135,7 @@ def test_what_is_missing_for_virtual_machines_is_named(monkeypatch: pytest.Monke
 
 
 def test_time_outs_grow_with_the_factor_of_a_slow_machine(tmp_path: Path) -> None:
-    """Here they shrink, for a test that waits for a time-out must not take long."""
+    """Here they shrink, so that the test of a time-out is short."""
     test = tmp_path / "test_small.py"
     test.write_text("import time\ndef test_it(): time.sleep(60)\n")
     words = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-c", "pyproject.toml", str(test)]

@@ -1,4 +1,4 @@
-"""Check metrics: Prometheus' naming conventions, the docs page, clean external text."""
+"""Check metrics: Prometheus' naming conventions, docs page, clean external text."""
 
 from __future__ import annotations
 
@@ -58,8 +58,10 @@ def values(text: str, name: str) -> dict[tuple[str, ...], float]:
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda one: one.name)
 def test_names_keep_the_conventions(metric: object) -> None:
-    """prometheus.io/docs/practices/naming: prefix, base units, _total for counters and nothing else, no type
-    in a name, help as a sentence."""
+    """See prometheus.io/docs/practices/naming.
+
+    Prefix, base units, _total for counters and nothing else, no type in a name, help as a sentence.
+    """
     (one,) = [each for each in METRICS if each is metric]
     assert re.fullmatch(r"vnet(_[a-z]+)+", one.name)
     assert one.name.endswith("_total") == (one.kind == "counter")

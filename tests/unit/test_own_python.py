@@ -1,4 +1,4 @@
-"""Check that Python processes that we start don't import from the current directory."""
+"""Check that our Python processes don't import from the current directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOT_STARTED = {
 
 
 def uses(text: str) -> Iterator[tuple[str, bool]]:
-    """Yield each use of sys.executable: its function, and whether -P or -I follows in a list."""
+    """Yield each use of sys.executable: function, and whether -P or -I follows."""
     tree = ast.parse(text)
     safe = {
         id(one)

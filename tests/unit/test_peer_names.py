@@ -1,4 +1,4 @@
-"""Names out of a hosts file; the resolver is asked only where that is wanted."""
+"""Names from a hosts file; the resolver is asked only on request."""
 
 from __future__ import annotations
 

@@ -29,8 +29,7 @@ PERSISTENT = PersistAttachment("docker:db0", "shop", WIRING)
 
 
 def topology() -> Topology:
-    """The containers of Docker: app without an attachment, db on shop and lab, gone stopped; plain is
-    unmanaged."""
+    """Return containers: app, db on shop and lab, gone stopped, plain unmanaged."""
     made = HostBuilder()
     made.link(HOST, "eth0", "physical", ["192.0.2.2/24"])
     bridges = [

@@ -64,7 +64,7 @@ PUBLISHED = "vnet publish tcp/8080 80 netns:web"
 
 
 def host(chains: tuple[Chain, ...] = ()) -> HostBuilder:
-    """A host with an uplink, the network shop with the container web, and a container without links."""
+    """Return a host with an uplink, the network shop with web, and a bare container."""
     made = HostBuilder()
     uplink = made.link(HOST, "eth0", "physical", ["192.0.2.2/24"])
     bridge = made.bridge("br-shop", ["10.9.0.1/24"], alias=SHOP_TAG)
@@ -152,7 +152,7 @@ def test_an_internal_network_forwards_nothing() -> None:
         (CreateNetwork("new", engine="docker"), "doesn't answer"),
         (CreateNetwork("new", engine="lxc"), "unknown engine"),
         (RemoveNetwork("none"), 'network "none" doesn\'t exist'),
-        (Attach("nobody", "shop"), 'no container "nobody"'),
+        (Attach("absent", "shop"), 'no container "absent"'),
         (Attach("web", "shop"), "already attached to shop"),
         (Attach("bare", "shop", ("10.9.0.2",)), "in use"),
         (Attach("bare", "shop", ("10.9.1.2",)), "not in"),

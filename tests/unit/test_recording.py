@@ -20,18 +20,18 @@ from core.update import Update
 from tests.support.host_builder import HOST
 from tests.support.recordings import (
     WALL,
-    a_story,
     fast_flows,
     opened,
     record,
     same,
     same_snapshot,
-    taken_apart,
+    sample_updates,
+    split_frames,
 )
 from tests.support.snapshots import hostile_host, many_namespaces, rates_of
 from tests.support.waiting import wait_until
 
-STORY = a_story()
+STORY = sample_updates()
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_parts_that_stay_are_the_same_objects_and_take_no_room(tmp_path: Path, w
     first, second = recording.moment(0).snapshot, recording.moment(1).snapshot
     assert first.engines is second.engines
     assert all(first.nets[ns] is second.nets[ns] for ns in first.nets if ns != HOST)
-    sizes = [len(body) for *_, body in taken_apart(whole)]
+    sizes = [len(body) for *_, body in split_frames(whole)]
     assert max(sizes[1:]) < sizes[0] / 4
 
 

@@ -15,11 +15,20 @@ from hypothesis import strategies as st
 from core.recording import frames
 from core.serialize import CorruptFile
 from tests.support.host_builder import HOST
-from tests.support.recordings import WALL, a_story, opened, places, put_together, record, same, taken_apart
+from tests.support.recordings import (
+    WALL,
+    frame_offsets,
+    join_frames,
+    opened,
+    record,
+    same,
+    sample_updates,
+    split_frames,
+)
 from tui.cli.record import open_recording as open_recording
 from tui.command import CommandError
 
-STORY = a_story()
+STORY = sample_updates()
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +42,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def test_cut_at_and_around_every_frame(tmp_path: Path, whole: bytes) -> None:
-    ends = places(whole)
+    ends = frame_offsets(whole)
     for number, end in enumerate(ends):
         for length in {end - 1, end, end + 1, (end + ends[min(number + 1, len(ends) - 1)]) // 2}:
             expect_the_first(tmp_path, whole, length)
@@ -47,7 +56,7 @@ def test_cut_anywhere(tmp_path: Path, whole: bytes, part: float) -> None:
 
 def expect_the_first(tmp_path: Path, whole: bytes, length: int) -> None:
     """Check that a truncated file opens up to its last complete frame, with a notice."""
-    moments = sum(end <= length for end in places(whole)[1:-1])
+    moments = sum(end <= length for end in frame_offsets(whole)[1:-1])
     if not moments:
         with pytest.raises(CorruptFile, match=r"truncated before its first moment|isn't a recording"):
             opened(tmp_path, whole[:length])
@@ -60,7 +69,7 @@ def expect_the_first(tmp_path: Path, whole: bytes, length: int) -> None:
 
 
 def test_room_that_was_never_written_to(tmp_path: Path, whole: bytes) -> None:
-    at = places(whole)[3]
+    at = frame_offsets(whole)[3]
     recording = opened(tmp_path, whole[:at] + bytes(4096))
     assert len(recording.frames) == 3 and "4096 bytes" in recording.notice
 
@@ -104,12 +113,12 @@ def test_other_files(tmp_path: Path, data: bytes) -> None:
 
 def rebuilt(whole: bytes, number: int, change: Callable[[Any, list[bytes]], Any]) -> bytes:
     """Return the file with other JSON or tables in one frame, and valid checksums."""
-    parts = list(taken_apart(whole))
+    parts = list(split_frames(whole))
     body = frames.Body(parts[number][-1])
     tables = [body.part(place) for place in range(1, len(body._parts))]
     text = change(body.json(), tables)
     parts[number] = (*parts[number][:-1], frames.body(frames.text_of(text), tables))
-    return put_together(parts)
+    return join_frames(parts)
 
 
 def read_all(tmp_path: Path, data: bytes) -> None:
@@ -202,7 +211,7 @@ def test_a_whole_moment_without_a_host_is_no_empty_host(tmp_path: Path, whole: b
 
 
 def test_frames_out_of_order_or_missing(tmp_path: Path, whole: bytes) -> None:
-    parts = list(taken_apart(whole))
+    parts = list(split_frames(whole))
     for mixed in (
         parts[1:],
         [parts[0], parts[2]],
@@ -211,7 +220,7 @@ def test_frames_out_of_order_or_missing(tmp_path: Path, whole: bytes) -> None:
         [*parts, parts[-1]],
     ):
         with pytest.raises(CorruptFile):
-            opened(tmp_path, put_together(mixed))
+            opened(tmp_path, join_frames(mixed))
     for number, wall, mono in (
         (1, 1e300, 2000.0),
         (1, float("nan"), 2000.0),
@@ -221,17 +230,17 @@ def test_frames_out_of_order_or_missing(tmp_path: Path, whole: bytes) -> None:
         odd = [*parts]
         odd[number] = (number, frames.STEP, wall, mono, 0, parts[number][-1])
         with pytest.raises(CorruptFile):
-            opened(tmp_path, put_together(odd))
+            opened(tmp_path, join_frames(odd))
 
 
 def test_a_bomb_is_refused_in_bounded_memory(tmp_path: Path, whole: bytes) -> None:
-    parts = list(taken_apart(whole))
+    parts = list(split_frames(whole))
     bomb = zlib.compress(bytes(256 << 20))
     for length in (1 << 20, (1 << 32) - 1):
         body = (
             (1).to_bytes(4, "little") + len(bomb).to_bytes(4, "little") + length.to_bytes(4, "little") + bomb
         )
-        data = put_together([(*parts[0][:-1], body)])
+        data = join_frames([(*parts[0][:-1], body)])
         tracemalloc.start()
         try:
             with pytest.raises(CorruptFile):
@@ -245,6 +254,6 @@ def test_a_bomb_is_refused_in_bounded_memory(tmp_path: Path, whole: bytes) -> No
     "body", [b"", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\1\0\0\0" + b"\xff" * 8, b"\1\0\0\0" + bytes(8)]
 )
 def test_parts_that_lie(tmp_path: Path, whole: bytes, body: bytes) -> None:
-    first = next(iter(taken_apart(whole)))
+    first = next(iter(split_frames(whole)))
     with pytest.raises(CorruptFile):
-        read_all(tmp_path, put_together([(*first[:-1], body)]))
+        read_all(tmp_path, join_frames([(*first[:-1], body)]))

@@ -1,4 +1,4 @@
-"""The SSH session that a process belongs to, from its own environment or a parent's."""
+"""Find a process's SSH session in its own environment or a parent's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from core.tools import PACKAGES
 
 FIND = "from core.collect.processes import remote_session; print(remote_session())"
 CLIENT = "192.0.2.7 50000 192.0.2.1 22"
-SHELL = ["sh", "-c", '"$@"; exit $?', "sh"]  # stays the parent of what it runs
+SHELL = ["sh", "-c", '"$@"; exit $?', "sh"]  # stays the parent of its commands
 # The test's own parents may belong to a session.
 OUT_OF_SIGHT = ["unshare", "--pid", "--fork", "--mount-proc"]
 

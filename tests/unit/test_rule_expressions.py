@@ -113,8 +113,10 @@ def test_only_what_lies_in_the_register_that_is_compared_says_what_a_rule_is_abo
 def test_verdicts_of_maps_that_are_not_known_judge() -> None:
     found = {code: Sets(verdicts={"s": ((b"\1", code, ""),)}) for code in (0, 1, 3, 0x50003, -1, -2, -5)}
     look_up = expression("lookup", attribute(1, string("s")), attribute(2, word(1)), attribute(3, word(0)))
-    judged = {code for code, sets in found.items() if _rule(_payload(2, 2, 2), look_up, sets=sets).per_packet}
-    assert judged == {3, 0x50003}
+    per_packet = {
+        code for code, sets in found.items() if _rule(_payload(2, 2, 2), look_up, sets=sets).per_packet
+    }
+    assert per_packet == {3, 0x50003}
 
 
 def _connmark(*numbers: int, mode: int, revision: int, shift: int = 0) -> bytes:

@@ -1,4 +1,4 @@
-"""The nftables table of vnet: nft accepts it, and vnet's objects are read back from it."""
+"""The nftables table of vnet: nft accepts it, and objects are read back."""
 
 from __future__ import annotations
 

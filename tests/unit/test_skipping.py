@@ -1,4 +1,4 @@
-"""What a machine can't run is skipped and counted by need; where nothing may be skipped, it fails."""
+"""Tests that this machine can't run are skipped and counted, or fail if required."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ if os.geteuid() == 0:
 
 @pytest.fixture
 def checkout() -> Iterator[Path]:
-    """What is needed to run a small test file in a place that every user may read."""
+    """Copy what a small test file needs to a place that every user may read."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -61,7 +61,7 @@ def checkout() -> Iterator[Path]:
 
 
 def run(checkout: Path, before: tuple[str, ...], *options: str, require: str = "") -> tuple[int, list[str]]:
-    """pytest's exit code and the lines that it printed."""
+    """Return pytest's exit code and its output lines."""
     words = [*before, sys.executable, "-m", "pytest", "-q", *options, "tests/test_small.py"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     done = subprocess.run(

@@ -32,7 +32,7 @@ SHARED = "web"
 
 
 def host(sizes: PacketSizes = USUAL, card: bool = False) -> HostBuilder:
-    """br0 with the container web, and br1; `card`: with the NIC eth0 as a port."""
+    """Return br0 with the container web, and br1; `card`: with the NIC eth0 as a port."""
     made = HostBuilder()
     bridge = made.bridge("br0", ["10.9.0.1/24"])
     made.bridge("br1", ["10.8.0.1/24"])

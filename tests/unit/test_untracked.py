@@ -46,7 +46,7 @@ def dns(ns: int, more: str = "", backend: str = "iptables-nft", **changes: Any) 
 
 
 def topology(*firewalls: Firewall) -> Topology:
-    """br0 with the containers web and log of an engine, and bare without rules."""
+    """Return br0 with the containers web and log of an engine, and bare without rules."""
     made = HostBuilder()
     bridge = made.bridge("br0", ["10.9.0.1/24"])
     for place, (ns, name) in enumerate(((WEB, "web"), (LOG, "log"), (BARE, "bare")), 2):
@@ -111,12 +111,12 @@ def tuned_in(made: Plan) -> list[int | None]:
 
 
 def replaced(ns: int) -> Firewall:
-    """vnet's rules instead of Docker's."""
+    """Return vnet's rules instead of Docker's."""
     return Firewall(ns, rules=ours())
 
 
 def both(ns: int) -> Firewall:
-    """vnet's rules, and new rules of Docker for a resolver at other ports."""
+    """Return vnet's rules, and new rules of Docker for a resolver at other ports."""
     docker = dns(ns)
     return replace(docker, rules=(*docker.rules, *ours(OLD)))
 

@@ -1,5 +1,5 @@
-"""Changes that are killed at random calls, recovered, and compared with what was before.
+"""Kill changes at random calls, recover, and compare with the state before.
 
-`host` the machine on which that happens and all that is compared of it, `trials` what is killed when.
-tests/support/killing.py does the killing.
+`host` has the machine and the compared state, `trials` what is killed when. tests/support/killing.py does the
+killing.
 """

@@ -1,4 +1,4 @@
-"""A host with networks, containers and a card, on which changes are killed; and its state."""
+"""Build a host with networks, containers and a NIC for killed changes; read it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _CARD = (
     "ip -6 route add default via 2001:db8::1 dev up0",
     "ip neigh add 192.0.2.9 lladdr 02:00:00:00:02:09 dev up0",
 )
-# Forwarding as on a host that never did, but for one link: what is switched on must be switched off again.
+# Forwarding is off except for one link: what a change switches on, it must switch off again.
 _FORWARDING = ("net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0", "net.ipv4.conf.up0.forwarding=1")
 _SHOW = r"""
 one() { echo "@$1 of $name"; shift; "$@"; }
@@ -82,15 +82,15 @@ for space in $(ls /run/netns); do
     [ "$space" = world ] || nsenter "--net=/run/netns/$space" sh "$0" "$space" "$2"
 done
 """
-# What the kernel counts, draws or finds by itself: no difference. A bridge takes the size of segments from
-# its first port and keeps it; the ids of ports are counted from what is free; "link" names what happens to
-# have here the index that a veth's other end has elsewhere.
+# Values that the kernel counts, chooses or detects are no difference. A bridge takes its segment size from
+# its first port and keeps it; port ids are counted from the lowest free one; "link" is printed as a name if
+# this namespace happens to have the index that a veth's other end has elsewhere.
 _LEFT_OUT = frozenset(["link", "tso_max_size", "tso_max_segs", "port_id", "port_no", "designated_cost",
                        "promiscuity", "allmulti", "fdb_n_learned", "mcast_n_groups"])  # fmt: skip
 
 
 class Host:
-    """A machine in small with networks of ours, on which forwarding is off."""
+    """A small machine with vnet's networks, on which forwarding is off."""
 
     def __init__(self) -> None:
         self.machine, self.furniture = Machine(), len(_FURNITURE)
@@ -111,12 +111,12 @@ class Host:
         wait_until(lambda: "tentative" not in self.machine.run("ip addr"), "duplicate address detection")
 
     def vnet(self, command: str, **environment: str) -> Any:
-        """Run one of our commands, words without blanks in them."""
+        """Run a vnet-tui command whose words contain no blanks."""
         words = command.format(file=self.machine.folder / "other.toml").split()
         return forkserver.run(words, self.machine.environment | environment, self.machine.namespaces)
 
     def state(self, with_offloads: bool = True) -> dict[str, Any]:
-        """All that our commands may change, of the host and each named namespace."""
+        """Return what vnet-tui may change, of the host and each named namespace."""
         script = self.machine.folder / "show"
         script.write_text(_SHOW)
         words = ["unshare", "-m", "sh", str(script), "", "yes" if with_offloads else ""]
@@ -126,18 +126,18 @@ class Host:
             found[what] = _read(what.split()[0], text)
         return found
 
-    def standing(self) -> str:
-        """The id of a change that was completed since the host is there, "" where none was."""
+    def last_change(self) -> str:
+        """Return the id of the last completed change since the host exists, "" for none."""
         files = sorted(Path(self.machine.environment["VNET_STATE"], "journal").iterdir())
         found = [entry for path in files[self.furniture :] if (entry := read(path))]
         return next((entry.entry_id for entry in reversed(found) if entry.end != "undone"), "")
 
     def guards(self) -> list[str]:
-        """The processes that watch a guarded change."""
+        """Return the processes that watch a guarded change."""
         return self.machine.run("pgrep -x vnet-guard", check=False).split()
 
     def close(self) -> None:
-        """End it."""
+        """End the machine."""
         self.machine.close()
 
 
@@ -157,8 +157,11 @@ def _without(value: Any) -> Any:
 
 
 def _is_automatic(item: Any) -> bool:
-    """Whether the kernel adds it to each link that is up, a moment later: link-local, multicast; or to those
-    that forward, and forgets it at times when they do no longer: the anycast address of routers."""
+    """Return whether the kernel adds an address to a link by itself.
+
+    Link-local and multicast addresses are added to each link that is up, a moment later. Routers' anycast
+    addresses are added to links that forward, and sometimes removed when they no longer do.
+    """
     if not isinstance(item, dict):
         return False
     where = str(item.get("dst") or item.get("local"))
@@ -166,7 +169,7 @@ def _is_automatic(item: Any) -> bool:
 
 
 def differences(before: Any, after: Any, where: str = "") -> list[str]:
-    """Where two states differ, one line each."""
+    """Return the differences of two states, one line each."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys = sorted({*before, *after}, key=str)
         return [

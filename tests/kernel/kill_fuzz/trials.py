@@ -1,4 +1,4 @@
-"""Trials: a change, or its undo, is killed at a random call; afterwards `recover` leaves no difference."""
+"""Kill a change or its undo at a random call; `recover` must leave no difference."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ COMMANDS = (
     "apply {file} --prune --yes",
     "cleanup --yes",
 )
-# Killed are: the change; its undo; the change, and then its recovery as well; a change that fails half-way,
-# mostly while it is taken back.
+# Killed are: the change; its undo; the change and then its recovery; a change that fails half-way, mostly
+# during its rollback.
 MODES = ("change", "undo", "recovery", "failing")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One kill: the parts say after which share of all calls it comes."""
+    """Describe one kill: the parts say after which share of all calls it comes."""
 
     number: int
     command: str
@@ -56,7 +56,7 @@ class Trial:
 
     @property
     def is_guarded(self) -> bool:
-        """Whether it can cut a person off."""
+        """Return whether the change can cut a user off."""
         return "up0" in self.command
 
     def __str__(self) -> str:
@@ -65,7 +65,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: "killed" (as was meant) or "done" (before the kill), and what differs."""
+    """How a trial ended: "killed" (as intended) or "done" (before), and differences."""
 
     trial: Trial
     kind: str
@@ -76,7 +76,7 @@ class Outcome:
 
 
 def trials(seed: int, commands: tuple[str, ...] = COMMANDS) -> Iterator[Trial]:
-    """The trials of a seed, without end; each depends on its number alone."""
+    """Yield the trials of a seed, without end; each depends only on its number."""
     number = 0
     while True:
         number += 1
@@ -85,7 +85,7 @@ def trials(seed: int, commands: tuple[str, ...] = COMMANDS) -> Iterator[Trial]:
 
 
 class Killer:
-    """Makes trials on a host, one after the other: each leaves it as it was, or another host is made."""
+    """Run trials on a host in turn; a host that isn't as before is replaced."""
 
     def __init__(self) -> None:
         self._host: Host | None = None
@@ -99,7 +99,7 @@ class Killer:
             self._host = None
 
     def run(self, trial: Trial) -> Outcome:
-        """Kill, recover, compare."""
+        """Kill, recover and compare."""
         if self._host is None:
             self._host = Host()
             self._before = self._host.state()
@@ -123,7 +123,7 @@ class Killer:
         return killed
 
     def _count(self, host: Host, trial: Trial, which: str) -> int:
-        """How many calls a change and its undo make, each counted once."""
+        """Return how many calls a change and its undo make, counted once."""
         if (trial.command, which) not in self._calls:
             file = host.machine.folder / "calls"
             for name, what in (("change", trial.command), ("undo", "undo")):
@@ -138,11 +138,11 @@ class Killer:
 
 
 def _settled(host: Host, trial: Trial) -> Iterator[str]:
-    """Take back what is left; says what could not be."""
+    """Undo what is left; return what could not be undone."""
     _let_guard_end(host, trial)
     try:
         _do(host, "recover", trial)
-        while left := host.standing():
+        while left := host.last_change():
             _do(host, f"undo {left}", trial)
     except AssertionError as error:
         yield str(error)
@@ -160,7 +160,7 @@ def _do(host: Host, command: str, trial: Trial, **environment: str) -> None:
 
 
 def _let_guard_end(host: Host, trial: Trial) -> None:
-    """A guarded change that was killed half-way is taken back; one that has ended is kept."""
+    """Wait for guards: a half-finished change is undone, a finished one is kept."""
     if trial.is_guarded and host.guards():
         host.vnet("confirm")
         wait_until(lambda: not host.guards(), "the guard to take it back")

@@ -1,6 +1,6 @@
-"""Random rule sets and changes, run through the kernel's path and the fast path, and compared.
+"""Compare random rules and changes on the kernel's path and the fast path.
 
-`vocabulary`, `state` and `iptables` what rules can look at, `changes` what can change under them, `cases`
-random combinations of both, `traffic` the packets, `places` two equal hosts, one with the fast path,
-`compare` what is sent when and whether the same arrives, `report` many cases.
+`vocabulary`, `state` and `iptables` are what rules can match, `changes` what can change during a connection,
+`cases` random combinations of both, `traffic` the packets, `hosts` two equal hosts, one with the fast path,
+`compare` when packets are sent and whether the same arrive, `report` many cases.
 """

@@ -1,4 +1,4 @@
-"""Random rule sets, changes and connections: each row and each change about equally often."""
+"""Draw random rules, changes and connections, each about equally often."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from itertools import count
 from tests.kernel.rule_fuzz import iptables
 from tests.kernel.rule_fuzz.changes import CHANGES, Change
 from tests.kernel.rule_fuzz.state import ROWS as NFT_ROWS
-from tests.kernel.rule_fuzz.traffic import TCP, UDP, WAYS, Facts, Flow
+from tests.kernel.rule_fuzz.traffic import TCP, TRAFFIC_PATHS, UDP, Facts, Flow
 from tests.kernel.rule_fuzz.vocabulary import Row
 
 ROWS = (*NFT_ROWS, *iptables.ROWS)
@@ -39,9 +39,9 @@ _HOOKS = {
     ],
 }  # fmt: skip
 _FAMILIES = {0: ("inet", "ip", "ip6", "inet"), 4: ("inet", "ip"), 6: ("inet", "ip6")}
-# What makes a rule one of a family.
+# Matches that restrict a rule to a family.
 _OF_FAMILY = {4: re.compile(r"\bip [a-z]|protocol ip "), 6: re.compile(r"\bip6 [a-z]|protocol ip6")}
-# How packets come to a rule: what the base chain does, and the chains on the way; {} is the rule.
+# How packets reach a rule: the base chain's rules, and chains in between; {} is the rule.
 _DIRECT = ("{}", "")
 _REACHED = (
     _DIRECT,
@@ -62,19 +62,19 @@ _REACHED_BY_STATE = (
     ("ct state vmap {{ established : jump one, related : accept }}", "chain one {{ {}; }}"),
 )  # fmt: skip
 _VERDICTS = ("drop", "counter drop", "goto ended", "drop", "jump ended", "reject")
-FAILED = "failed:"  # what the script of a change prints before a command that was refused
+FAILED = "failed:"  # printed by a change's script before a command that was refused
 _ENDED = "chain ended { drop; }"
 
 
 class Deck[T]:
-    """Cards in random order, each once before any comes again."""
+    """Draw cards in random order, each once before any comes again."""
 
     def __init__(self, dice: random.Random, cards: Sequence[T]) -> None:
         self._dice, self._cards = dice, tuple(cards)
         self._left: list[T] = []
 
     def draw(self) -> T:
-        """The next card."""
+        """Return the next card."""
         if not self._left:
             self._left = list(self._cards)
             self._dice.shuffle(self._left)
@@ -83,7 +83,7 @@ class Deck[T]:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule of a case: scripts that put it and take it back; `table` is the nftables table that it is in."""
+    """Scripts that add a rule and remove it; `table` is its nftables table."""
 
     row: Row
     put: str
@@ -93,7 +93,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A change: scripts that prepare it, do it, and take it back, where it is; the rest as in Change."""
+    """Scripts that prepare, do and undo a change, and where; the rest as in Change."""
 
     name: str
     do: str
@@ -105,13 +105,13 @@ class Step:
 
     @property
     def change(self) -> str:
-        """The script that does it and names what was refused."""
+        """Return the script that does the change and prints which command was refused."""
         return f"trap 'echo \"{FAILED} $BASH_COMMAND\"' ERR\n{self.do}"
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Rules that stand, others that are put later, what changes one after the other, and connections."""
+    """Permanent rules, rules that are added later, changes in turn, and connections."""
 
     seed: int
     number: int
@@ -122,32 +122,32 @@ class Case:
 
     @property
     def setup(self) -> str:
-        """The script that stands before the connections."""
+        """Return the script that runs before the connections."""
         return "\n".join(("set -e", *(rule.put for rule in self.rules)))
 
     @property
     def takes(self) -> float:
-        """Seconds without packets after that."""
+        """Return the seconds without packets after that."""
         return max((_silence(rule) for rule in self.rules), default=0.0)
 
     @property
     def clean(self) -> str:
-        """The script that takes the rules away."""
+        """Return the script that removes the rules."""
         return "\n".join((*(rule.take for rule in (*self.late, *self.rules)), "conntrack -F"))
 
     @property
     def is_loose(self) -> bool:
-        """Whether the kernel itself doesn't do the same twice under its rules."""
+        """Return whether the kernel itself gives different results under its rules."""
         return any(rule.row.loose for rule in (*self.rules, *self.late))
 
     @property
     def name(self) -> str:
-        """What it is about, on one line."""
+        """Return what it is about, on one line."""
         rules = ", ".join(rule.row.name for rule in self.rules)
         return f"{rules or 'no rule'} / {'; '.join(step.name for step in self.steps)}"
 
     def __str__(self) -> str:
-        """The commands, to type them on a host as tests/kernel/fastlab.py makes it."""
+        """Return the commands, to type on a host as tests/kernel/fastlab.py builds it."""
         steps = (
             f"--- {step.name}\n{step.before}\n{step.do}\n--- packets: {step.facts}\n{step.back}"
             for step in self.steps
@@ -156,17 +156,17 @@ class Case:
 
 
 def cases(seed: int) -> Iterator[Case]:
-    """All cases of a seed, without an end."""
-    maker = _Maker(seed)
+    """Yield all cases of a seed, without end."""
+    builder = _CaseBuilder(seed)
     for number in count(1):
-        yield maker.case(number)
+        yield builder.case(number)
 
 
 def all_rules(seed: int) -> Iterator[Rule]:
-    """A rule for each text of each row."""
-    maker = _Maker(seed)
+    """Yield a rule for each text of each row."""
+    builder = _CaseBuilder(seed)
     for row in ROWS:
-        yield from (maker.rule(row, 1) for _ in row.texts)
+        yield from (builder.rule(row, 1) for _ in row.texts)
 
 
 def _family_of(text: str) -> int:
@@ -175,26 +175,29 @@ def _family_of(text: str) -> int:
 
 
 def _bound(change: Change, table: str) -> Change:
-    """The change of something in that table."""
+    """Return the change for something in that table."""
     return replace(change, do=change.do.replace("$T", table), undo=change.undo.replace("$T", table))
 
 
-def _putting(rule: Rule) -> Step:
+def _adding_step(rule: Rule) -> Step:
     return Step(f"comes: {rule.row.name}", rule.put, takes=_silence(rule))
 
 
-def _taking(rule: Rule) -> Step:
+def _removing_step(rule: Rule) -> Step:
     return Step(f"goes: {rule.row.name}", rule.take, takes=_silence(rule))
 
 
 def _silence(rule: Rule) -> float:
-    """Rules of iptables-legacy are looked at once a second: where what they do to connections, or count of
-    them, lasts, none may come until then."""
-    lasts = rule.row.whole or rule.row.stands or "ctmark" in rule.row.looks
+    """Return the seconds without packets that legacy iptables rules need.
+
+    They are checked once a second. If their effect on connections, or their counts, are permanent, no packet
+    may come before.
+    """
+    lasts = rule.row.whole or rule.row.permanent_only or "ctmark" in rule.row.looks
     return 1.5 if lasts and "-legacy" in rule.put else 0.0
 
 
-class _Maker:
+class _CaseBuilder:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.dice = random.Random(seed)
@@ -219,16 +222,23 @@ class _Maker:
 
     def case(self, number: int) -> Case:
         rules = [self.rule(self._rows.draw(), place + 1) for place in range(self._sizes.draw())]
-        late = tuple(rule for rule in rules[:1] if self._is_late.draw() and not rule.row.stands)
-        steps = [_putting(rule) for rule in late]
+        late = tuple(rule for rule in rules[:1] if self._is_late.draw() and not rule.row.permanent_only)
+        steps = [_adding_step(rule) for rule in late]
         seen: set[str] = set()
         steps += [self._step(rules, seen) for _ in range(self._lengths.draw() - len(late))]
-        steps += [_taking(rule) for rule in rules[:1] if self._is_taken.draw() and not rule.row.stands]
-        stand = tuple(rule for rule in rules if rule not in late)
-        return Case(self.seed, number, stand, late, tuple(steps), self._flows(number))
+        steps += [
+            _removing_step(rule)
+            for rule in rules[:1]
+            if self._is_taken.draw() and not rule.row.permanent_only
+        ]
+        permanent = tuple(rule for rule in rules if rule not in late)
+        return Case(self.seed, number, permanent, late, tuple(steps), self._flows(number))
 
     def _step(self, rules: list[Rule], seen: set[str]) -> Step:
-        """One change or two at once, of what a rule looks at or any, not `seen` in this case."""
+        """Draw one change, or two at once, of what a rule matches or any.
+
+        Changes in `seen` have been used in this case.
+        """
         changes = [self._matched(rules, seen) if self._is_matched.draw() else None]
         if changes[0] is None or self._is_second.draw():
             changes.append(self._changes.draw())
@@ -249,7 +259,7 @@ class _Maker:
         )
 
     def _matched(self, rules: list[Rule], seen: set[str]) -> Change | None:
-        """A change of what a rule looks at, of those the one that was used least."""
+        """Return the least used change of what a rule matches."""
         fitting = []
         for rule in rules:
             fitting += [_bound(each, rule.table) for each in rule.row.own]
@@ -259,11 +269,11 @@ class _Maker:
         return min(fitting, key=lambda each: self._used[each.name], default=None)
 
     def _flows(self, number: int) -> tuple[Flow, ...]:
-        ways = [(way, family) for way in WAYS for family in (4, 6)]
-        base = 5000 + number * len(ways) % 900
+        paths = [(path, family) for path in TRAFFIC_PATHS for family in (4, 6)]
+        base = 5000 + number * len(paths) % 900
         return tuple(
-            Flow(base + place, way, family, self._protocols.draw(), base + place)
-            for place, (way, family) in enumerate(ways)
+            Flow(base + place, path, family, self._protocols.draw(), base + place)
+            for place, (path, family) in enumerate(paths)
         )
 
     def rule(self, row: Row, place: int) -> Rule:

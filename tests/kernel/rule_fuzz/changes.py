@@ -1,4 +1,4 @@
-"""What changes under a connection: commands, how they are taken back, and what they touch."""
+"""Changes during a connection: commands, their undo, and what they affect."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from tests.kernel.rule_fuzz.traffic import OTHER_MAC, VARIATIONS, Facts
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`do` and `undo` are scripts, `before` stands from the start on (and is taken back by `undo`); `facts`
-    are what is so of the packets after it. `touches` are words that rules have as well in what they look at.
-    With `loose` the kernel itself doesn't do the same twice."""
+    """Scripts that do and undo a change, and what it affects.
+
+    `before` runs at the start (and is undone by `undo`); `facts` describe the packets after the change.
+    `touches` are words that rules have too in what they match. With `loose` the kernel itself gives different
+    results.
+    """
 
     name: str
     touches: frozenset[str]
@@ -20,7 +23,7 @@ class Change:
     before: str = ""
     facts: Facts = field(default_factory=Facts)
     loose: bool = False
-    takes: float = 0.0  # seconds that have to pass for it
+    takes: float = 0.0  # seconds that have to pass before it
 
 
 def _change(name: str, touches: str, do: str = "true", undo: str = "true", **more: object) -> Change:
@@ -29,10 +32,10 @@ def _change(name: str, touches: str, do: str = "true", undo: str = "true", **mor
 
 _DEFAULT = "ip route replace default via 192.0.2.2; ip -6 route replace default via 2001:db8::2"
 _SECOND = "ip route replace default via 203.0.113.2; ip -6 route replace default via 2001:db8:cb::2"
-# Who sends first after a connection was deleted decides about its translation: the fast path asks for each
-# connection once a second.
+# The side that sends first after a connection was deleted decides about its translation: the fast path asks
+# for each connection once a second.
 _ASKED = 2.5
-# It fails where there is no such connection, or nothing to change about one.
+# It fails if there is no such connection, or nothing to change about one.
 _CONNTRACK = "for f in ipv4 ipv6; do for p in tcp udp; do conntrack {} -f $f -p $p {} || true; done; done"
 _BY_RULE = (
     "ip rule del lookup 77; ip -6 rule del lookup 77; ip route flush table 77; ip -6 route flush table 77"

@@ -1,4 +1,4 @@
-"""Runs one case through both hosts, and says whether the same arrived."""
+"""Run one case on both hosts, and compare what arrives."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import time
 from dataclasses import dataclass, field, replace
 
 from tests.kernel.rule_fuzz.cases import FAILED, Case, Step
-from tests.kernel.rule_fuzz.places import Pair
+from tests.kernel.rule_fuzz.hosts import HostPair
 from tests.kernel.rule_fuzz.traffic import Facts
 
-# Seconds after a change within which the fast path has to be as the kernel: most changes are heard of in
-# milliseconds, some are looked for every second or three. The rest is for a machine with other work.
+# Seconds after a change within which the fast path has to be like the kernel: most changes are noticed within
+# milliseconds, some are polled every one to three seconds. The rest is for a busy machine.
 GRACE = 10.0
 _HEARD = 0.05
-_SETTLES = 0.25  # nothing is judged before that
+_SETTLES = 0.25  # no comparison before that
 _IN_A_ROW = 6  # rounds that have to be equal
 _LOOSE_ROUNDS = 20
-_WARMS = 1.5  # seconds after which it is not waited any more for connections to be fast
+_WARMS = 1.5  # seconds to wait for connections to become fast
 _PAUSE = 0.005
-# Refusals that say that this kernel, or this tool, has no such thing.
+# Errors of a kernel or a tool that lacks such a feature.
 LACKS = re.compile(
     r"Could not process rule: (No such file|Operation not supported|Not supported|Protocol|Address family)"
     r"|missing kernel module|RULE_\w+ failed \((No such file|Operation not supported|Invalid argument)"
@@ -30,10 +30,13 @@ LACKS = re.compile(
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a case: "same", "different", "lacking" (this kernel has no such rule), "unsteady"
-    (different, but so are two hosts without the fast path) or "once" (not on new hosts). `refused` is what
-    the kernel did not take, `share` the share of packets that were fast before the first change, `took` the
-    most seconds until all was the same after one."""
+    """Hold the result of a case, and how fast it was.
+
+    The kind is "same", "different", "lacking" (this kernel has no such rule), "unsteady" (different, but so
+    are two hosts without the fast path) or "once" (not on new hosts). `refused` is what the kernel did not
+    accept, `share` the share of packets that were fast before the first change, `took` the most seconds until
+    all was the same after one.
+    """
 
     case: Case
     kind: str
@@ -52,20 +55,20 @@ def _first_line(text: str) -> str:
 
 
 class Broken(AssertionError):
-    """The generator itself wrote something that nobody takes."""
+    """Say that the generator wrote something that no tool accepts."""
 
 
-def run(pair: Pair, case: Case) -> Outcome:
-    """Rules, connections, changes, and all of it back."""
+def run(pair: HostPair, case: Case) -> Outcome:
+    """Apply rules, open connections, make the changes, and undo everything."""
     outcome = Outcome(case, "same")
     undo: list[str] = []
     try:
-        if _stands(pair, case, outcome):
+        if _apply_setup(pair, case, outcome):
             time.sleep(case.takes)
             pair.begin(list(case.flows))
             outcome.share = _phase(pair, case, outcome, "before").share
-            # Where rules pause the fast path from the start, one change says as much as several. Hosts
-            # without it do them all: they say whether the kernel is steady where a difference was found.
+            # If rules pause the fast path from the start, one change shows as much as several. Hosts without
+            # it do them all: they show whether the kernel is steady where a difference was found.
             for step in case.steps if pair.status()["state"] in ("on", "off") else case.steps[:1]:
                 undo = [step.back]
                 if not _step(pair, case, step, outcome):
@@ -76,12 +79,12 @@ def run(pair: Pair, case: Case) -> Outcome:
     return outcome
 
 
-def _step(pair: Pair, case: Case, step: Step, outcome: Outcome) -> bool:
-    """Do a change and take it back; whether the fast path was as the kernel all the time."""
+def _step(pair: HostPair, case: Case, step: Step, outcome: Outcome) -> bool:
+    """Do a change and undo it; return whether the fast path matched the kernel."""
     if step.before:
         pair.run(step.before)
         _phase(pair, case, outcome, f"before: {step.name}")
-    if outcome.kind == "same" and _does(pair, step, outcome):
+    if outcome.kind == "same" and _run_change(pair, step, outcome):
         _phase(pair, case, outcome, f"after: {step.name}", step)
     if outcome.kind == "same" and step.back:
         pair.run(step.back)
@@ -89,9 +92,10 @@ def _step(pair: Pair, case: Case, step: Step, outcome: Outcome) -> bool:
     return outcome.kind == "same"
 
 
-def _phase(pair: Pair, case: Case, outcome: Outcome, name: str, step: Step | None = None) -> _Phase:
-    """Compare packets for a while; what is different goes to `outcome`."""
-    # What the kernel makes of the first packets after a change may last: none come while it is heard of.
+def _phase(pair: HostPair, case: Case, outcome: Outcome, name: str, step: Step | None = None) -> _Phase:
+    """Compare packets for a while; differences go to `outcome`."""
+    # The kernel's decision on the first packets after a change may be permanent: send none until the fast
+    # path knows of it.
     time.sleep(max(step.takes if step else 0, _HEARD))
     phase = _Phase(pair, case, step.facts if step else Facts(), warms=step is None)
     is_loose = case.is_loose or (step is not None and step.loose)
@@ -102,32 +106,32 @@ def _phase(pair: Pair, case: Case, outcome: Outcome, name: str, step: Step | Non
     return phase
 
 
-def _stands(pair: Pair, case: Case, outcome: Outcome) -> bool:
-    for code, said in pair.run(case.setup):
-        if code and not LACKS.search(said):
-            raise Broken(f"{said}\n{case}")
+def _apply_setup(pair: HostPair, case: Case, outcome: Outcome) -> bool:
+    for code, output in pair.run(case.setup):
+        if code and not LACKS.search(output):
+            raise Broken(f"{output}\n{case}")
         if code:
             outcome.kind = "lacking"
-            outcome.refused.append(f"{case.name}: {_first_line(said)}")
+            outcome.refused.append(f"{case.name}: {_first_line(output)}")
             return False
     return True
 
 
-def _does(pair: Pair, step: Step, outcome: Outcome) -> bool:
-    """Run a change; a command that one host alone refuses is a difference."""
-    said = [text for _, text in pair.run(step.change)]
-    failed = [FAILED in text for text in said]
+def _run_change(pair: HostPair, step: Step, outcome: Outcome) -> bool:
+    """Run a change; a command that only one host refuses is a difference."""
+    output = [text for _, text in pair.run(step.change)]
+    failed = [FAILED in text for text in output]
     if failed[0] != failed[1]:
-        outcome.kind, outcome.details = "different", said
+        outcome.kind, outcome.details = "different", output
     elif failed[0]:
-        outcome.refused.append(f"{step.name}: {_first_line(said[0])}")
+        outcome.refused.append(f"{step.name}: {_first_line(output[0])}")
     return not failed[0] and not failed[1]
 
 
 class _Phase:
-    """Rounds of packets between two changes."""
+    """Send rounds of packets between two changes."""
 
-    def __init__(self, pair: Pair, case: Case, facts: Facts, warms: bool) -> None:
+    def __init__(self, pair: HostPair, case: Case, facts: Facts, warms: bool) -> None:
         self._pair, self._case, self._facts = pair, case, facts
         self._warms = warms
         self._started = time.monotonic()
@@ -138,7 +142,7 @@ class _Phase:
         return time.monotonic() - self._started
 
     def exact(self) -> list[str]:
-        """Send rounds until enough in a row were equal; what differs at the end of the time for it."""
+        """Send rounds until enough in a row were equal; return the final differences."""
         streak = 0
         while True:
             before = self._fast_packets()
@@ -155,7 +159,7 @@ class _Phase:
                 return [*found, f"{self._elapsed:.1f} s after the change", str(self._pair.status())]
 
     def loose(self) -> list[str]:
-        """The same where the kernel doesn't do the same twice: all, some or none of many packets."""
+        """Compare all, some or none of many packets, where the kernel itself varies."""
         while True:
             before = self._fast_packets()
             numbers = [self._pair.round(self._facts, _PAUSE) for _ in range(_LOOSE_ROUNDS)]
@@ -184,7 +188,7 @@ class _Phase:
         return found
 
     def _may_judge(self) -> bool:
-        """Whether the fast path had time to hear of the change, and is not just changing."""
+        """Return whether the fast path had time to notice the change, and isn't changing."""
         if self._elapsed < _SETTLES:
             return False
         state = self._pair.status()["state"]

@@ -1,4 +1,4 @@
-"""What iptables' matches and targets can look at or do: rows as in vocabulary.py."""
+"""Matches and targets of iptables: rows as in vocabulary.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BOTH = "iptables iptables-legacy"
 def _row(
     name: str, texts: str | tuple[str, ...], looks: str = "", chains: tuple[str, ...] = _ANY, **more: object
 ) -> Row:
-    """Conditions get `-j DROP`."""
+    """Return a row; conditions get `-j DROP`."""
     every = texts if isinstance(texts, tuple) else (texts,)
     words = frozenset(looks.split())
     name = f"iptables {name}"
@@ -82,8 +82,8 @@ ROWS = (
     _row("policy", ("-m policy --dir in --pol ipsec", "-m policy --dir out --pol ipsec"), "xfrm", _FILTER),
     _row("connbytes", ("-m connbytes --connbytes 3000 --connbytes-dir both --connbytes-mode bytes",
          "-m connbytes --connbytes 20 --connbytes-dir original --connbytes-mode packets"), "", _OUT,
-         stands=True),
-    _row("connlimit", "-p udp -m connlimit --connlimit-above 1", "", _FILTER, stands=True),
+         permanent_only=True),
+    _row("connlimit", "-p udp -m connlimit --connlimit-above 1", "", _FILTER, permanent_only=True),
     _row("connlabel", "-m connlabel --label 3", "ctlabel", _FILTER),
     _row("pkttype", ("-m pkttype --pkt-type unicast -p udp --dport 80", "-m pkttype --pkt-type multicast"),
          "mac port", _EARLY),
@@ -123,8 +123,8 @@ ROWS = (
     _row("LOG", ("-j LOG", "-m conntrack --ctstate NEW -j LOG"), "", _OUT, whole=True),
     _row("NFLOG", "-j NFLOG --nflog-group 5", "", _OUT, whole=True),
     _row("CT", ("-j CT --notrack", "-p udp -j CT --zone 1", "-i docker0 -j CT --zone 1",
-         "-j CT --ctevents new"), "", _RAW, stands=True, whole=True),
-    _row("NOTRACK", "-p udp --dport 5080 -j NOTRACK", "", _RAW, stands=True, whole=True),
+         "-j CT --ctevents new"), "", _RAW, permanent_only=True, whole=True),
+    _row("NOTRACK", "-p udp --dport 5080 -j NOTRACK", "", _RAW, permanent_only=True, whole=True),
     _row("TPROXY", "-p udp --dport 5080 -j TPROXY --on-port 9999", "", ("mangle PREROUTING",), whole=True),
     _row("CLASSIFY", "-j CLASSIFY --set-class 1:1", "", ("mangle POSTROUTING",), whole=True),
     _row("NFQUEUE", "-p udp -j NFQUEUE --queue-num 5 --queue-bypass", "", _OUT, whole=True),

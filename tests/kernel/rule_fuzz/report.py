@@ -1,4 +1,4 @@
-"""Runs many cases in a few places at the same time, and tells what came of them."""
+"""Run many cases on a few hosts at the same time, and report the results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import partial
 
 from tests.kernel.rule_fuzz.cases import Case, cases
 from tests.kernel.rule_fuzz.compare import Outcome, run
-from tests.kernel.rule_fuzz.places import Pair
+from tests.kernel.rule_fuzz.hosts import HostPair
 
 _TOO_MANY = 5  # differences after which it ends
 _CONTROLS = 3  # runs without the fast path, after a difference
@@ -22,28 +22,28 @@ _LEFT_OUT = ("lacking", "unsteady", "once")
 
 @dataclass
 class Report:
-    """What came of the cases of a seed."""
+    """Hold the results of the cases of a seed."""
 
     seed: int
     outcomes: list[Outcome] = field(default_factory=list)
 
     def of(self, *kinds: str) -> list[Outcome]:
-        """The outcomes of these kinds."""
+        """Return the outcomes of these kinds."""
         return [each for each in self.outcomes if each.kind in kinds]
 
     @property
     def different(self) -> list[Outcome]:
-        """Where the fast path was not as the kernel."""
+        """Return the cases in which the fast path differed from the kernel."""
         return self.of("different")
 
     @property
-    def judged(self) -> int:
-        """How many cases were compared to their end, or to a difference."""
+    def compared(self) -> int:
+        """Return how many cases were compared to their end, or to a difference."""
         return len(self.of("same", "different"))
 
     @property
     def fast_share(self) -> float:
-        """Of all packets that arrived before the change, the share that took the fast path."""
+        """Return the fast share of all packets that arrived before the change."""
         shares = [each.share for each in self.of("same", "different")]
         return sum(shares) / len(shares) if shares else 0.0
 
@@ -51,7 +51,7 @@ class Report:
         refused = Counter(each for outcome in self.outcomes for each in outcome.refused)
         slowest = sorted(self.of("same"), key=lambda each: -each.took)[:3]
         return "\n".join((
-            f"seed {self.seed}: {self.judged} cases compared, {len(self.different)} different, "
+            f"seed {self.seed}: {self.compared} cases compared, {len(self.different)} different, "
             f"{self.fast_share:.0%} of their packets were fast before the first change",
             *(f"not in this kernel: {each}" for each in refused),
             *(f"left out, the kernel is not steady: {each.case.name}" for each in self.of("unsteady")),
@@ -68,7 +68,7 @@ def fuzz(
     progress: Callable[[Outcome], None] = lambda _: None,
     repeat: bool = False,
 ) -> Report:
-    """Compare that many cases (or the one with the number `only`), several at the same time.
+    """Compare that many cases (or the one with the number `only`), several at a time.
 
     With `repeat` a difference counts only if new hosts show one as well: on a loaded machine the kernel alone
     differs by chance, more often than the controls find. `make fuzz-rules` reports every difference.
@@ -84,7 +84,7 @@ def fuzz(
 
 
 class _Queue:
-    """Hands out cases until enough of them were compared."""
+    """Hand out cases until enough of them were compared."""
 
     def __init__(self, report: Report, count: int, only: int) -> None:
         self._report, self._count, self._only = report, count, only
@@ -108,8 +108,11 @@ class _Queue:
 
 
 def _kind_of(case: Case, found: Outcome, repeat: bool) -> str:
-    """Judge a difference: "once" where it has to show on new hosts and doesn't, "unsteady" where the kernel
-    alone doesn't do the same twice at that point of the case, else "different"."""
+    """Classify a difference: "once", "unsteady" or "different".
+
+    It is "once" if it should show on new hosts and doesn't, "unsteady" if the kernel alone gives different
+    results at that point of the case.
+    """
     if repeat and _on_new_hosts(case).kind != "different":
         return "once"
     for _ in range(_CONTROLS):
@@ -120,7 +123,7 @@ def _kind_of(case: Case, found: Outcome, repeat: bool) -> str:
 
 
 def _on_new_hosts(case: Case, is_control: bool = False) -> Outcome:
-    pair = Pair(is_control)
+    pair = HostPair(is_control)
     try:
         return run(pair, case)
     finally:
@@ -128,17 +131,17 @@ def _on_new_hosts(case: Case, is_control: bool = False) -> Outcome:
 
 
 def _work(queue: _Queue, progress: Callable[[Outcome], None], repeat: bool) -> None:
-    pair: Pair | None = None
+    pair: HostPair | None = None
     try:
         while case := queue.next():
-            pair = pair or Pair()
+            pair = pair or HostPair()
             outcome = run(pair, case)
             differs = outcome.kind == "different"
             if differs:
                 outcome.kind = _kind_of(case, outcome, repeat)
             queue.note(outcome)
             progress(outcome)
-            # After a difference, and where something was not put back, with new hosts.
+            # After a difference, and if something was not restored, continue with new hosts.
             if differs or pair.left():
                 pair.close()
                 pair = None

@@ -1,4 +1,7 @@
-"""What nftables rules can look at beside packets and links, count, look up in sets or do: rows, see Row."""
+"""What nftables rules match beside packets and links, count, look up or do.
+
+Rows as in vocabulary.py.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +25,16 @@ CT = (
     row("ct status", ("ct status dnat", "ct status & assured == 0", "ct status snat ip daddr 198.51.100.2"),
          "ctstate"),
     row("ct expiration", ("ct expiration < 60s ct status assured", "ct expiration > 1d"), "cttime",
-        stands=True),
-    row("ct bytes", ("ct bytes > 2500", "ct original bytes > 1500"), stands=True),
-    row("ct packets", ("ct packets > 30", "ct reply packets > 15"), stands=True),
-    row("ct avgpkt", "ct avgpkt > 200", "length", stands=True),
+        permanent_only=True),
+    row("ct bytes", ("ct bytes > 2500", "ct original bytes > 1500"), permanent_only=True),
+    row("ct packets", ("ct packets > 30", "ct reply packets > 15"), permanent_only=True),
+    row("ct avgpkt", "ct avgpkt > 200", "length", permanent_only=True),
     row("ct addresses", ("ct original ip saddr 172.17.0.2", "ct reply ip saddr 198.51.100.2",
          "ct original proto-dst 8080", "ct reply proto-src 80")),
     row("ct zone", ("ct zone 1", "ct zone != 0"), "ctzone"),
     row("ct label", "ct label 3", "ctlabel"),
-    row("ct count", ("ct count over 2", "ct state new ct count over 2"), stands=True),
-    row("ct count by source", "add @s { ip saddr ct count over 1 }", stands=True,
+    row("ct count", ("ct count over 2", "ct state new ct count over 2"), permanent_only=True),
+    row("ct count by source", "add @s { ip saddr ct count over 1 }", permanent_only=True,
          objects="set s { type ipv4_addr; flags dynamic; size 99; }", family=4),
     row("ct helper", ('ct helper "ftp"', 'ct helper "sip"')),
     row("ct id", "ct id 7"),
@@ -42,13 +45,13 @@ CT = (
          "p", whole=True),
     row("ct label set", "ct label set 3", "ctlabel", "pf", whole=True),
     row("ct zone set", ("ct zone set 1", "iifname docker0 ct zone set 1"), "ctzone",
-         "r", whole=True, stands=True),
+         "r", whole=True, permanent_only=True),
     row("ct helper set", 'ct helper set "h"', where="pf", whole=True,
          objects='ct helper h { type "ftp" protocol tcp; }'),
     row("ct timeout set", 'ct timeout set "t"', "cttime", "r", whole=True,
          objects="ct timeout t { protocol udp; policy = { unreplied : 99, replied : 3600 }; }"),
     row("notrack", ("notrack", "udp dport 5080 notrack", "ip saddr 172.17.0.2 notrack"), "", "r",
-    stands=True, whole=True),
+    permanent_only=True, whole=True),
 )  # fmt: skip
 LOOKUPS = (
     row("fib saddr", ("fib saddr . iif oif missing", 'fib saddr . iif oif 0', "fib saddr oif missing"),

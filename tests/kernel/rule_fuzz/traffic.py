@@ -1,4 +1,4 @@
-"""Connections of a lab whose every packet is made here and recognised where it arrives."""
+"""Create every packet of connections, and recognise it where it arrives."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import NamedTuple
 
 from tests.kernel.fastlab import BRIDGES, HOST4, HOST6, MACS, PUBLISHED, V4, V6, FastLab
 
-OTHER_MAC = "02:00:00:00:17:99"  # that container a takes
-THIEF = "c"  # sends with a's addresses, where it does
-_MARKER = struct.Struct("!4sHBI")  # of which connection, from which side, number
+OTHER_MAC = "02:00:00:00:17:99"  # the port of container a
+THIEF = "c"  # the container that sends with a's addresses, in some cases
+_MARKER = struct.Struct("!4sHBI")  # connection, side and number
 _MAGIC = b"fuZz"
 _SERVICE = 5080
-_BEHIND = 80  # where what comes to the published port is sent
+_BEHIND = 80  # the target of the published port
 _SOL_PACKET, _IGNORE_OUTGOING, _RCVBUFFORCE = 263, 23, 33
 _TIMESTAMPS = b"\x01\x01\x08\x0a" + struct.pack("!II", 7, 9)
 _OPENING = b"\x02\x04\x05\xb4\x01\x03\x03\x07"  # MSS 1460, window scale 7
 CLIENT, SERVER, STRANGER = 0, 1, 2
-_OPENS = 0xFFFF0000  # from this number on packets open connections; the marker in them counts as no data
+_OPENS = 0xFFFF0000  # from this number on, packets open connections; their marker doesn't count as data
 TCP, UDP = 6, 17
-# The ends' own stacks stay silent, whatever the ports are: the kernel gives a connection a random one where
-# an entry made by its server's packet is in the way. A RST for that would delete the new entry, the next
-# packet would get another random port, and so on: the two hosts would be the same only by chance.
+# The ends' own stacks stay silent, whatever the ports are: the kernel gives a connection a random port if an
+# entry made by its server's packet has its port. A RST for that would delete the new entry, the next packet
+# would get another random port, and so on: the two hosts would be the same only by chance.
 _QUIET = """table inet quiet {
   chain in {
     type filter hook input priority 0
@@ -34,13 +34,13 @@ _QUIET = """table inet quiet {
   }
 }
 """
-# Where packets are heard: by which uplink they come to the world matters as well.
+# Where packets are received: the uplink by which they reach the world matters too.
 _HEARD_AT = (*((end, "eth0") for end in V4), ("world", "eth1"))
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What may differ between two packets of a connection."""
+    """Describe what may differ between two packets of a connection."""
 
     ttl: int = 64
     tos: int = 0
@@ -56,7 +56,7 @@ class Shape:
 
 
 PLAIN = Shape()
-# How packets of one connection vary, by name: every other packet is so.
+# How packets of one connection vary, by name: every other packet has this shape.
 VARIATIONS = {
     "ttl": Shape(ttl=30), "tos": Shape(tos=0xB8), "ecn": Shape(tos=1), "length": Shape(size=900),
     "flags": Shape(flags=0x10), "urgent": Shape(flags=0x38), "window": Shape(window=500),
@@ -67,15 +67,17 @@ VARIATIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is so of all packets for a while: how they vary, whether container a has another MAC, whether
-    another container sends with its addresses."""
+    """Describe all packets for a while.
+
+    How they vary, whether container a has another MAC, whether another container sends with its addresses.
+    """
 
     varies: tuple[str, ...] = ()
     other_mac: bool = False
     thief: bool = False
 
     def shape(self, number: int) -> Shape:
-        """The shape of the packets with that number."""
+        """Return the shape of the packets with that number."""
         turn = number % (len(self.varies) + 1)
         return VARIATIONS[self.varies[turn - 1]] if turn else PLAIN
 
@@ -85,8 +87,11 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """Who opens the connection, who answers, whether by a published port, whether the host routes it."""
+class TrafficPath:
+    """Say who opens the connection and who answers.
+
+    Also whether by a published port, and whether the host routes it.
+    """
 
     client: str
     server: str
@@ -94,33 +99,36 @@ class Way:
     routed: bool = True
 
 
-WAYS = {
-    "same bridge": Way("a", "b", routed=False),
-    "other bridge": Way("a", "c"),
-    "out": Way("a", "far"),
-    "out from the other bridge": Way("c", "far"),
-    "published": Way("far", "a", published=True),
-    "published to its neighbour": Way("b", "a", published=True),
+TRAFFIC_PATHS = {
+    "same bridge": TrafficPath("a", "b", routed=False),
+    "other bridge": TrafficPath("a", "c"),
+    "out": TrafficPath("a", "far"),
+    "out from the other bridge": TrafficPath("c", "far"),
+    "published": TrafficPath("far", "a", published=True),
+    "published to its neighbour": TrafficPath("b", "a", published=True),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A connection, the same in both labs."""
+    """Describe a connection, the same in both labs."""
 
     index: int
-    way: str
+    path: str
     family: int
     proto: int
     port: int
 
     def __str__(self) -> str:
-        return f"{'TCP' if self.proto == TCP else 'UDP'}v{self.family} {self.way}"
+        return f"{'TCP' if self.proto == TCP else 'UDP'}v{self.family} {self.path}"
 
 
 class Arrival(NamedTuple):
-    """A packet of ours where it arrived. `content` is all of it but checksums, of which `is_right` tells,
-    acknowledgements, which may be late, and ports that the kernel chose at random (0 there)."""
+    """Hold one of our packets where it arrived.
+
+    `content` is everything except checksums (see `is_right`), acknowledgements, which may be late, and ports
+    that the kernel chose at random (0 there).
+    """
 
     place: str
     macs: bytes
@@ -129,7 +137,7 @@ class Arrival(NamedTuple):
 
     @property
     def chosen(self) -> list[int]:
-        """Offsets of the ports that the kernel chose at random."""
+        """Return the offsets of the ports that the kernel chose at random."""
         start = self._l4
         return [at for at in (start, start + 2) if self.content[at : at + 2] == bytes(2)]
 
@@ -138,7 +146,7 @@ class Arrival(NamedTuple):
         return (self.content[0] & 15) * 4 if self.content[0] >> 4 == 4 else 40
 
     def without(self, ports: set[int]) -> Arrival:
-        """The same without the ports at these offsets."""
+        """Return the same without the ports at these offsets."""
         content = bytearray(self.content)
         for at in ports:
             content[at : at + 2] = bytes(2)
@@ -157,19 +165,25 @@ class Arrival(NamedTuple):
 
 @dataclass(slots=True)
 class _State:
-    """What one lab has seen of a connection: `seen` is the client's packet as the server got it."""
+    """Hold what one lab has seen of a connection.
+
+    `seen` is the client's packet as the server received it.
+    """
 
     is_open: bool
     seq: list[int] = field(default_factory=lambda: [1001, 900_001])
     ack: list[int] = field(default_factory=lambda: [0, 0])
-    seen: tuple[bytes, bytes, bytes, int, int] | None = None  # its MAC, addresses and ports, to answer to
+    seen: tuple[bytes, bytes, bytes, int, int] | None = None  # MAC, addresses and ports for the answer
 
 
 Heard = dict[tuple[int, int, int], list[Arrival]]
 
 
 class Traffic:
-    """All connections of one lab, and everything that arrived: by connection, side and number."""
+    """Send all connections of one lab, and collect what arrives.
+
+    Arrivals are kept by connection, side and number.
+    """
 
     def __init__(self, lab: FastLab) -> None:
         self.heard: Heard = {}
@@ -189,14 +203,14 @@ class Traffic:
             self._poll.register(made, select.POLLIN)
 
     def begin(self, flows: list[Flow]) -> None:
-        """Forget all connections, and take up these."""
+        """Forget all connections, and use these."""
         self.take()
         self.heard = {}
         self._states = {flow.index: _State(flow.proto != TCP) for flow in flows}
         self._flows = {flow.index: flow for flow in flows}
 
     def open(self) -> set[int]:
-        """Try to open the connections of TCP that are not yet; those that still are not."""
+        """Try to open TCP connections; return those that are still not open."""
         for step, (side, flags) in enumerate(((CLIENT, 0x02), (SERVER, 0x12), (CLIENT, 0x10))):
             opened = [flow for flow in self._flows.values() if not self._states[flow.index].is_open]
             for flow in opened:
@@ -208,20 +222,20 @@ class Traffic:
         return {index for index, state in self._states.items() if not state.is_open}
 
     def leave_out(self, flows: set[int]) -> None:
-        """Send nothing of these."""
+        """Send nothing on these."""
         self._flows = {index: flow for index, flow in self._flows.items() if index not in flows}
 
     def send(self, side: int, number: int, facts: Facts) -> None:
-        """One packet of each connection from that side."""
+        """Send one packet per connection from that side."""
         for flow in self._flows.values():
             self._send(flow, side, number, facts.shape(number), facts)
         if side == CLIENT and facts.thief:
             for flow in self._flows.values():
-                if WAYS[flow.way].client == "a" and WAYS[flow.way].routed:
+                if TRAFFIC_PATHS[flow.path].client == "a" and TRAFFIC_PATHS[flow.path].routed:
                     self._send(flow, STRANGER, number, facts.shape(number), facts)
 
     def wait(self, count: int, seconds: float = 0.02) -> int:
-        """Take in what arrives until it is that much, or for that long; how much it was."""
+        """Receive until there is that much, or for that long; return how much it was."""
         deadline = time.monotonic() + seconds
         found = self.take()
         while found < count and (left := deadline - time.monotonic()) > 0:
@@ -230,7 +244,7 @@ class Traffic:
         return found
 
     def take(self) -> int:
-        """Take in what has arrived; how much of it was ours."""
+        """Receive what has arrived; return how much of it was ours."""
         found = 0
         for (end, link), each in self._sockets.items():
             while True:
@@ -245,9 +259,9 @@ class Traffic:
         return found
 
     def _take(self, place: str, frame: bytes) -> int:
-        """Note a frame if it is ours: 1 where it arrived at its end."""
+        """Note a frame if it is ours; return 1 if it arrived at its end."""
         at = frame.find(_MAGIC, 42)
-        kinds = {b"\x08\x00": 23, b"\x86\xdd": 20}  # where the protocol stands
+        kinds = {b"\x08\x00": 23, b"\x86\xdd": 20}  # the protocol's offset
         if at < 0 or frame[kinds.get(frame[12:14], 0)] not in (TCP, UDP):
             return 0  # ICMP errors quote our packets
         _, index, side, number = _MARKER.unpack_from(frame, at)
@@ -256,8 +270,8 @@ class Traffic:
         flow, state = self._flows.get(index), self._states.get(index)
         if flow is None or state is None or side == STRANGER:
             return 0
-        way = WAYS[flow.way]
-        if place != (way.server if side == CLIENT else way.client):
+        path = TRAFFIC_PATHS[flow.path]
+        if place != (path.server if side == CLIENT else path.client):
             return 0
         sport, dport = struct.unpack_from("!HH", l4)
         if flow.proto == TCP:
@@ -271,14 +285,14 @@ class Traffic:
         return 1
 
     def _send(self, flow: Flow, side: int, number: int, shape: Shape, facts: Facts) -> None:
-        way, state = WAYS[flow.way], self._states[flow.index]
-        end = (way.client, way.server, THIEF)[side]
+        path, state = TRAFFIC_PATHS[flow.path], self._states[flow.index]
+        end = (path.client, path.server, THIEF)[side]
         if side == SERVER:
             if state.seen is None:
                 return
             hop, source, target, sport, dport = state.seen
         else:
-            hop, source, target, sport, dport = _begun(flow, way, side)
+            hop, source, target, sport, dport = _begun(flow, path, side)
         mac = OTHER_MAC if facts.other_mac and end == "a" else MACS[end]
         payload = _MARKER.pack(_MAGIC, flow.index, side, number)
         opens = number >= _OPENS
@@ -311,17 +325,17 @@ def _packed(text: str) -> bytes:
     return ip_address(text).packed
 
 
-def _begun(flow: Flow, way: Way, side: int) -> tuple[bytes, bytes, bytes, int, int]:
-    """Next hop's MAC, addresses and ports of what the client sends."""
+def _begun(flow: Flow, path: TrafficPath, side: int) -> tuple[bytes, bytes, bytes, int, int]:
+    """Return next hop's MAC, addresses and ports of what the client sends."""
     known = V4 if flow.family == 4 else V6
     host = HOST4 if flow.family == 4 else HOST6
-    sender = THIEF if side == STRANGER else way.client
+    sender = THIEF if side == STRANGER else path.client
     if sender not in BRIDGES:
         hop = MACS["router"]
     else:
-        hop = MACS[BRIDGES[sender] if way.routed or way.published else way.server]
-    source, target = known[way.client], host if way.published else known[way.server]
-    dport = PUBLISHED if way.published else _SERVICE
+        hop = MACS[BRIDGES[sender] if path.routed or path.published else path.server]
+    source, target = known[path.client], host if path.published else known[path.server]
+    dport = PUBLISHED if path.published else _SERVICE
     return _mac(hop), _packed(source), _packed(target), flow.port, dport
 
 
@@ -337,7 +351,7 @@ def _tcp(sport: int, dport: int, state: _State, side: int, shape: Shape, opens: 
 
 
 def _framed(flow: Flow, shape: Shape, source: bytes, target: bytes, l4: bytes) -> bytes:
-    """From the Ethernet type on, with right checksums."""
+    """Build the frame from the Ethernet type on, with correct checksums."""
     at = 16 if flow.proto == TCP else 6
     if shape.checksum or flow.proto == TCP or flow.family == 6:
         total = _residue(source + target + struct.pack("!II", flow.proto, len(l4)) + l4)
@@ -353,12 +367,15 @@ def _framed(flow: Flow, shape: Shape, source: bytes, target: bytes, l4: bytes) -
 
 
 def _residue(data: bytes) -> int:
-    """The ones' complement sum of 16-bit words (RFC 1071), 0 also for 0xffff."""
+    """Return the ones' complement sum of 16-bit words (RFC 1071), 0 also for 0xffff."""
     return int.from_bytes(data + b"\0" * (len(data) % 2)) % 0xFFFF
 
 
 def _read(place: str, frame: bytes, ports: tuple[int, ...]) -> tuple[Arrival, bytes, bytes]:
-    """A frame as it is compared, its addresses, and its transport layer; `ports`: the connection's own."""
+    """Return a frame as it is compared, its addresses, and its transport layer.
+
+    `ports` are the connection's own.
+    """
     packet = bytearray(frame[14:])
     is_right = True
     if packet[0] >> 4 == 4:
@@ -385,7 +402,7 @@ def _read(place: str, frame: bytes, ports: tuple[int, ...]) -> tuple[Arrival, by
 
 
 def compared(*sides: list[Arrival]) -> list[list[Arrival]]:
-    """What is compared of each host's copies of a packet: all of them, in any order.
+    """Return what is compared of each host's copies of a packet: all, in any order.
 
     A port that one host's kernel chose at random is left out of both: it depends on chance whether it had to
     choose one (a port is free again once its connection is forgotten), also without the fast path.

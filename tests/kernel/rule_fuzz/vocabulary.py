@@ -1,5 +1,7 @@
-"""What nftables rules can look at in packets and links, a row for each expression: see Row. More in state.py,
-iptables.py."""
+"""What nftables rules match in packets and links: a row per expression.
+
+More rows are in state.py and iptables.py.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,13 @@ ROUTED_HOOKS, HEADER_HOOKS = "pfo", "pfoBD"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One expression, match or statement: rules that use it, and what they look at (the words of
-    Change.touches).
+    """An expression, match or statement: rules that use it, and what they match.
 
-    Where `whole` is False the texts are conditions, to which a verdict is added. `objects` stand in the
-    rule's table, `own` are changes of those; $T is the table there. `where` are letters of hooks, `family` 4,
-    6 or 0 for both. `loose`: the kernel itself doesn't do the same twice. `stands`: only from the start, for
-    it looks at counters that miss what was accelerated, or begins connections anew. Rows of iptables have
-    (table, chain) pairs in `chains`.
+    `looks` are words of Change.touches. If `whole` is False the texts are conditions, to which a verdict is
+    added. `objects` are in the rule's table, `own` are changes of those; $T is the table there. `where` are
+    letters of hooks, `family` 4, 6 or 0 for both. `loose`: the kernel itself gives different results.
+    `permanent_only`: only from the start, because it matches counters that don't count accelerated packets,
+    or restarts connections. Rows of iptables have (table, chain) pairs in `chains`.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Row:
     objects: str = ""
     own: tuple[Change, ...] = ()
     loose: bool = False
-    stands: bool = False
+    permanent_only: bool = False
     tool: str = "nft"
     chains: tuple[str, ...] = ()
 
@@ -44,12 +45,12 @@ def row(
     where: str = ROUTED_HOOKS,
     **more: object,
 ) -> Row:
-    """A row; `looks` are words."""
+    """Return a row; `looks` are words."""
     every = texts if isinstance(texts, tuple) else (texts,)
     return Row(name, every, frozenset(looks.split()), where, **more)  # type: ignore[arg-type]
 
 
-OURS = "meta l4proto { tcp, udp } "  # what the host itself sends is left out where packets are counted
+OURS = "meta l4proto { tcp, udp } "  # the host's own packets are left out if packets are counted
 _MAC_A, _MAC_B = "02:00:00:00:17:02", "02:00:00:00:17:03"
 META = (
     row("meta iifname", ('iifname { "wan9", "br-nine", "up1" }', 'iifname "wan*"',
@@ -133,8 +134,8 @@ HEADERS = (
     row("byte 13 of UDP", "meta l4proto udp @th,104,8 & 0x02 == 0x02", "payload"),
     row("tcp flags of an opening", ("tcp flags syn / syn,ack,rst,fin", "tcp flags & (fin|rst) != 0"),
     "flags"),
-    row("tcp sequence", "tcp sequence 1200-1000000", "", HEADER_HOOKS, stands=True),
-    row("tcp ackseq", "tcp ackseq 900500-2000000", stands=True),
+    row("tcp sequence", "tcp sequence 1200-1000000", "", HEADER_HOOKS, permanent_only=True),
+    row("tcp ackseq", "tcp ackseq 900500-2000000", permanent_only=True),
     row("tcp window", "tcp window < 1000", "window", HEADER_HOOKS),
     row("tcp urgptr", "tcp urgptr 3", "urgent"),
     row("tcp doff", "tcp doff > 5", "options"),

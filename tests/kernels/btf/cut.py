@@ -1,9 +1,9 @@
-"""Cut out of the kernels' type information (BTF) what the fast path reads, as small files for a unit test.
+"""Cut the kernel types (BTF) that the fast path reads into small files for tests.
 
 `python -m tests.kernels.btf.cut [KERNEL...]` reads the unpacked kernels of tests/kernels/packages.py and
 writes NAME.vmlinux.xz, NAME.nf_conntrack.xz and NAME.json beside itself. Every other type becomes a nameless
-forward declaration and every other string zeros, so that all ids and offsets stay what they are. The JSON
-holds what bpftool(8) reads from the whole: it is compared with what bpf/btf.py reads from the cut.
+forward declaration and every other string zeros, so that all ids and offsets stay the same. The JSON holds
+what bpftool(8) reads from the complete data; it is compared with what bpf/btf.py reads from the cut.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _EACH = {_STRUCT: 12, _UNION: 12, _ENUM: 8, 13: 8, 15: 12, _ENUM64: 12}
 
 
 def main(names: list[str]) -> None:
-    """Write the files of these kernels, of all without a name."""
+    """Write the files of these kernels, or of all."""
     for name in names or SUITES:
         found = kernel(name)
         whole = _section(_vmlinux(found.image)), _section(_module(found))
@@ -55,12 +55,12 @@ def main(names: list[str]) -> None:
 
 
 def _vmlinux(image: Path) -> bytes:
-    """The ELF file that a bzImage holds compressed."""
+    """Return the ELF file that a bzImage holds compressed."""
     data = image.read_bytes()
     for magic, program in _COMPRESSED:
         at = -1
         while (at := data.find(magic, at + 1)) >= 0:
-            # More follows the compressed data, so the program ends with an error although all is well.
+            # More data follows, so the program ends with an error although all is well.
             words = [program, "-dcq"]
             found = subprocess.run(words, input=data[at:], capture_output=True, check=False).stdout
             if found[:4] == b"\x7fELF":
@@ -75,7 +75,7 @@ def _module(found: Kernel) -> bytes:
 
 
 def _section(elf: bytes, wanted: str = ".BTF") -> bytes:
-    """A section of a 64-bit ELF file."""
+    """Return a section of a 64-bit ELF file."""
     at, size, count, names = struct.unpack_from("<Q10xHHH", elf, 0x28)
     headers = [struct.unpack_from("<II4Q", elf, at + size * number) for number in range(count)]
     strings = headers[names][4]
@@ -87,7 +87,10 @@ def _section(elf: bytes, wanted: str = ".BTF") -> bytes:
 
 
 class _Cut:
-    """One BTF blob, and which of its types and strings are kept; a module's goes on where `base` ends."""
+    """Hold one BTF blob, and which types and strings are kept.
+
+    A module's ids continue where `base` ends.
+    """
 
     def __init__(self, blob: bytes, base: _Cut | None = None) -> None:
         _, _, _, header, types, self._size, strings, self._length = _HEADER.unpack_from(blob)
@@ -110,7 +113,7 @@ class _Cut:
             at += 12 + _FIXED.get(kind, 0) + _EACH.get(kind, 0) * (info & 0xFFFF)
 
     def _read(self, type_id: int) -> tuple[str, int, int, int]:
-        """Name, kind, number of members, and size or type."""
+        """Return name, kind, number of members, and size or type."""
         name, info, other = _TYPE.unpack_from(self._types, self._starts[type_id - self._first])
         return self._text(name), info >> 24 & 31, info & 0xFFFF, other
 
@@ -121,7 +124,7 @@ class _Cut:
         return self._strings[start : self._strings.index(b"\0", start)].decode()
 
     def _members(self, type_id: int) -> Iterator[tuple[int, int]]:
-        """Name and type of each member; of an enumeration, name and value."""
+        """Return name and type of each member; of an enumeration, name and value."""
         _, kind, count, _ = self._read(type_id)
         for number in range(count):
             at = self._starts[type_id - self._first] + 12 + _EACH[kind] * number
@@ -140,7 +143,7 @@ class _Cut:
         return FLAG in (self._text(text) for text, _ in self._members(type_id))
 
     def _keep(self, type_id: int) -> None:
-        """This type, and those that lie in it; not what it points to."""
+        """Keep this type and the types of its members, but not what it points to."""
         if type_id in self._kept or type_id < self._first:
             return
         self._kept.add(type_id)
@@ -154,7 +157,7 @@ class _Cut:
                 self._keep(member)
 
     def written(self) -> bytes:
-        """The blob with everything else emptied."""
+        """Return the blob with everything else emptied."""
         types, strings = bytearray(), bytearray(self._length)
         ends = [*self._starts[1:], len(self._types)]
         for number, (start, end) in enumerate(zip(self._starts, ends, strict=True)):
@@ -179,7 +182,7 @@ class _Cut:
 
 
 def _facts(found: Kernel, base: bytes, module: bytes) -> dict[str, Any]:
-    """Ids and offsets as bpftool reads them from the whole."""
+    """Return ids and offsets as bpftool reads them from the complete data."""
     with tempfile.TemporaryDirectory() as folder:
         paths = Path(folder, "vmlinux"), Path(folder, "nf_conntrack")
         for path, blob in zip(paths, (base, module), strict=True):
@@ -209,7 +212,7 @@ def _dumped(path: str, *options: str) -> list[dict[str, Any]]:
 
 
 def _offset(types: dict[int, dict[str, Any]], of: dict[str, Any], path: list[str]) -> int:
-    """Bytes to a member, through anonymous ones; -1 where there is none."""
+    """Return the bytes to a member, through anonymous ones; -1 if there is none."""
     while of["kind"] in ("TYPEDEF", "CONST", "VOLATILE"):
         of = types[of["type_id"]]
     for member in of.get("members", ()):

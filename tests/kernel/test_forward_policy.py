@@ -1,5 +1,7 @@
-"""Warnings about rules of other programs that drop packets: after the printed commands, the packets pass.
-Each rule set is as its program writes it (tests/support/rules); no engine and no such program runs."""
+"""After the commands printed for other programs' drop rules, packets pass.
+
+Each rule set is as its program writes it (tests/support/rules); no engine and no such program runs.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ FIREWALLD = [
 
 @dataclass(frozen=True)
 class Others:
-    """A rule set: the files and commands that make it, and which program's rules drop which packets."""
+    """A rule set: its files and commands, and whose rules drop which packets."""
 
     files: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
@@ -83,7 +85,7 @@ OTHERS = {
 
 
 class Site:
-    """A machine with docker0, the containers a and b on it, and the world behind its uplink."""
+    """Hold a machine with docker0, containers a and b, and the world at its uplink."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -104,7 +106,7 @@ class Site:
         return bool(self.machine.run(words, asker, check=False).strip())
 
     def answered(self, *ways: tuple[str, str, int]) -> list[bool]:
-        """Return which of these (client, address, port) are answered; all are asked at once."""
+        """Return which of these (client, address, port) are answered, asked at once."""
         with ThreadPoolExecutor(len(ways)) as pool:
             return list(pool.map(lambda way: self.ask(*way), ways))
 
@@ -178,8 +180,10 @@ def serve(machine: Machine, name: str, ends: ExitStack) -> None:
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if OTHERS[name].on_docker0])
 def test_a_port_of_a_container_on_anothers_bridge(site: Site, name: str) -> None:
-    """After the printed commands the port is reachable from outside. Unpublished ports stay closed: the
-    container's own address, its other port, and its neighbour."""
+    """After the printed commands the port is reachable from outside.
+
+    Unpublished ports stay closed: the container's own address, its other port, and its neighbour.
+    """
     others = OTHERS[name]
     site.load(others)
     from_outside = ("world", "192.0.2.2", 7080)
@@ -198,9 +202,11 @@ def test_a_port_of_a_container_on_anothers_bridge(site: Site, name: str) -> None
 
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if OTHERS[name].on_shop or name == "docker 28"])
-def test_a_network_of_ours(site: Site, name: str) -> None:
-    """After all printed commands, outgoing connections and the published port work; after half of them the
-    finding remains. Unpublished ports stay closed."""
+def test_a_network_made_by_vnet(site: Site, name: str) -> None:
+    """After all printed commands, outgoing and published connections work.
+
+    After half of them the finding remains. Unpublished ports stay closed.
+    """
     others, machine = OTHERS[name], site.machine
     site.load(others)
     create = ("network", "create", "shop", "--subnet", "10.91.0.0/24")
@@ -238,7 +244,7 @@ def test_a_network_of_ours(site: Site, name: str) -> None:
         assert not any(site.answered(("world", "10.91.0.2", 80), ("world", "10.91.0.2", 81)))
 
 
-def test_ufw_that_is_disabled_is_in_nobodys_way(site: Site) -> None:
+def test_ufw_that_is_disabled_drops_nothing(site: Site) -> None:
     """`ufw disable` leaves empty chains, the jumps to them, and policies that accept."""
     machine = site.machine
     site.load(OTHERS["ufw"])
@@ -253,8 +259,8 @@ def test_ufw_that_is_disabled_is_in_nobodys_way(site: Site) -> None:
     assert not [one for one in site.warnings("publish", "a", "7081:80") if "ufw" in one]
 
 
-def test_each_command_stands_on_a_line_of_its_own(site: Site) -> None:
-    """Commands have lines of their own, to be copied; in JSON they are in the sentence."""
+def test_each_command_has_its_own_line(site: Site) -> None:
+    """Commands can be copied line by line; in JSON they are in the sentence."""
     site.load(OTHERS["own tables"])
     words = ("network", "create", "shop", "--subnet", "10.91.0.0/24")
     expected = [command for one in site.warnings(*words) for command in commands(one)]

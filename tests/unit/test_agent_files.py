@@ -1,4 +1,4 @@
-"""The agent's files, changed by others or truncated: refused with a reason, or ignored."""
+"""The agent's files, changed by other programs or truncated: refused, or ignored."""
 
 from __future__ import annotations
 

@@ -32,8 +32,10 @@ def state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hidden(inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Yield the inode of a namespace that only a descriptor of another process keeps alive. No other
-    namespace but the host's is visible: others on the machine could have links to it, too."""
+    """Yield the inode of a namespace that only another process's descriptor keeps.
+
+    No other namespace but the host's is visible: others on the machine could have links to it, too.
+    """
     inside_host.namespace("hidden")
     inode = inside_host.inode_of("hidden")
     read = namespaces.read_namespaces
@@ -47,7 +49,10 @@ def hidden(inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def held(host: ThrowawayHost) -> tuple[str, ...]:
-    """Return the command of a process that alone keeps the namespace alive, after its name is removed."""
+    """Return the command of a process that alone keeps the namespace alive.
+
+    The namespace's name is removed.
+    """
     path = f"/run/netns/{host.full('hidden')}"
     return shell(f"exec 7< {path}\nip netns del {host.full('hidden')}")
 
@@ -101,7 +106,7 @@ def test_refusals_and_guarded_plans_scan_deep(
     assert (outcome is None) == (kind == "refused")
 
 
-def test_a_card_with_a_macvlan_out_of_sight_is_left_alone(inside_host: ThrowawayHost, hidden: int) -> None:
+def test_a_card_with_a_hidden_macvlan_is_left_alone(inside_host: ThrowawayHost, hidden: int) -> None:
     """The kernel would refuse the bridge port half-way through the change."""
     inside_host.run("ip link add up0 type veth peer name far")
     inside_host.run("ip addr add 192.0.2.2/24 dev up0")

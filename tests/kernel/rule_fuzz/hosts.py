@@ -1,4 +1,4 @@
-"""Two equal hosts side by side, one with the fast path: the same commands, the same packets."""
+"""Run two equal hosts, one with the fast path: same commands, same packets."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ PRELUDE = "".join(
     f'{name}() {{ nsenter --net="/run/netns/$PREFIX-{name}" "$@"; }}\n'
     for name in ("a", "b", "c", "world", "far")
 )
-# The fast path has conntrack not check the TCP windows of what it takes over, as docs/fast-path.md says: here
-# no connection's are checked.
+# The fast path turns off conntrack's check of TCP windows for its connections, as docs/fast-path.md says:
+# here it is off for all.
 _PREPARE = """
 sysctl -qw net.netfilter.nf_conntrack_tcp_be_liberal=1
 world ip link set eth1 address 02:00:00:00:cb:02
@@ -36,7 +36,7 @@ for each in 192.0.2.2 203.0.113.2 198.51.100.2 2001:db8::2 2001:db8:cb::2 2001:d
   172.17.0.2 172.17.0.3 172.18.0.2 fd17::2 fd17::3 fd18::2; do ping -qc1 -W9 $each & done
 wait
 """
-# All that a case may change and has to put back.
+# Everything that a case may change and has to restore.
 _STATE = """
 exec 2>/dev/null
 ip -o link | sed 's/<.*mtu/mtu/; s/state [A-Z]*//; s/qlen [0-9]*//'
@@ -51,19 +51,19 @@ done
 for each in docker0 br-two; do cat /sys/class/net/$each/bridge/nf_call_ip*tables; done
 for tool in iptables ip6tables iptables-legacy ip6tables-legacy; do $tool-save; done | grep ^-A
 """
-_TRIES = 3  # to open a connection, before it counts as refused
+_TRIES = 3  # seconds to open a connection, before it counts as refused
 _COUNTERS = re.compile(r"\[\d+:\d+\]|expires \d+sec|hoplimit \d+|mcast_n_groups \d+")
 
 
-class Place:
-    """One of the two hosts."""
+class FuzzHost:
+    """Run scripts on one of the two hosts."""
 
     def __init__(self) -> None:
         self.lab = FastLab()
         self.traffic = Traffic(self.lab)
 
     def start(self, script: str) -> subprocess.Popen[str]:
-        """Begin to run a script on the host; `a COMMAND` runs inside container a."""
+        """Start a script on the host; `a COMMAND` runs inside container a."""
         host = self.lab.host
         return subprocess.Popen(
             ["nsenter", f"--net=/run/netns/{host.name}", "bash", "-c", PRELUDE + script],
@@ -72,7 +72,7 @@ class Place:
         )  # fmt: skip
 
     def run(self, script: str) -> tuple[int, str]:
-        """Run a script to its end: its exit code and what it printed."""
+        """Run a script to its end; return its exit code and output."""
         started = self.start(script)
         said, _ = started.communicate()
         return started.returncode, said
@@ -83,11 +83,14 @@ class Place:
         self.lab.close()
 
 
-class Pair:
-    """Both hosts; `is_control`: neither has the fast path, to see what the kernel does twice."""
+class HostPair:
+    """Hold both hosts; with `is_control` neither has the fast path.
+
+    That shows which results of the kernel itself vary.
+    """
 
     def __init__(self, is_control: bool = False) -> None:
-        self.kernel, self.fast = Place(), Place()
+        self.kernel, self.fast = FuzzHost(), FuzzHost()
         self.places = (self.kernel, self.fast)
         self.number = 0
         self.sent = 0
@@ -97,23 +100,26 @@ class Pair:
         self._fresh = self._state()
 
     def run(self, script: str) -> tuple[tuple[int, str], tuple[int, str]]:
-        """Run a script on both at the same time: exit codes and what was printed."""
+        """Run a script on both at the same time; return exit codes and outputs."""
         started = [place.start(script) for place in self.places]
         (one, two) = [(each.communicate()[0], each.returncode) for each in started]
         return (one[1], one[0]), (two[1], two[0])
 
     def _state(self) -> set[str]:
-        """All that a case may change, as lines: of the fast path's host, but for what is its own."""
+        """Return as lines what a case may change on the fast path's host.
+
+        The fast path's own objects are left out.
+        """
         lines = _COUNTERS.sub("", self.run(_STATE)[1][1]).splitlines()
         return {line for line in lines if "vnet_fastpath" not in line and "clsact" not in line}
 
     def left(self) -> list[str]:
-        """What differs from how it was at the beginning."""
+        """Return the differences from the beginning."""
         now = self._state()
         return [f"+ {line}" for line in now - self._fresh] + [f"- {line}" for line in self._fresh - now]
 
     def begin(self, flows: list[Flow]) -> None:
-        """Open these connections; those that neither host lets be opened are left out."""
+        """Open these connections; leave out those that neither host allows."""
         for place in self.places:
             place.traffic.begin(flows)
         for _ in range(_TRIES):
@@ -125,7 +131,7 @@ class Pair:
         self.sent = len(flows) - len(left[0] & left[1])
 
     def round(self, facts: Facts, pause: float) -> int:
-        """One packet of each connection in each direction through both; its number."""
+        """Send one packet per connection and direction through both; return its number."""
         self.number += 1
         for place in self.places:
             for side in (CLIENT, SERVER):
@@ -137,7 +143,7 @@ class Pair:
         return self.number
 
     def differences(self, numbers: range, flows: list[Flow]) -> list[str]:
-        """What arrived in one host and not, or otherwise, in the other; it is waited for what may be late."""
+        """Return what arrived differently on the hosts, after waiting for late packets."""
         for wait in (0.0, 0.02, 0.1, 0.3):
             time.sleep(wait)
             for place in self.places:
@@ -157,25 +163,25 @@ class Pair:
                     expected, seen = compared(kernel.get(key, []), fast.get(key, []))
                     if expected != seen:
                         found.append(
-                            f"{flow}, the {name} packet: {_told(expected)}; fast path: {_told(seen)}"
+                            f"{flow}, the {name} packet: {_format(expected)}; fast path: {_format(seen)}"
                         )
         return found
 
     def arrived(self, numbers: range) -> int:
-        """Packets that arrived at an end of their connection on the fast path's host."""
+        """Return the packets that arrived at their end on the fast path's host."""
         heard = self.fast.traffic.heard
         return sum(key[2] in numbers and bool(found) for key, found in heard.items())
 
     def status(self) -> dict[str, Any]:
-        """The fast path's own; without one it is off."""
+        """Return the fast path's status; without a fast path it is off."""
         fast = self.fast.lab.fast
         return fast.status() if fast else {"state": "off", "verdicts": {}}
 
     def close(self) -> None:
-        """Remove both."""
+        """Remove both hosts."""
         for place in self.places:
             place.close()
 
 
-def _told(arrivals: list[object]) -> str:
+def _format(arrivals: list[object]) -> str:
     return " and ".join(map(str, arrivals)) or "nothing"

@@ -1,4 +1,4 @@
-"""Create the folder of a test's container engine, and remove everything that belongs to it."""
+"""Create the folder of a test's container engine, and remove all of it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ PREFIX = "vnet-engine-"
 _START_SECONDS = PATIENCE
 
 
-class Place:
-    """The folder of an engine in the namespace of that name. Its lock ends with this process; `teardown`
-    is a command that removes what only the engine can find."""
+class EngineFolder:
+    """Hold the folder of an engine in the namespace of that name.
+
+    Its lock ends with this process; `teardown` is a command that removes what only the engine can find.
+    """
 
     def __init__(self, namespace: str, teardown: Callable[[Path], Sequence[str]] | None = None) -> None:
         self.namespace = namespace
@@ -34,8 +36,10 @@ class Place:
         (self.folder / "teardown").write_text(json.dumps(teardown(self.folder) if teardown else []))
 
     def start(self, ready: Callable[[], object], program: str, *words: str) -> None:
-        """Start a daemon in the namespace and wait until `ready()`. Raises AssertionError with the end of
-        its log."""
+        """Start a daemon in the namespace and wait until `ready()`.
+
+        Raises AssertionError with the end of its log.
+        """
         log = self.folder / f"{program}.log"
         with log.open("ab") as output:
             daemon = subprocess.Popen(
@@ -108,7 +112,7 @@ def _locked(folder: Path) -> int:
 
 
 def _remove(folder: Path) -> None:
-    """Kill the processes of the engine in `folder`, then remove its mounts, cgroups and files."""
+    """Kill the processes of the engine in `folder`; remove mounts, cgroups, files."""
     teardown = folder / "teardown"
     if teardown.exists() and (words := json.loads(teardown.read_text() or "[]")):
         subprocess.run(words, check=False, capture_output=True, timeout=PATIENCE)
@@ -122,7 +126,10 @@ def _remove(folder: Path) -> None:
 
 
 def _remove_empty_cgroups(name: str) -> None:
-    """Remove the cgroup of that name in each hierarchy, except for groups with processes."""
+    """Remove the cgroup of that name in each hierarchy.
+
+    Groups with processes stay.
+    """
     root = Path("/sys/fs/cgroup")
     for parent in [*root.glob(name), *root.glob(f"*/{name}")]:
         for path, _, _ in os.walk(parent, topdown=False):
@@ -131,7 +138,7 @@ def _remove_empty_cgroups(name: str) -> None:
 
 
 def _kill(folder: Path) -> bool:
-    """Kill every process with the folder in its command line or cgroup; returns whether there was one."""
+    """Kill processes with the folder in command line or cgroup; return if any."""
     found = list(_processes_of(folder))
     for pid in found:
         with contextlib.suppress(ProcessLookupError):

@@ -19,7 +19,7 @@ FRESH = {
 }  # fmt: skip
 
 
-class Person:
+class DockerUser:
     """A user who runs vnet-tui on the engine's host."""
 
     def __init__(self, engine: DockerHost, state: Path) -> None:
@@ -72,7 +72,10 @@ def flat(found: Any, *path: str) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def differences(before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """Return the differences, except MAC addresses that Docker doesn't derive from an IPv4 address."""
+    """Return the differences, without random MAC addresses.
+
+    Those that Docker derives from an IPv4 address are compared.
+    """
     names = sorted(before.keys() | after.keys())
     return [
         f"{name}: {before.get(name)} -> {after.get(name)}"
@@ -82,9 +85,11 @@ def differences(before: dict[str, str], after: dict[str, str]) -> list[str]:
     ]
 
 
-def furnished(engine: DockerHost, state: Path) -> Person:
-    """A user on a host with a network with all settings chosen, one with all settings by Docker, and
-    containers on both."""
+def create_networks(engine: DockerHost, state: Path) -> DockerUser:
+    """Create networks with containers; return the user of the host.
+
+    One network has all settings chosen, one has all settings by Docker.
+    """
     engine.run(
         "network", "create", "--subnet", "10.203.0.0/24", "--ip-range", "10.203.0.64/26",
         "--aux-address", "router=10.203.0.65", "--gateway", "10.203.0.1", "--ipv6", "--subnet", "fd00:3::/64",
@@ -102,4 +107,4 @@ def furnished(engine: DockerHost, state: Path) -> Person:
     )  # fmt: skip
     engine.container("plain")
     engine.run("create", "--name", "later", "--network", "app", "--network-alias", "late", IMAGE, "true")
-    return Person(engine, state)
+    return DockerUser(engine, state)
