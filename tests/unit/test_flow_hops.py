@@ -1,4 +1,4 @@
-"""A connection's hops have one edge row; equal tuples of others stay separate."""
+"""One connection in several namespaces: which hop is its edge, and whose its ends are."""
 
 from __future__ import annotations
 

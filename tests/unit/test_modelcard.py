@@ -159,10 +159,10 @@ def test_a_stopped_container_says_what_it_would_be() -> None:
     found = deal(
         docker("app", APP),
         docker("side", None, "container:app"),
-        docker("orphan", None, "container:nobody"),
+        docker("orphan", None, "container:missing"),
         docker("br", None),
     )
-    for name, word in {"side": "app", "orphan": "nobody, which is gone", "br": '"bridge"'}.items():
+    for name, word in {"side": "app", "orphan": "missing, which is gone", "br": '"bridge"'}.items():
         card = found[name]
         assert (card.model, card.joined_dead) == ("unknown", False)
         assert "not running (exited)" in card.why and word in card.why
