@@ -121,7 +121,7 @@ class VnetApp(TonedApp):
 
     async def on_event(self, event: events.Event) -> None:
         """Forward keys to the prompt while it is open, before any other handler."""
-        if isinstance(event, events.Key) and not event.is_forwarded and event.key != "ctrl+c":
+        if isinstance(event, events.Key) and not event.is_forwarded and event.key not in ("ctrl+c", "ctrl+q"):
             screen = self.screen
             if isinstance(screen, Dashboard):
                 if await screen.feed_prompt(event) or self._comes_too_late(event):

@@ -41,17 +41,17 @@ One moment of the networks of a host, as vnet-tui saw it. Open it, anywhere and 
     vnet-tui --from {name}.tar.gz
 
 It holds addresses, MAC addresses, names of hosts, containers, networks, images and processes, labels,
-firewall rules and connections. Look through it before you give it away.
+firewall rules and connections. Check it before you share it.
 
 {files}
 """
 _FILES = {
-    SNAPSHOT_FILE: "all that was read, as `vnet-tui dump` writes it",
+    SNAPSHOT_FILE: "everything that was read, as `vnet-tui dump` writes it",
     "show.txt": "the lists of the dashboard, for people; of a long one its beginning",
     "show.json": "the same with what follows from it, as `vnet-tui show --json` prints it",
-    "flows.txt": "who talks to whom, a sentence a flow, the fastest first",
+    "flows.txt": "flows, a sentence each, the fastest first",
     "rules/": "the firewall rules of each namespace, as nft and iptables print them",
-    "problems.txt": "what is wrong, and what could not be read",
+    "problems.txt": "findings, and what could not be read",
     "events.txt": "what changed before this moment, as far as it was watched",
     "commands.json": "the commands that this session ran",
     "history.json": "the changes that vnet-tui made on this host earlier, with their commands",

@@ -75,7 +75,7 @@ def is_recording(path: Path) -> bool:
         return False
 
 
-LOOK_FIRST = "it holds addresses and names, look before you send it"
+LOOK_FIRST = "it contains addresses and names: check it before you send it"
 
 
 def free_path(what: str, hostname: str, ending: str) -> Path:

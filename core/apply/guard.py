@@ -72,7 +72,7 @@ def guarded_undo(
     Until `confirm` is called with the outcome's `entry_id`, it is a change of its own, and the earlier one
     counts as "done".
     """
-    title, steps = f"take back: {entry.title}", undo_of(entry.steps[: entry.begun])
+    title, steps = f"undo: {entry.title}", undo_of(entry.steps[: entry.begun])
     return run.apply(
         title,
         steps,

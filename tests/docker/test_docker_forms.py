@@ -101,7 +101,7 @@ async def test_move_between_networks_of_dockers_and_back_by_undo(engine: DockerH
         await person.press("u")
         await shows(person, f"move app from {SHOP} to {LAN}")
         await person.press("enter")
-        await shows(person, "y applies")
+        await shows(person, "y: apply")
         await do(person, "y")
         assert set(networks_of(engine, "app")) == {SHOP}
 

@@ -108,7 +108,7 @@ async def test_f_and_every_flow_on_the_screen(
         await person.type(f"/net:{SHOP}⏎")
         await person.eventually("filtered 3 of")
         await person.press("f")
-        await person.eventually("y applies")
+        await person.eventually("y: apply")
         await person.press("y")
         await person.eventually("fast path on")
         await person.type(":flows⏎")

@@ -130,7 +130,7 @@ def test_a_network_by_its_name_is_accelerated_counted_and_given_back(machine: Ma
     with started(machine, _SERVE, "db"), started(machine, _TALK, "web", "10.91.0.3") as talk:
         text = ok(machine, "accelerate shop --yes")
         for words in (
-            "verifies checksums and TCP windows",
+            "Checksums and TCP windows",
             "0xff000000 of the ct mark",
             "inet vnet_fastpath",
             "v-web (container)",
@@ -190,13 +190,13 @@ def test_in_a_pid_namespace_our_own_rules_are_not_taken_for_others(machine: Mach
 
 def test_what_would_change_is_said_and_nothing_is_done_without_a_yes(machine: Machine) -> None:
     assert "Accelerate shop (bridge br-shop):" in ok(machine, "accelerate shop --dry-run")
-    assert "no terminal to ask" in refused(machine, "accelerate", "shop")
+    assert "without a terminal" in refused(machine, "accelerate", "shop")
     assert is_as_before(machine) and status(machine)["state"] == "off"
     assert "no bridge or network nonsense" in refused(machine, "accelerate", "nonsense", "--yes")
-    assert "say what to accelerate" in refused(machine, "accelerate")
+    assert "no bridge or network is named" in refused(machine, "accelerate")
     assert "nothing to do" in ok(machine, "accelerate --off")
     assert "nothing is accelerated" in refused(machine, "accelerate", "--capture", "10.91.0.2")
-    assert "stand alone" in refused(machine, "accelerate", "shop", "--capture", "10.91.0.2")
+    assert "can't be combined" in refused(machine, "accelerate", "shop", "--capture", "10.91.0.2")
 
 
 def test_names_add_up_and_go_one_by_one(machine: Machine) -> None:
@@ -254,8 +254,8 @@ def test_strict_is_asked_for_and_taken_back(machine: Machine) -> None:
     machine.run("nft add table ip mine")
     machine.run(["nft", "add chain ip mine some { type filter hook forward priority 0; }"])
     machine.run("nft add rule ip mine some ct state invalid drop")
-    assert "These rules are about invalid packets" in ok(machine, "accelerate shop --dry-run")
-    assert "for it is strict: ip mine some" in ok(machine, "accelerate shop --strict --dry-run")
+    assert "These rules match on invalid packets" in ok(machine, "accelerate shop --dry-run")
+    assert "because it is strict: ip mine some" in ok(machine, "accelerate shop --strict --dry-run")
     ok(machine, "accelerate shop --strict --yes")
     assert (asked(machine)["state"], asked(machine)["strict"]) == ("paused", True)
     assert "Nothing is strict any more" in ok(machine, "accelerate --no-strict --yes")

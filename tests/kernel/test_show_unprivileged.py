@@ -80,4 +80,4 @@ def test_whether_anything_is_accelerated_is_not_known() -> None:
         [*as_nobody, sys.executable, "-m", "tui.cli", "fastpath", "status"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stdout == "fast path: not known, only root may ask: sudo vnet-tui fastpath status\n"
+    assert done.stdout == "fast path: unknown: only root may ask. Try: sudo vnet-tui fastpath status\n"

@@ -31,7 +31,21 @@ _OURS: dict[str, Callable[[list[str]], bool]] = {
     "supervisor": lambda words: "bpf.supervisor" in words,
 }
 _KEPT = 1 << 16  # bytes of the terminal's output
-_VIEWS = ("1", "2", "3", "4", "5", "6", "7", "8", "9", ":flows\r", ":links\r", ":fastpath\r")
+_VIEWS = (
+    "1",
+    "2",
+    "3",
+    "4",
+    "5",
+    "6",
+    "7",
+    "8",
+    "9",
+    ":namespaces\r",
+    ":routes\r",
+    ":links\r",
+    ":fastpath\r",
+)
 
 
 @dataclass

@@ -46,7 +46,7 @@ container_ports = 80
 def test_a_file_is_made_true_once(machine: Machine) -> None:
     file = machine.folder / "net.toml"
     file.write_text(FILE)
-    assert "no terminal to ask" in refused(machine, "apply", str(file))
+    assert "without a terminal" in refused(machine, "apply", str(file))
     assert machine.json("ip -j netns list") == []
     ok(machine, f"apply {file} --yes")
     assert addresses(machine, "eth0", "log") == ["10.91.0.5/24", "fd91::2/64"]
@@ -192,8 +192,8 @@ def test_history_and_undo(machine: Machine) -> None:
     changes = read_json(machine, "history")["changes"]
     assert [one["end"] for one in changes] == ["undone", "undone"]
     assert any("br-shop" in step["command"] for step in changes[1]["steps"])
-    assert "no change to take back" in refused(machine, "undo")
-    assert "taken back already" in refused(machine, "undo", first)
+    assert "no change to undo" in refused(machine, "undo")
+    assert "undone already" in refused(machine, "undo", first)
     assert "no change" in refused(machine, "undo", "../../etc/passwd")
 
 
@@ -257,7 +257,7 @@ def test_cleanup_leaves_what_is_not_ours(machine: Machine) -> None:
     ok(machine, "container create web --network shop")
     ok(machine, "attach theirs shop")
     ok(machine, "publish theirs 8080")
-    assert "no terminal to ask" in refused(machine, "cleanup")
+    assert "without a terminal" in refused(machine, "cleanup")
     ok(machine, "cleanup --yes")
     assert picture(machine) | {"forward": ""} == before | {"forward": ""}
     assert "nothing to do" in ok(machine, "cleanup --yes")

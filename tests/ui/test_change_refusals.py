@@ -40,8 +40,8 @@ BAD = [
     ("unpublish 9", "publish"), ("link set nope --up", "no link"), ("link set v-web --mtu 1", "range"),
     ("link set v-web --ns nobody --up", "no namespace"), ("bridge set br-shop rubbish 1", "unknown setting"),
     ("port set v-web rubbish on", "unknown flag"), ("undo nothing", "no change"),
-    ("recover nothing", "not cut off"), ("tune nothing --big-tcp", "no bridge or network"),
-    ("tune shop", "say what to tune"), ("tune shop --big-tcp 7", "use 65536"),
+    ("recover nothing", "not interrupted"), ("tune nothing --big-tcp", "no bridge or network"),
+    ("tune shop", "no option is given"), ("tune shop --big-tcp 7", "use 65536"),
     ("tune shop --big-tcp off", "already"), ("tune shop --rps zz", "isn't a CPU mask"),
     ("tune shop --rps ffffffff,ffffffff,ffffffff", "don't exist"),
 ]  # fmt: skip

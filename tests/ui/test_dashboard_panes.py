@@ -187,10 +187,11 @@ async def test_the_palette_offers_views_and_actions() -> None:
 
 
 @pytest.mark.parametrize("before", [(), ("question_mark",), ("slash", "w"), ("colon",), ("tab",)])
-async def test_control_c_quits_from_anywhere(before: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("key", ["ctrl+c", "ctrl+q"])
+async def test_control_c_and_q_quit_from_anywhere(key: str, before: tuple[str, ...]) -> None:
     async with dashboard() as person:
         await person.pilot.press("5", *before)
-        await person.pilot.press("ctrl+c")
+        await person.pilot.press(key)
         await person.pilot.pause(0.05)
         assert not person.app.is_running or person.app._exit
 
@@ -258,7 +259,7 @@ async def test_the_palette_names_every_view_and_not_itself() -> None:
     async with dashboard() as person:
         entries = {entry.title: entry.help for entry in person.app.get_system_commands(person.app.screen)}
         assert entries["Bridges"] == "show Bridges (2)"
-        assert entries["Networks"] == "show Networks (:networks)"
+        assert entries["Networks"] == "show Networks (4)" and entries["Links"] == "show Links (:links)"
         assert "Palette" not in entries
         assert "below" not in entries["Filter"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from rich.cells import cell_len
 
@@ -53,6 +55,15 @@ async def test_at_40x10_the_list_and_its_badge_are_there() -> None:
         await person.type("/name:web⏎")
         assert "filtered 2 of" in person.text
         assert "web1" in person.text
+
+
+async def test_at_80x24_networks_show_their_gateway_and_connections_their_ports() -> None:
+    async with dashboard(size=(80, 24)) as person:
+        await person.type(":networks⏎")
+        assert "gateway" in person.lines[2]
+        await person.type(":conntrack⏎")
+        rows = [line for line in person.lines if re.match(r".(tcp|udp) .* [→←] ", line)]
+        assert rows and all(re.search(r":[0-9]+ +[→←] .*:[0-9]+ ", line) for line in rows), rows
 
 
 async def test_ascii_mode_draws_with_ascii_alone() -> None:

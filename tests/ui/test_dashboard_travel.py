@@ -31,7 +31,7 @@ async def test_parts_appear_as_they_arrive() -> None:
     whole = small_host()
     async with dashboard(source=FedSource()) as person:
         await person.feed(replace(whole, engines={}, pending=frozenset({"containers", "conntrack"})))
-        await person.press("4")
+        await person.type(":namespaces⏎")
         assert "docker container" not in person.text and "host" in person.text
         await person.press("5")
         assert "reading…" in person.text
@@ -146,7 +146,7 @@ async def test_the_way_from_a_cable_to_the_rules() -> None:
 async def test_keys_typed_at_once_act_in_their_order() -> None:
     async with dashboard() as person:
         await person.type(":cont⏎/web⏎j4G")
-        assert person.dashboard.view.name == "namespaces"
+        assert person.dashboard.view.name == "networks"
         assert person.dashboard.table.cursor == len(person.dashboard.table.rows) - 1
         await person.press("5")
         assert "/web" in person.lines[2]

@@ -20,7 +20,7 @@ async def test_a_dialog_told_twice_to_end_ends_once(opens: str, no: str) -> None
         await person.press(no, no, "escape", "escape")
         await person.until(lambda: opened not in person.app.screen_stack, "the dialog's end")
         await person.press("escape", "8")
-        await person.until(lambda: person.dashboard.view.name == "routes", "the other view")
+        await person.until(lambda: person.dashboard.view.name == "flows", "the other view")
         assert person.app.is_running and not planner.done and not planner.taken_back
 
 
@@ -30,7 +30,7 @@ async def test_the_question_of_the_fast_path_too(no: str) -> None:
         await select(person, "networks", "app")
         await person.press("f", no, no, no)
         await person.press("8")
-        await person.until(lambda: person.dashboard.view.name == "routes", "the other view")
+        await person.until(lambda: person.dashboard.view.name == "flows", "the other view")
         assert len(person.app.screen_stack) == 1 and not pretended.fast.is_running
 
 
@@ -41,7 +41,7 @@ async def test_where_the_commands_are_out_of_sight_the_first_enter_shows_them(si
         assert "ip link add" not in person.text
         await person.press("enter")
         await person.eventually("ip link add")
-        assert not planner.done and "Enter or y applies" in person.text
+        assert not planner.done and "Enter or y: apply" in person.text
         await person.press("escape")
         await person.until(lambda: "ip link add" not in person.text, "the fields again")
         await person.press("enter")
@@ -73,7 +73,7 @@ async def test_enter_alone_answers_no_question_and_says_so() -> None:
                 await person.press("enter")
                 await keys(person)
             await person.press("enter")
-            await person.eventually("y applies, n cancels.")
+            await person.eventually("y: apply, n: cancel")
             assert not planner.done and not planner.taken_back
             await person.press("n")
             await person.press("escape")
@@ -83,7 +83,7 @@ async def test_enter_alone_answers_no_question_and_says_so() -> None:
         await person.press("f")
         await person.eventually("Do it?")
         await person.press("enter")
-        await person.eventually("y applies, n cancels.")
+        await person.eventually("y: apply, n: cancel")
         await person.press("y")
         await person.until(lambda: pretended.fast.is_running, "the fast path")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bpf.requirements import HostFeatures, requirements
 from core.model import FastPath, FastPort, Network, Requirement, Snapshot
 from core.topology import Topology
 from tests.support.snapshots import small_builder, small_host
@@ -18,7 +19,10 @@ from tests.ui.driver import FedSource, Person, dashboard
 from tests.ui.planner import Planner
 from tui.command import CommandError
 from tui.services import FastPathPreview
+from tui.views import fastpath
 from tui.views.fast_targets import Choice, added, removed
+from tui.views.lists import lay_out
+from tui.views.rows import ViewContext
 
 WORDS = {"FAST": "forwarded by the fast path", "MTU": "larger than the egress MTU"}
 VERDICTS = {"FAST": 970, "MTU": 30}
@@ -134,10 +138,10 @@ async def test_s_asks_for_a_strict_one_and_takes_it_back() -> None:
         await select(person, "networks", "app")
         await person.press("f")
         await person.eventually("Do it?")
-        assert "It is strict." not in person.text and "s strict: off" in person.text
+        assert "It is strict." not in person.text and "s: strict off" in person.text
         await person.press("s")
         await person.eventually("It is strict.")
-        await person.eventually("s strict: on")
+        await person.eventually("s: strict on")
         await person.press("s")
         await person.until(lambda: "It is strict." not in person.text, "no longer strict")
         await person.eventually("Do it?")
@@ -302,6 +306,14 @@ async def test_the_view_tells_verdicts_by_link_and_requirements(size: tuple[int,
         await person.until(lambda: person.row().startswith("BCC"), "the requirement")
         if size[0] > 100:
             await person.eventually("apt install python3-bpfcc")
+
+
+@pytest.mark.parametrize("fast", [FastPath(), accelerated("app")], ids=["off", "on"])
+def test_names_of_requirements_fit_into_80_columns(fast: FastPath) -> None:
+    found = replace(fast, requirements=requirements(HostFeatures("6.12.43-amd64")))
+    rows = fastpath.rows(ViewContext(Topology(small_host()), fast=found))
+    (name,) = [each for each in lay_out(rows.columns, 78, rows.needs()) if each.column.name == "name"]
+    assert all(2 * (row.depth + 1) + len(row.cells[0].text) <= name.width for row in rows)
 
 
 async def test_f_in_its_view_turns_off_what_somebody_else_turned_on() -> None:

@@ -154,6 +154,17 @@ def test_the_ends_have_room_before_what_is_less(width: int, ends: int) -> None:
     assert min(shown["from"], shown["to"]) >= ends
 
 
+@pytest.mark.parametrize(
+    ("selects", "title"),
+    [
+        ("", "all flows"), ("peer:=2001:db8::80", "peer 2001:db8::80"), ("port:=80/tcp", "port 80/tcp"),
+        ("ct:web1 peer:192.0.2.1", "ct web1 peer 192.0.2.1"),
+    ],
+)  # fmt: skip
+def test_the_title_of_a_group(selects: str, title: str) -> None:
+    assert flows_detail.group_title(selects) == title
+
+
 def test_a_groups_filter_selects_its_flows(rows: FlowRows) -> None:
     for by in GROUPINGS[1:-1]:
         for row in rows.seen_through(FlowViewOptions(by=by)).grouped():  # type: ignore[union-attr]
@@ -225,7 +236,7 @@ async def test_what_flows_are_added_up_by_is_told() -> None:
     async with dashboard(source=FedSource(taken), size=(80, 24)) as person:
         await person.type(":flows⏎")
         await person.eventually("7 flows")
-        assert "Flows" in person.lines[2]
+        assert "8 flow" in person.lines[1]
         for by in GROUPINGS[1:-1]:
             await person.press("b")
             assert f"By {by}" in person.text and "not in this list" not in person.text
@@ -269,7 +280,7 @@ def test_the_detail_is_a_sentence(picture: FlowView) -> None:
     )
     texts = {label: cell.text for section in told.sections for label, cell, _ in section.lines}
     assert texts["client"] == "another host"
-    assert texts["there"] == "1.0 Mbit/s, 1 p/s, 60 B in 1 packet, 0 B of it fast"
+    assert texts["sent"] == "1.0 Mbit/s, 1 p/s, 60 B in 1 packet, 0 B of it fast"
     uncounted = flows_detail.detail(context, REFS["ssh"])
     texts = {label: cell.text for section in uncounted.sections for label, cell, _ in section.lines}
     assert texts["traffic"].startswith("not counted")

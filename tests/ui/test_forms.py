@@ -54,7 +54,7 @@ async def test_form_and_preview_fit(inside_host: ThrowawayHost, size: tuple[int,
         await keys(person, "n")
         await keys(person, *NET)
         await shows(
-            person, f"create the nat network {NET}", f"ip link add {BRIDGE}", "Enter applies", "subnet"
+            person, f"create the nat network {NET}", f"ip link add {BRIDGE}", "Enter: apply", "subnet"
         )
         assert "WRITE" in person.lines[0] or size != (80, 24)
         await person.press("escape")
@@ -182,7 +182,7 @@ async def test_undo_takes_a_change_back_whole(inside_host: ThrowawayHost) -> Non
         await person.press("u")
         await shows(person, f"create the nat network {NET}", f"ip link del {BRIDGE}")
         await person.press("enter")
-        await shows(person, "y applies", "take back")
+        await shows(person, "y: apply", "undo: ")
         await keys(person)
         await person.press("y")
         await closed(person)
@@ -203,7 +203,7 @@ async def test_what_others_stand_on_is_not_taken_back(inside_host: ThrowawayHost
         (when,) = re.findall(r"\d\d:\d\d:\d\d", listed)
         assert when in person.text.partition("later changes depend on it")[2], "as the list names it"
         await person.press("enter")
-        await shows(person, "Can't take it back")
+        await shows(person, "Can't undo it")
         assert len(person.app.screen_stack) == 2
 
 
@@ -291,11 +291,11 @@ async def test_a_failure_is_told_and_all_is_taken_back(
         await keys(person, "n")
         await keys(person, *NET)
         await person.press("enter")
-        await shows(person, "can't", "busy", "Everything was taken back")
+        await shows(person, "can't", "busy", "Everything was undone")
         await person.press("escape")
         await closed(person)
         await person.press("L")
-        await shows(person, "✗ ip addr add", "busy", "taken back by", f"· ip link del {BRIDGE}")
+        await shows(person, "✗ ip addr add", "busy", "undone by", f"· ip link del {BRIDGE}")
     assert state([inside_host.name]) == before
 
 
@@ -310,11 +310,11 @@ async def test_a_guarded_change_wants_to_be_kept(inside_host: ThrowawayHost, ans
         await keys(person, *"lan", "tab", *"nic")
         await shows(person, "create the nic-bridged network lan", "ip link set up0 master br-lan")
         await person.press("enter")
-        await shows(person, "Keep it? y / n", "taken back in")
+        await shows(person, "Keep it? y / n", "undone in")
         assert [one["local"] for one in _addresses(inside_host, "br-lan")] == ["192.0.2.2"]
         await person.press(answer)
         await closed(person)
-        await shows(person, "Kept" if answer == "y" else "Taken back")
+        await shows(person, "Kept" if answer == "y" else "Undone")
     there = "br-lan" if answer == "y" else "up0"
     assert [one["local"] for one in _addresses(inside_host, there)] == ["192.0.2.2"]
     assert eventually(lambda: not guard.pending_guards())
@@ -332,9 +332,9 @@ async def test_what_was_cut_off_is_offered_for_undo(inside_host: ThrowawayHost) 
     record.close()
     inside_host.run("ip link add br-half alias 'vnet:net=half kind=nat' type bridge")
     async with writer() as person:
-        await shows(person, "Changes that were cut off", "make the nat network half")
+        await shows(person, "Interrupted changes", "make the nat network half")
         await person.press("enter")
-        await shows(person, "y applies")
+        await shows(person, "y: apply")
         await keys(person)
         await person.press("y")
         await closed(person)

@@ -118,7 +118,7 @@ async def test_move(inside_host: ThrowawayHost) -> None:
 async def test_join_and_part(inside_host: ThrowawayHost) -> None:
     async with writer() as person:
         await keys(person, "J")
-        await shows(person, "it takes two networks")
+        await shows(person, "two networks of vnet-tui are needed")
         await person.press("escape")
         await make_network(person)
         await make_network(person, OTHER)
@@ -245,21 +245,19 @@ async def test_the_undo_of_a_guarded_change_is_guarded(inside_host: ThrowawayHos
         await shows(person, "create the nic-bridged network lan")
         await person.press("enter")
         await keys(person)
-        await shows(person, "y applies")
+        await shows(person, "y: apply")
         await person.press("y")
-        await shows(person, "Keep it? y / n", "take back: create the nic-bridged network lan")
+        await shows(person, "Keep it? y / n", "undo: create the nic-bridged network lan")
         assert address(inside_host, "up0") == "192.0.2.2" and "br-lan" not in links(inside_host)
         assert len(guard.pending_guards()) == 1
         await person.press(answer)
         await closed(person)
-        await shows(person, "Kept" if answer == "y" else "Taken back")
+        await shows(person, "Kept" if answer == "y" else "Undone")
     assert address(inside_host, "up0" if answer == "y" else "br-lan") == "192.0.2.2"
     wait_until(lambda: not guard.pending_guards(), "the end of the guard")
     ends = {entry.title: entry.end for entry in journal.history()}
     bridged = "create the nic-bridged network lan"
-    assert ends == (
-        {bridged: "undone"} if answer == "y" else {bridged: "done", f"take back: {bridged}": "undone"}
-    )
+    assert ends == ({bridged: "undone"} if answer == "y" else {bridged: "done", f"undo: {bridged}": "undone"})
 
 
 @pytest.mark.parametrize("view", ["overview", "networks", "bridges"])

@@ -38,9 +38,7 @@ def test_unconfirmed_the_change_is_made_again(bridged: Machine) -> None:
     held = addresses(bridged, "br-lan")
     ok(bridged, "undo")
     bridged.run("pkill -TERM -x vnet-guard")  # asked to end, a guard waits no longer
-    wait_until(
-        lambda: ends(bridged)["take back: create the nic-bridged network lan"] == "undone", "the guard"
-    )
+    wait_until(lambda: ends(bridged)["undo: create the nic-bridged network lan"] == "undone", "the guard")
     assert addresses(bridged, "br-lan") == held
     ok(bridged, "undo")
     assert addresses(bridged, "up0") == held

@@ -43,4 +43,4 @@ async def test_keys_that_waited_too_long_do_nothing_nor_do_those_typed_after_the
         await person.settle()
         assert person.dashboard.view.name == "veths" and len(person.app.screen_stack) == 1
         await person.press("8")
-        assert person.dashboard.view.name == "routes"
+        assert person.dashboard.view.name == "flows"

@@ -8,6 +8,7 @@ from core.model import Ref
 from tui.views.formatting import cut_end
 from tui.views.lists import GAP, ListRows, lay_out
 from tui.views.rows import Cell, Column, Row
+from tui.widgets.form import options_text
 
 COLUMNS = (Column("name", "name", 10), Column("rate", "rate", 6))
 
@@ -149,6 +150,14 @@ def test_words_that_are_short_leave_their_room_to_those_that_grow() -> None:
 )
 def test_an_end_that_is_cut_keeps_its_port(text: str, width: int, wanted: str) -> None:
     assert cut_end(text, width) == wanted
+
+
+@pytest.mark.parametrize(
+    ("width", "text"),
+    [(40, "‹ › nat · routed · none"), (20, "‹ › nat · +2"), (12, "‹ › nat · +2"), (3, "‹ › +3")],
+)
+def test_options_that_do_not_fit_are_counted(width: int, text: str) -> None:
+    assert options_text(("nat", "routed", "none"), width) == text
 
 
 def test_a_filter_and_an_order_leave_the_columns_as_wide_as_they_are() -> None:

@@ -21,7 +21,7 @@ def test_in_a_preview() -> None:
 
 
 def test_among_the_findings() -> None:
-    finding = Finding("forward", namespace_ref(1), "no way out", "It drops.", "bad", (), ADVICE)
+    finding = Finding("forward", namespace_ref(1), "no default route", "It drops.", "bad", (), ADVICE)
     shown = texts([line for line, _ in lines_of([finding], [], "", 80)])
     assert shown[1].startswith("  Try: vnet") and "; iptables" not in " ".join(shown)
     assert "  iptables -I FORWARD 1" in shown and "  iptables -I FORWARD 2" in shown

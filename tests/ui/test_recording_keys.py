@@ -78,7 +78,7 @@ async def test_a_file_that_cannot_be_made_is_told(folder: Path, monkeypatch: pyt
 async def test_b_writes_a_bundle_that_opens(folder: Path, snapshot: object) -> None:
     async with dashboard(snapshot) as person:  # type: ignore[arg-type]
         await person.press("B")
-        await person.eventually("It holds addresses")
+        await person.eventually("It contains addresses")
     path = written(folder, ".tar.gz")
     assert path.stat().st_mode & 0o777 == 0o600
     back = unpack(path.read_bytes())
@@ -98,7 +98,7 @@ async def test_b_asks_what_is_fast_where_no_picture_tells(folder: Path) -> None:
     source.fast_flows = lambda: fast_flows(3)  # type: ignore[attr-defined]
     async with dashboard(source=source) as person:
         await person.press("B")
-        await person.eventually("It holds addresses")
+        await person.eventually("It contains addresses")
     told = unpack_fast(written(folder, ".tar.gz").read_bytes())
     assert told is not None and len(told.entries) == 3
 
@@ -108,7 +108,7 @@ async def test_a_file_is_not_recorded_but_bundled(folder: Path) -> None:
         await person.press("R")
         await person.eventually("Only this host")
         await person.press("B")
-        await person.eventually("It holds addresses")
+        await person.eventually("It contains addresses")
     assert unpack(written(folder, ".tar.gz").read_bytes()).host == small_host().host
 
 

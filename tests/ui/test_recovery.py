@@ -64,7 +64,7 @@ def test_a_change_under_way_is_not_cut_off(machine: Machine) -> None:
             said = list(pool.map(lambda command: refused(machine, *command.split()), commands))
         assert all("under way" in each for each in said), said
         assert all("another change is under way (PID " in each for each in said[:-1]), said
-        assert f"can't take back {change['id']}" in said[-1]
+        assert f"can't undo {change['id']}" in said[-1]
         process.send_signal(signal.SIGCONT)  # nsenter, which stopped as well, passes it on
         assert process.communicate()[0] == "done\n"
     assert "br-slow" in machine.run("ip link") and "br-shop" not in machine.run("ip link")
@@ -92,7 +92,7 @@ def test_an_undo_that_was_killed_is_found_and_finished(machine: Machine) -> None
     ok(machine, "network create shop")
     ok(machine, "container create web --network shop")
     killed(machine, "undo", 30)
-    assert "undo cut off" in ok(machine, "history")
+    assert "undo interrupted" in ok(machine, "history")
     (change, _) = read_json(machine, "history")["changes"]
     assert (change["end"], change["undo_begun"]) == ("cut off", True)
     assert "vnet-tui recover" in refused(machine, "network", "create", "lab")

@@ -112,7 +112,7 @@ async def test_flows_have_their_speed_at_once(tmp_path: Path) -> None:
 async def test_no_further_change_is_told(file: Path) -> None:
     async with replayed(file) as person:
         await person.press("dollar_sign", "]")
-        await person.eventually("No further change: this is the last moment.")
+        await person.eventually("No later change: this is the last moment.")
         await person.press("0", "[")
         await person.eventually("No earlier change: this is the first moment.")
 
@@ -201,7 +201,8 @@ async def test_a_click_on_the_line_goes_there(file: Path) -> None:
 async def test_the_keys_are_told_and_mean_nothing_else(file: Path) -> None:
     async with replayed(file, (110, 100)) as person:
         await person.press("question_mark")
-        assert "Time line" in person.text and "play the recording" in person.text
+        assert "Time line" in person.text and "play or pause the recording" in person.text
+        assert "a moment at which something changed" in person.text and "◆ change" in person.lines[-2]
         await person.press("escape")
         for key, words in (("R", "Only this host can be recorded"), ("W", "cannot be changed")):
             await person.press(key)

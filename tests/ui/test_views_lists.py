@@ -319,7 +319,7 @@ def test_routes_are_folded_by_namespace(context: ViewContext) -> None:
     refusing = rows_of(context, "routes").matching("kind:blackhole").row(0)
     assert refusing.cells[1].tone == "warn"
     detail = registry.detail(context, rows_of(context, "routes").matching("default ns:host").row(0).ref)
-    assert lines_of(detail)["next hop"] == "192.0.2.254 by eth0"
+    assert lines_of(detail)["next hop"] == "192.0.2.254 dev eth0"
 
 
 def test_events_are_the_newest_first_and_lead_to_their_thing(context: ViewContext) -> None:

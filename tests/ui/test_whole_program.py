@@ -40,8 +40,8 @@ def terminal(lab: Lab) -> Iterator[Terminal]:
 
 def test_each_view_opens_by_its_number(terminal: Terminal) -> None:
     for key, text in (
-        ("2", "br-data"), ("3", "v-web1"), ("4", "net:["), ("5", "joined"), ("6", "masquerade"),
-        ("7", "ESTABLISHED"), ("8", "default"), ("1", "uplink"),
+        ("2", "br-data"), ("3", "v-web1"), ("4", "gateway"), ("5", "joined"), ("6", "masquerade"),
+        ("7", "ESTABLISHED"), ("8", "kernel"), ("1", "uplink"),
     ):  # fmt: skip
         seen = len(terminal.output)
         terminal.press(key)

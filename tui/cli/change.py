@@ -204,7 +204,10 @@ def _link(options: argparse.Namespace, topology: Topology) -> Request:
 def _tune(options: argparse.Namespace, topology: Topology) -> Request:
     given = (options.big_tcp, options.offloads, options.br_netfilter, options.rps, options.no_track_dns)
     if all(one is None for one in given):
-        raise CommandError("say what to tune: --big-tcp, --offloads, --br-netfilter, --rps or --no-track-dns")
+        raise CommandError(
+            "can't tune: no option is given. Try: --big-tcp, --offloads, --br-netfilter, --rps or "
+            "--no-track-dns"
+        )
     if options.only and options.no_track_dns is None:
         raise CommandError("--only is about --no-track-dns: the other options are about the whole bridge")
     switched = {"on": True, "off": False, None: None}

@@ -69,9 +69,9 @@ def print_outcome(plan: Plan, outcome: Outcome | None, as_json: bool) -> int:
     elif outcome is None:
         print("nothing to do: nothing differs")
     elif outcome.done and is_final(plan.steps):
-        print("done; this cannot be taken back")
+        print("done; this cannot be undone")
     elif outcome.done:
-        print(f"done; to take it back: vnet-tui undo {outcome.entry_id}")
+        print(f"done; to undo: vnet-tui undo {outcome.entry_id}")
     return ended(outcome) if outcome else 0
 
 
@@ -82,7 +82,7 @@ def ended(outcome: Outcome) -> int:
         print(f"vnet-tui: {safe(error)}", file=sys.stderr)
     if outcome.end == "failed":
         print(
-            f"vnet-tui: it could not be taken back whole; try again: vnet-tui recover {outcome.entry_id}",
+            f"vnet-tui: it could not be undone completely; try again: vnet-tui recover {outcome.entry_id}",
             file=sys.stderr,
         )
     elif outcome.errors:
@@ -179,12 +179,12 @@ def ask(outcome: run.Outcome, as_json: bool) -> int:
     seconds = guard.SECONDS
     how = f"vnet-tui confirm {outcome.entry_id}"
     if as_json or not is_person():
-        print(f"vnet-tui: it is taken back in {seconds:.0f} s unless confirmed: {how}", file=sys.stderr)
+        print(f"vnet-tui: it is undone in {seconds:.0f} s unless confirmed: {how}", file=sys.stderr)
         return 0
-    if agreed(f"Is all well? It is taken back in {seconds:.0f} s unless you say yes.", seconds - 1):
+    if agreed(f"Is all well? It is undone in {seconds:.0f} s unless you say yes.", seconds - 1):
         return _confirm(outcome.entry_id, as_json=False)
     entry = journal.find(outcome.entry_id)
-    print("taking it back")
+    print("undoing it")
     return ended(run.undo(entry, wait=True)) if entry else 0
 
 

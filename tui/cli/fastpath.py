@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     if options.capture or options.release:
         return _capture(options)
     if not options.targets and not options.off and options.strict is None:
-        raise CommandError("say what to accelerate: a bridge, a network, or all; --off ends it")
+        raise CommandError("can't accelerate: no bridge or network is named. Try: vnet-tui accelerate all")
     if not options.dry_run:
         require_rights("turning the fast path on or off", "; --dry-run only says what would change")
     return _switch(session, options)
@@ -48,7 +48,7 @@ def require_rights(what: str, more: str = "") -> None:
 
 def _capture(options: argparse.Namespace) -> int:
     if options.targets or options.off:
-        raise CommandError("--capture and --release stand alone")
+        raise CommandError("--capture and --release can't be combined with networks or --off")
     require_rights("--capture or --release")
     do = "capture" if options.capture else "release"
     was = ask({"do": "status"})["captured"] if options.release else ()
@@ -95,7 +95,7 @@ def _switch(session: FastPathSession, options: argparse.Namespace) -> int:
 
 
 def _end_silent(session: FastPathSession, options: argparse.Namespace) -> int:
-    print("The process of the fast path does not answer: it is killed, and what it leaves is put right.")
+    print("The process of the fast path does not answer: it is killed, and its settings are cleaned up.")
     if options.dry_run or not (options.yes or _agreed()):
         return 0
     print(session.end_silent())
@@ -122,7 +122,7 @@ def _choices(words: Sequence[str], topology: Topology, off: bool) -> tuple[Choic
 def _agreed() -> bool:
     sys.stdout.flush()
     if not is_person():
-        raise CommandError("nothing was changed: no terminal to ask in. Try: the same with --yes")
+        raise CommandError("can't ask without a terminal. Try: --yes")
     return agreed("Do it?")
 
 
@@ -150,8 +150,8 @@ _STATES = {
     "off": "off: the kernel forwards everything",
     "on": "on",
     "paused": "paused: the kernel forwards everything, because",
-    "changing": "changing: the rules have just changed, the kernel forwards until they stand still",
-    "hidden": "not known, only root may ask: sudo vnet-tui fastpath status",
+    "changing": "changing: the rules have just changed; the kernel forwards until they are stable",
+    "hidden": "unknown: only root may ask. Try: sudo vnet-tui fastpath status",
     "unknown": "not known",
     "silent": "its process does not answer: once its lease is over, the kernel forwards everything",
 }
@@ -209,7 +209,7 @@ def lines(fast: FastPath) -> Iterator[str]:
     for reason in fast.reasons:
         yield f"  - {safe(reason)}"
     if fast.left:
-        yield "a fast path that was killed has left settings behind: vnet-tui recover puts them right"
+        yield "a fast path that was killed left settings behind. Try: vnet-tui recover"
     if fast.state in ("off", "silent", "hidden"):
         return
     yield f"targets:   {_listed(fast.targets)}"
@@ -228,7 +228,7 @@ def lines(fast: FastPath) -> Iterator[str]:
     cost = (
         f"{fast.ns_per_packet:.0f} ns a packet ({COST_IS})"
         if fast.ns_per_packet
-        else "too few packets came by while it was measured"
+        else "too few packets to measure"
     )
     yield f"cost:      {cost}"
     share = f", {fast.share:.1%} of them by the fast path" if fast.share is not None else ""

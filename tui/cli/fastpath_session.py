@@ -110,10 +110,10 @@ def _whole(
 def _becomes(strict: bool) -> str:
     if strict:
         return (
-            "All that is accelerated becomes strict: where a rule is about packets that conntrack calls "
-            "invalid, the kernel forwards everything."
+            "Everything accelerated becomes strict: if a rule matches on `ct state invalid`, the kernel "
+            "forwards everything."
         )
-    return "Nothing is strict any more: rules about packets that conntrack calls invalid don't pause it."
+    return "Nothing is strict any more: rules that match on `ct state invalid` don't pause it."
 
 
 def _attached(observer: Observer, names: Iterable[str], foreign: Foreign) -> tuple[MapContents, set[int]]:
@@ -168,7 +168,7 @@ def _held(tied: bool) -> list[str]:
         "A chain of its own writes them, in the nftables table inet vnet_fastpath, behind every filter; the "
         "kernel removes the table when its process ends.",
         "One process runs it and a second one watches that: if the first is killed, the fast path stops and "
-        f"the second puts everything back. Otherwise it ends {end}.",
+        f"the second cleans up. Otherwise it ends {end}.",
     ]
 
 
@@ -177,12 +177,12 @@ def _moves(more: int, fewer: int) -> str:
         return "No link is concerned now."
     if more:
         return f"The program is attached to {_links(more)} more."
-    return f"The program is taken off {_links(fewer)}; their connections go on through the kernel."
+    return f"The program is detached from {_links(fewer)}; their connections go on through the kernel."
 
 
 def _ends(count: int) -> list[str]:
     return [
-        f"The program is taken off {_links(count)}; connections go on through the kernel.",
+        f"The program is detached from {_links(count)}; connections go on through the kernel.",
         f"The table inet vnet_fastpath and bits {_MASK} of the ct mark go.",
     ]
 
@@ -190,11 +190,11 @@ def _ends(count: int) -> list[str]:
 def _invalid_notes(found: Preconditions, strict: bool) -> Iterator[str]:
     rules = "; ".join(map(safe, found.invalid))
     if rules and strict:
-        yield f"All of it would be paused now, for it is strict: {rules}"
+        yield f"It would be paused now, because it is strict: {rules}"
     elif rules:
         yield (
-            f"These rules are about invalid packets, and would not see those that it forwards: {rules}. "
-            "Strict (--strict, in the dashboard s) pauses it instead."
+            f"These rules match on invalid packets, and would not see those that it forwards: {rules}. "
+            "--strict (s in the dashboard) pauses it instead."
         )
 
 
@@ -310,7 +310,7 @@ class FastPathSession:
         return None
 
     def _off(self, progress: Callable[[str], None]) -> str:
-        progress("Giving everything back…")
+        progress("Cleaning up…")
         with suppress(_NotRunning):
             ask({"do": "off"})
         wait_for_the_end()

@@ -96,7 +96,7 @@ def _ask(plan: Plan) -> bool:
     print_plan(plan)
     sys.stdout.flush()
     if not is_person():
-        raise CommandError("nothing was changed: no terminal to ask in. Try: the same with --yes")
+        raise CommandError("can't ask without a terminal. Try: --yes")
     return agreed(f"Do these {len(plan.steps)} steps?")
 
 

@@ -36,12 +36,12 @@ from tui.cli.console import (
 )
 from tui.command import CommandError
 
-_ENDS = {"done": "done", "undone": "taken back", "failed": "taken back in part", "": "cut off"}
+_ENDS = {"done": "done", "undone": "undone", "failed": "undone in part", "": "interrupted"}
 _MOST_LINES, _ALL = 50, sys.maxsize
 
 
 def undo(options: argparse.Namespace) -> int:
-    """Take back the change that is named, or the last one that holds."""
+    """Undo the change that is named, or the last one that is not undone."""
     with command_errors():
         options.entry = journal.id_of(options.entry)
         entry = _chosen(options.entry)
@@ -57,7 +57,7 @@ def undo(options: argparse.Namespace) -> int:
 
 
 def recover(options: argparse.Namespace) -> int:
-    """Take back the change that is named, or all that were cut off."""
+    """Undo the interrupted change that is named, or all of them."""
     with command_errors():
         options.entry = journal.id_of(options.entry)
         if not options.dry_run:
@@ -79,7 +79,7 @@ def _recover(options: argparse.Namespace, entries: tuple[Entry, ...]) -> int:
     if repaired and not options.json:
         print(repaired)
     elif not entries and not options.json:
-        print("nothing to do: no change was cut off")
+        print("nothing to do: no change was interrupted")
     if options.forget:
         for entry in entries:
             journal.mark(entry, "undone", ("left as it was",))
@@ -94,8 +94,8 @@ def _cut_off(entry_id: str = "") -> tuple[Entry, ...]:
 def _not_cut_off(entry_id: str) -> str:
     entry = journal.find(entry_id)
     if entry is None or entry.end != "done":
-        return f"{safe(entry_id)} was not cut off"
-    return f"{entry_id} was not cut off: it is done. Try: vnet-tui undo {entry_id}"
+        return f"{safe(entry_id)} was not interrupted"
+    return f"{entry_id} was not interrupted: it is done. Try: vnet-tui undo {entry_id}"
 
 
 def offer_recovery(options: argparse.Namespace) -> None:
@@ -111,8 +111,8 @@ def offer_recovery(options: argparse.Namespace) -> None:
         return
     wanted = options.auto_undo
     if not wanted and is_person() and not options.json:
-        print(f"An earlier change was cut off: {_names(entries)}.")
-        wanted = agreed("Take it back first?")
+        print(f"An earlier change was interrupted: {_names(entries)}.")
+        wanted = agreed("Undo it first?")
     if not wanted:
         refuse_after(entries)
     asked = {entry.entry_id for entry in entries}
@@ -131,7 +131,7 @@ def refuse_after(entries: Iterable[Entry]) -> None:
         for entry in found:
             journal.require_readable(entry)
         raise CommandError(
-            f"nothing was changed: an earlier change was cut off, {_names(found)}; take it back first: "
+            f"nothing was changed: an earlier change was interrupted, {_names(found)}; undo it first: "
             "vnet-tui recover, --auto-undo, or u in the dashboard (vnet-tui recover --forget leaves what is "
             "there)"
         )
@@ -155,7 +155,7 @@ def history(options: argparse.Namespace) -> int:
 
 def _line(entry: Entry) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.at))
-    return f"{entry.entry_id}  {when}  {_how(entry):12}  {safe(entry.title)}"
+    return f"{entry.entry_id}  {when}  {_how(entry):16}  {safe(entry.title)}"
 
 
 def _how(entry: Entry) -> str:
@@ -163,7 +163,7 @@ def _how(entry: Entry) -> str:
     if entry.is_open and entry.problem:
         return "unreadable"
     if not entry.end and entry.undoing is not None:
-        return "undo cut off"
+        return "undo interrupted"
     return _ENDS.get(entry.end, entry.end)
 
 
@@ -188,13 +188,13 @@ def _chosen(entry_id: str) -> Entry:
     if not entry_id:
         last = next((entry for entry in found if entry.end != "undone"), None)
         if last is None:
-            raise CommandError("there is no change to take back")
+            raise CommandError("there is no change to undo")
         return _possible(last)
     chosen = next((entry for entry in found if entry.entry_id == entry_id), None)
     if chosen is None:
         raise CommandError(f"there is no change {safe(entry_id)}: vnet-tui history lists them")
     if chosen.end == "undone":
-        raise CommandError(f"{chosen.entry_id} was taken back already")
+        raise CommandError(f"{chosen.entry_id} is undone already")
     return _possible(chosen)
 
 
@@ -205,9 +205,11 @@ def _possible(entry: Entry) -> Entry:
     """
     which = f'{entry.entry_id} ("{safe(entry.title)}")'
     if entry.is_final:
-        raise CommandError(f"{which} cannot be taken back; vnet-tui history lists earlier ones, to be named")
+        raise CommandError(
+            f"can't undo {which}: it has no undo. Try: vnet-tui history, and an earlier change by its id"
+        )
     if entry.end == journal.UNDER_WAY:
-        raise CommandError(f"can't take back {which}: it is under way. Try: again in a moment")
+        raise CommandError(f"can't undo {which}: it is under way. Try: again in a moment")
     journal.require_readable(entry)
     return entry
 
@@ -216,7 +218,7 @@ def _require_same(shown: Entry, now: Entry) -> None:
     """Raise CommandError if the chosen entry has changed, or isn't the last any more."""
     if (now.entry_id, now.end) != (shown.entry_id, shown.end):
         raise CommandError(
-            f"can't take back {shown.entry_id}: something was changed meanwhile. Try: vnet-tui history"
+            f"can't undo {shown.entry_id}: something was changed meanwhile. Try: vnet-tui history"
         )
 
 
@@ -224,7 +226,7 @@ def refuse_under_later(entry: Entry) -> None:
     """Raise CommandError if later changes depend on this one."""
     later = takewhile(lambda one: one.entry_id != entry.entry_id, journal.history())
     if standing := standing_on(entry, later):
-        raise CommandError(f"later changes stand on it, take these back first: {', '.join(standing)}")
+        raise CommandError(f"later changes depend on it, undo these first: {', '.join(standing)}")
 
 
 def standing_on(entry: Entry, later: Iterable[Entry]) -> list[str]:
@@ -265,7 +267,7 @@ def _taken_back(entries: Iterable[Entry], as_json: bool) -> list[tuple[Outcome, 
         if not as_json:
             ended(outcome)
         if not as_json and not outcome.errors:
-            print(f"taken back: {safe(entry.title)}")
+            print(f"undone: {safe(entry.title)}")
     return taken
 
 
@@ -282,7 +284,7 @@ def _ended(taken: list[tuple[Outcome, bool]], as_json: bool, put_right: str = ""
 
 
 def _as_plan(entry: Entry) -> Plan:
-    return Plan(f"take back: {entry.title}", undo_of(entry.steps[: entry.begun]))
+    return Plan(f"undo: {entry.title}", undo_of(entry.steps[: entry.begun]))
 
 
 def take_back(entry: Entry, guarded: bool, progress: Callable[[Operation], None] = lambda _: None) -> Outcome:

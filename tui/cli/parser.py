@@ -18,17 +18,17 @@ examples:
   vnet-tui show veths                    every veth pair with both its ends
   vnet-tui show links --ns web1          the links of a namespace or container
   vnet-tui show nat --json | jq '.nat[]' for scripts; schema: docs/json.md
-  vnet-tui flows --by container          flows added up; also --follow, rate:>1M
-  vnet-tui dump host.vnet                save all that can be seen to a file
+  vnet-tui flows --by container          grouped flows; also --follow, rate:>1M
+  vnet-tui dump host.vnet                save a snapshot to a file
   vnet-tui --from host.vnet              open that file, anywhere, without root
   vnet-tui record now.vnetrec            record this host; `replay` shows it
   vnet-tui bundle report.tar.gz          a readable file for a bug report
   vnet-tui demo                          the dashboard on a demo lab
   vnet-tui network create shop           a NAT network (--dry-run: only print)
   vnet-tui container create web --network shop
-  vnet-tui publish web 8080:80           port 8080 of the host leads to web
-  vnet-tui apply net.toml                make what a file says: docs/changing.md
-  vnet-tui undo                          take back the last change
+  vnet-tui publish web 8080:80           forward port 8080 of the host to web
+  vnet-tui apply net.toml                create what a file describes
+  vnet-tui undo                          undo the last change
   vnet-tui accelerate shop               turn on the fast path for a network
   vnet-tui completion bash > /etc/bash_completion.d/vnet-tui
 """
@@ -44,7 +44,7 @@ PLAIN_SIZE, USUAL_SIZE = 65536, 262144
 _PORTS = "[HOST_IP:]HOST_PORTS[:CONTAINER_PORTS][/PROTO], such as 8080:80, 127.0.0.1:53/udp, [::]:8000-8010"
 
 FAST_PATH_COMMANDS = ("accelerate", "fastpath")
-_WHAT = "a bridge, a network of Docker, podman or vnet, or all"
+_WHAT = "a bridge, a network of Docker, podman or vnet-tui, or all"
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]?)(?:i?b)?", re.IGNORECASE)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
@@ -60,7 +60,8 @@ def seconds_of(text: str) -> float:
     found = _SPAN.fullmatch(text.strip())
     seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
     if not 0 < seconds <= _MOST_SECONDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time up to a day: write 60s, 10m or 2h")
+        reason = "at most 24h" if seconds > 0 else "not a duration"
+        raise argparse.ArgumentTypeError(f"can't use {text!r}: {reason}. Try: 10m")
     return seconds
 
 
@@ -69,7 +70,8 @@ def bytes_of(text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     size = int(float(found[1]) * _BYTES[found[2].lower()]) if found else 0
     if not _LEAST_SIZE <= size <= _MOST_SIZE:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size from 10k to 2G: write 64M")
+        reason = "from 10k to 2G" if found else "not a size"
+        raise argparse.ArgumentTypeError(f"can't use {text!r}: {reason}. Try: 64M")
     return size
 
 
@@ -95,16 +97,16 @@ def make_parser() -> argparse.ArgumentParser:
         "conntrack, live, and change them safely. Without a command, the dashboard opens.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and end")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     _add_looks(parser, False)
     parser.add_argument(
         "--read-only", action="store_true",
-        help="allow no changes in the dashboard, and give up the rights to make them",
+        help="never allow changes; drop the rights to make them",
     )  # fmt: skip
     _add_from(parser, None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     _add_show(commands.add_parser("show", help="print lists as text or JSON", allow_abbrev=False))
-    dump = commands.add_parser("dump", help="write a whole snapshot into a file", allow_abbrev=False)
+    dump = commands.add_parser("dump", help="save a snapshot to a file", allow_abbrev=False)
     dump.add_argument("file", metavar="FILE", help='where to write it ("-": standard output)')
     _add_from(dump, argparse.SUPPRESS)
     _add_keeping(commands)
@@ -113,11 +115,11 @@ def make_parser() -> argparse.ArgumentParser:
         usage="vnet-tui demo [-h] [--ascii] [--write] [--no-traffic] [COMMAND ...]",
     )  # fmt: skip
     _add_looks(dashboard, argparse.SUPPRESS)
-    dashboard.add_argument("--no-traffic", action="store_true", help="leave the lab's network quiet")
+    dashboard.add_argument("--no-traffic", action="store_true", help="create no traffic in the lab")
     dashboard.add_argument(
         "run", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this in the lab instead"
     )
-    _add_flows(commands.add_parser("flows", help="print who talks to whom and how fast", allow_abbrev=False))
+    _add_flows(commands.add_parser("flows", help="list connections with their rates", allow_abbrev=False))
     _change_commands(commands)
     _fast_path_commands(commands)
     shell = commands.add_parser("completion", help="print a shell's completion script", allow_abbrev=False)
@@ -127,14 +129,18 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_keeping(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands for recordings and bundles."""
-    record = commands.add_parser("record", help="record this host over time into a file", allow_abbrev=False)
-    record.add_argument("file", metavar="FILE", help="where to write it; it must not be there yet")
-    record.add_argument("--for", dest="seconds", type=seconds_of, metavar="TIME", help="how long (10m)")
-    record.add_argument("--max-size", dest="size", type=bytes_of, metavar="SIZE", help="how large (64M)")
+    record = commands.add_parser("record", help="record this host over time to a file", allow_abbrev=False)
+    record.add_argument("file", metavar="FILE", help="where to write it; it must not exist")
+    record.add_argument(
+        "--for", dest="seconds", type=seconds_of, metavar="TIME", help="duration (default 10m, at most 24h)"
+    )
+    record.add_argument(
+        "--max-size", dest="size", type=bytes_of, metavar="SIZE", help="size limit (default 64M, at most 2G)"
+    )
     replay = commands.add_parser("replay", help="open a recording, with a time line", allow_abbrev=False)
-    replay.add_argument("file", metavar="FILE", help="what `vnet-tui record` or R in the dashboard wrote")
+    replay.add_argument("file", metavar="FILE", help="a file from `vnet-tui record` or R in the dashboard")
     bundle = commands.add_parser(
-        "bundle", help="write this moment, whole and readable, into one file", allow_abbrev=False
+        "bundle", help="write a readable archive of the current state, for a bug report", allow_abbrev=False
     )
     bundle.add_argument("file", metavar="FILE", help="where to write it: a .tar.gz")
     _add_from(bundle, argparse.SUPPRESS)
@@ -155,7 +161,7 @@ def _add_looks(parser: argparse.ArgumentParser, default: bool | str) -> None:
 def _add_from(parser: argparse.ArgumentParser, default: str | None) -> None:
     parser.add_argument(
         "--from", dest="source", metavar="FILE", default=default,
-        help="look at a file that `vnet-tui dump` or `bundle` wrote, not at this host",
+        help="open a file from `dump` or `bundle` instead of this host",
     )  # fmt: skip
 
 
@@ -171,22 +177,24 @@ def _add_flows(flows: argparse.ArgumentParser) -> None:
         "filter", nargs="*", metavar="FILTER", help="as in the dashboard: ct:web1 rate:>1M port:443"
     )
     flows.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
-    flows.add_argument("--follow", action="store_true", help="print again and again; as JSON a flow a line")
     flows.add_argument(
-        "--per-hop", action="store_true", help="a connection's entry in each namespace by itself"
+        "--follow", action="store_true", help="repeat until Ctrl-C; with --json, one flow per line"
+    )
+    flows.add_argument(
+        "--per-hop", action="store_true", help="one row per namespace that tracks the connection"
     )
     flows.add_argument(
         "--by", choices=("container", "network", "peer", "port", "process", "client"), default="",
-        help="add flows up",
+        help="group flows",
     )  # fmt: skip
     flows.add_argument(
         "--over", type=float, metavar="SECONDS", default=None,
-        help="measure speeds over that long (1; with --json 0, unless --top, --by or rate: need speeds)",
+        help="measure rates over SECONDS (default 1; with --json 0, unless --top, --by or rate: needs rates)",
     )  # fmt: skip
-    flows.add_argument("--top", type=int, metavar="COUNT", default=None, help="only so many, the fastest")
     flows.add_argument(
-        "--sockets", action="store_true", help="look for round trip times and processes as well"
+        "--top", type=int, metavar="COUNT", default=None, help="show only the fastest COUNT flows"
     )
+    flows.add_argument("--sockets", action="store_true", help="also read round-trip times and processes")
     _add_from(flows, argparse.SUPPRESS)
 
 
@@ -202,25 +210,25 @@ class _Version(argparse.Action):
 
 def _change_commands(commands: _Commands) -> None:
     """Add every command of CHANGE_COMMANDS."""
-    _network(_group(commands, "network", "make, remove, list, join and part networks"))
-    _container(_group(commands, "container", "make and delete plain containers (named namespaces)"))
+    _network(_group(commands, "network", "create, remove, list, join and separate networks"))
+    _container(_group(commands, "container", "create and delete plain containers (named namespaces)"))
     _members(commands)
     _ports(commands)
     _links(commands)
     _tuning(commands)
     _files(commands)
     _journal(commands)
-    agent = _command(commands, "agent", "keep up what vnet made when containers and firewalls restart")
+    agent = _command(commands, "agent", "restore networks after container restarts and firewall reloads")
     agent.add_argument("--unit", action="store_true", help="print a systemd unit for it instead")
     agent.add_argument(
         "--metrics", metavar="HOST:PORT", default="",
-        help="serve Prometheus metrics there, such as 127.0.0.1:9742 (off)",
+        help="serve Prometheus metrics there, such as 127.0.0.1:9742 (default: off)",
     )  # fmt: skip
     agent.add_argument(
         "--accelerate", nargs="+", metavar="NETWORK", default=[],
-        help="keep the fast path up for these bridges and networks, or all (docs/fast-path.md)",
+        help="keep the fast path on for these bridges and networks, or all (docs/fast-path.md)",
     )  # fmt: skip
-    agent.add_argument("--strict", action="store_true", help="with --accelerate: as accelerate --strict")
+    agent.add_argument("--strict", action="store_true", help="with --accelerate: like `accelerate --strict`")
 
 
 def _command(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:
@@ -236,36 +244,38 @@ def _changing(commands: _Commands, name: str, text: str) -> argparse.ArgumentPar
     """Add a command that changes something, with the options of all such commands."""
     command = _command(commands, name, text)
     command.add_argument("--dry-run", action="store_true", help="print the commands; change nothing")
-    command.add_argument("--json", action="store_true", help="print what is done, and how it ended, as JSON")
-    command.add_argument(
-        "--auto-undo", action="store_true", help="first take back changes that were cut off earlier"
-    )
+    command.add_argument("--json", action="store_true", help="print the plan and its result as JSON")
+    command.add_argument("--auto-undo", action="store_true", help="first undo interrupted changes")
     return command
 
 
 def _network(actions: _Commands) -> None:
-    create = _changing(actions, "create", "make a network")
+    create = _changing(actions, "create", "create a network")
     create.add_argument("name", metavar="NETWORK", help="its name, 15 bytes at most")
     create.add_argument(
-        "--kind", choices=KINDS, default="nat", help="what becomes of packets to outside (nat)"
+        "--kind", choices=KINDS, default="nat", help="how it reaches other networks (default nat)"
     )
     create.add_argument(
-        "--subnet", action="append", default=[], help="its subnet; once for IPv4, once for IPv6 (a free one)"
+        "--subnet", action="append", default=[], help="may be given for IPv4 and IPv6 (default: a free one)"
     )
-    create.add_argument("--gateway", action="append", default=[], help="the host's address on it (the first)")
-    create.add_argument("--ipv6", action="store_true", help="choose an IPv6 subnet as well")
-    create.add_argument("--mtu", type=int, default=0, help="its MTU (that of the way out)")
-    create.add_argument("--bridge", default="", help="its bridge's name (br-NETWORK)")
-    create.add_argument("--uplink", metavar="LINK", default="", help="the card of a nic-bridged network")
-    create.add_argument("--nat66", action="store_true", help="translate IPv6 as well")
+    create.add_argument(
+        "--gateway", action="append", default=[], help="the host's address on it (default: the first)"
+    )
+    create.add_argument("--ipv6", action="store_true", help="also choose an IPv6 subnet")
+    create.add_argument("--mtu", type=int, default=0, help="default: the MTU of the uplink")
+    create.add_argument("--bridge", default="", help="its bridge's name (default: br-NETWORK)")
+    create.add_argument("--uplink", metavar="LINK", default="", help="the NIC of a nic-bridged network")
+    create.add_argument("--nat66", action="store_true", help="also translate IPv6")
     create.add_argument("--vlan-filtering", action="store_true", help="make the bridge VLAN-aware")
-    create.add_argument("--engine", choices=("vnet", "docker"), default="vnet", help="who makes it (vnet)")
-    _yes(_named(_changing(actions, "rm", "remove a network; what is on it is detached"), "NETWORK"))
+    create.add_argument(
+        "--engine", choices=("vnet", "docker"), default="vnet", help="vnet or docker (default vnet)"
+    )
+    _yes(_named(_changing(actions, "rm", "remove a network and detach its containers"), "NETWORK"))
     listing = _command(
-        actions, "ls", "list the networks of vnet and the engines (all: vnet-tui show networks)"
+        actions, "ls", "list the networks of vnet-tui and the engines (all: vnet-tui show networks)"
     )
     listing.add_argument("--json", action="store_true", help="print JSON")
-    for name, text in (("join", "let two networks reach each other"), ("part", "keep two networks apart")):
+    for name, text in (("join", "let two networks reach each other"), ("part", "separate two networks")):
         pair = _changing(actions, name, text)
         pair.add_argument("network", metavar="NETWORK", help="one network")
         pair.add_argument("other", metavar="OTHER", help="the other")
@@ -277,16 +287,16 @@ def _named(command: argparse.ArgumentParser, what: str) -> argparse.ArgumentPars
 
 
 def _yes(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    command.add_argument("--yes", "-y", action="store_true", help="don't ask for confirmation")
 
 
 def _container(actions: _Commands) -> None:
-    create = _named(_changing(actions, "create", "make a plain container: a named namespace"), "CONTAINER")
-    create.add_argument("--model", choices=MODELS, help="how it is connected (closed)")
+    create = _named(_changing(actions, "create", "create a plain container: a named namespace"), "CONTAINER")
+    create.add_argument("--model", choices=MODELS, help="how it is connected (default closed)")
     create.add_argument("--network", default="", help="the network of a bridged container")
     _address(create)
     create.add_argument(
-        "--joined-with", metavar="OTHER", default="", help="the container that it is one with"
+        "--joined-with", metavar="OTHER", default="", help="share the network namespace of this container"
     )
     _named(_changing(actions, "rm", "delete a plain container"), "CONTAINER")
 
@@ -296,16 +306,16 @@ def _address(command: argparse.ArgumentParser) -> None:
         "--address",
         action="append",
         default=[],
-        help="its address; once of each family (free ones)",
+        help="may be given for IPv4 and IPv6 (default: a free one)",
     )
 
 
 def _members(commands: _Commands) -> None:
     attach = _member(commands, "attach", "attach a container to a network")
     _address(attach)
-    attach.add_argument("--link", default="", help="the link's name inside (the first free ethN)")
-    _member(commands, "detach", "take a container off a network")
-    move = _member(commands, "move", "take a container off one network and attach it to another")
+    attach.add_argument("--link", default="", help="the link's name inside (default: the first free ethN)")
+    _member(commands, "detach", "detach a container from a network")
+    move = _member(commands, "move", "detach from NETWORK, attach to TO")
     move.add_argument("to", metavar="TO", help="the network to move it to")
     _address(move)
 
@@ -321,8 +331,10 @@ def _ports(commands: _Commands) -> None:
     publish = _changing(commands, "publish", "publish a port of a running container")
     publish.add_argument("container", metavar="CONTAINER", help="its name, RUNTIME:NAME or id")
     publish.add_argument("ports", metavar="PORTS", help=_PORTS)
-    publish.add_argument("--network", default="", help="the network to reach it by (the first that can)")
-    unpublish = _changing(commands, "unpublish", "withdraw a published port")
+    publish.add_argument(
+        "--network", default="", help="the network through which to reach it (default: the first possible)"
+    )
+    unpublish = _changing(commands, "unpublish", "unpublish a port")
     unpublish.add_argument("ports", metavar="PORTS", help="[HOST_IP:]HOST_PORTS[/PROTO], as it was published")
 
 
@@ -338,20 +350,22 @@ def _links(commands: _Commands) -> None:
     _inside(_changing(links, "rm", "delete a veth pair or a bridge"))
     bridge = _inside(_changing(_group(commands, "bridge", "change bridges"), "set", "change a bridge"))
     bridge.add_argument("setting", metavar="SETTING", help="its name in ip-link(8), such as stp_state")
-    bridge.add_argument("value", metavar="VALUE", type=int, help="a number, counted as in ip-link(8)")
+    bridge.add_argument("value", metavar="VALUE", type=int, help="a number, in the units of ip-link(8)")
     port = _inside(_changing(_group(commands, "port", "change bridge ports"), "set", "change a bridge port"))
     port.add_argument("flag", metavar="FLAG", help="its name in bridge(8), such as isolated")
-    port.add_argument("state", choices=("on", "off"), help="what to switch it to")
+    port.add_argument("state", choices=("on", "off"), help="on or off")
 
 
 def _inside(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     command.add_argument("link", metavar="LINK", help="the link's name")
-    command.add_argument("--ns", metavar="NAME", help="the namespace or container that it is in (the host)")
+    command.add_argument(
+        "--ns", metavar="NAME", help="the namespace or container that it is in (default: the host)"
+    )
     return command
 
 
 def _tuning(commands: _Commands) -> None:
-    tune = _changing(commands, "tune", "tune a bridge, or a network's, with its ports and containers")
+    tune = _changing(commands, "tune", "tune a bridge (or a network's bridge), its ports and containers")
     tune.add_argument("network", metavar="NETWORK", help="the network's or the bridge's name")
     tune.add_argument(
         "--big-tcp", metavar="SIZE", nargs="?", const=USUAL_SIZE, type=_size,
@@ -359,16 +373,16 @@ def _tuning(commands: _Commands) -> None:
     )  # fmt: skip
     tune.add_argument("--offloads", choices=("on", "off"), help="TSO, GSO, GRO and transmit checksums")
     tune.add_argument(
-        "--br-netfilter", choices=("on", "off"), help="whether what is bridged passes the host's firewall"
+        "--br-netfilter", choices=("on", "off"), help="whether bridged packets pass the host's firewall"
     )
-    tune.add_argument("--rps", metavar="CPUS", help="who takes over received packets: all, off or a mask")
+    tune.add_argument("--rps", metavar="CPUS", help="CPUs that process received packets: all, off or a mask")
     tune.add_argument(
         "--no-track-dns", choices=("on", "off"), nargs="?", const="on",
-        help="inside containers, have Docker's DNS work without conntrack",
+        help="make Docker's DNS work without conntrack inside containers",
     )  # fmt: skip
     tune.add_argument(
         "--only", metavar="CONTAINER", action="append", default=[],
-        help="--no-track-dns in this container alone; may be given several times",
+        help="with --no-track-dns: only this container; may be given several times",
     )  # fmt: skip
 
 
@@ -377,28 +391,34 @@ def _size(text: str) -> int:
 
 
 def _files(commands: _Commands) -> None:
-    apply = _changing(commands, "apply", "make what a file says, showing the difference first")
+    apply = _changing(commands, "apply", "create what a file describes, after showing the steps")
     apply.add_argument(
         "file", metavar="FILE", help='TOML, its keys in docs/changing.md ("-": standard input)'
     )
-    apply.add_argument("--prune", action="store_true", help="also remove what is vnet's and not in the file")
+    apply.add_argument(
+        "--prune", action="store_true", help="also remove vnet-tui's items that are not in the file"
+    )
     _yes(apply)
-    export = _command(commands, "export", "print the file that describes what vnet made")
-    export.add_argument("file", metavar="FILE", nargs="?", default="-", help="where to (standard output)")
-    _yes(_changing(commands, "cleanup", "remove all that vnet made, and nothing else"))
+    export = _command(commands, "export", "print the file that describes what vnet-tui created")
+    export.add_argument(
+        "file", metavar="FILE", nargs="?", default="-", help="where to write it (default: standard output)"
+    )
+    _yes(_changing(commands, "cleanup", "remove everything that vnet-tui created"))
 
 
 def _journal(commands: _Commands) -> None:
-    undo = _changing(commands, "undo", "take back an earlier change")
-    _entry(undo, "the change by its id or number in history (the last one)")
-    history = _command(commands, "history", "list the changes that were made, the last one first")
+    undo = _changing(commands, "undo", "undo a change")
+    _entry(undo, "its id, or its number in `history` (default: the last one)")
+    history = _command(commands, "history", "list the changes that were made, the newest first")
     history.add_argument("--json", action="store_true", help="print JSON, each change with its commands")
-    recover = _changing(commands, "recover", "take back changes that were cut off")
-    _entry(recover, "the change (all that were cut off)")
-    recover.add_argument("--forget", action="store_true", help="leave what is there, and offer it no more")
-    confirm = _command(commands, "confirm", "keep a guarded change, which is taken back otherwise")
-    _entry(confirm, "the change (the one that waits)")
-    confirm.add_argument("--json", action="store_true", help="print how it ended as JSON")
+    recover = _changing(commands, "recover", "undo interrupted changes")
+    _entry(recover, "the change (default: all that were interrupted)")
+    recover.add_argument(
+        "--forget", action="store_true", help="leave the host as it is and forget the change"
+    )
+    confirm = _command(commands, "confirm", "confirm a guarded change before it is undone")
+    _entry(confirm, "the change (default: the one that waits)")
+    confirm.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _entry(command: argparse.ArgumentParser, text: str) -> None:
@@ -407,32 +427,34 @@ def _entry(command: argparse.ArgumentParser, text: str) -> None:
 
 def _fast_path_commands(commands: _Commands) -> None:
     """Add every command of FAST_PATH_COMMANDS."""
-    text = "forward established connections of containers in eBPF; the firewall stays in charge"
+    text = "forward established connections of containers in eBPF, by the firewall's rules"
     accelerate = commands.add_parser("accelerate", help=text, description=text, allow_abbrev=False)
-    accelerate.add_argument("targets", nargs="*", metavar="NETWORK", help=f"{_WHAT}; they add up")
-    accelerate.add_argument("--off", action="store_true", help="no longer; without a name: nothing any more")
+    accelerate.add_argument(
+        "targets", nargs="*", metavar="NETWORK", help=f"{_WHAT}; added to those already on"
+    )
+    accelerate.add_argument("--off", action="store_true", help="turn off for these networks, or entirely")
     accelerate.add_argument(
         "--strict",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="pause where a rule is about packets that conntrack calls invalid, which it does not look for",
+        help="pause if rules match on `ct state invalid`",
     )
     which = accelerate.add_mutually_exclusive_group()
     which.add_argument(
         "--capture",
         metavar="ADDRESS",
         default="",
-        help="leave that address to the kernel, where tcpdump sees it",
+        help="let the kernel forward this address, so that tcpdump sees it",
     )
     which.add_argument("--release", metavar="ADDRESS", default="", help="accelerate that address again")
-    accelerate.add_argument("--dry-run", action="store_true", help="say what would change; change nothing")
-    accelerate.add_argument("--yes", "-y", action="store_true", help="do not ask")
-    text = "how the fast path stands, and what it needs"
+    accelerate.add_argument("--dry-run", action="store_true", help="print what would change; change nothing")
+    accelerate.add_argument("--yes", "-y", action="store_true", help="don't ask for confirmation")
+    text = "state and requirements of the fast path"
     fastpath = commands.add_parser("fastpath", help=text, description=text, allow_abbrev=False)
     actions = fastpath.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
     for name, text in (
-        ("status", "what is accelerated, and what became of its packets"),
-        ("check", "what the fast path needs of this machine, one by one"),
+        ("status", "what is accelerated, and the verdicts on its packets"),
+        ("check", "each requirement of the fast path, and whether it is met"),
     ):
         action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
         action.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")

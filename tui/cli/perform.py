@@ -110,7 +110,7 @@ def _wants_deep(plan: Plan | Refused) -> bool:
 def _dry_run(plan: Plan | Refused, as_json: bool) -> int:
     lacking = missing_capabilities()
     if lacking:
-        print(f"vnet-tui: seen without {', '.join(lacking)}: not all may be in sight", file=sys.stderr)
+        print(f"vnet-tui: read without {', '.join(lacking)}: the plan may be incomplete", file=sys.stderr)
     if isinstance(plan, Refused):
         return print_refused(plan, as_json)
     print_dry_run(plan, as_json)
@@ -136,7 +136,7 @@ def _do(options: argparse.Namespace, planner: Planner, parts: Parts, approve: Ap
         if outcome or not plan.steps:
             break
         if approved:
-            print("vnet-tui: things have changed meanwhile; this is what would be done now", file=sys.stderr)
+            print("vnet-tui: the host has changed meanwhile; the new plan", file=sys.stderr)
         if approve and not approve(plan):
             return 0
         approved = plan

@@ -81,7 +81,7 @@ def _ended(path: Path, made: Progress) -> int:
     _say(
         f"{start}{span_of(made.seconds)}, {made.moments} moments, {size_of(made.size)}, until {made.ended}\n"
     )
-    _say(f"look at it with: vnet-tui replay {name}\n")
+    _say(f"to open it: vnet-tui replay {name}\n")
     return 0
 
 

@@ -76,12 +76,12 @@ class ChangeSession:
         with command_errors(), planning():
             entry = journal.find(past.entry_id)
             if entry is None or entry.end != past.end:
-                raise CommandError("nothing was done: that change has come to another end meanwhile")
+                raise CommandError("nothing was done: that change has ended otherwise meanwhile")
             if entry.is_final:
                 raise CommandError("nothing was done: that change has no undo")
             journal.require_readable(entry)
             refuse_under_later(entry)
-            plan = Plan(f"take back: {past.title}", undo_of(entry.steps[: entry.begun]))
+            plan = Plan(f"undo: {past.title}", undo_of(entry.steps[: entry.begun]))
             guarded = needs_guard(entry)
             outcome = self._logged(plan.title, progress, lambda heard: take_back(entry, guarded, heard))
         if not guarded:

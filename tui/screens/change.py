@@ -72,7 +72,7 @@ class ChangeController:
         """Why nothing here can ever be changed, "" where it can."""
         if self._presenter.source.live:
             return "" if self._make_service else "The dashboard was opened with --read-only."
-        kind = "recording" if self._presenter.mode == "replay" else "picture out of a file"
+        kind = "recording" if self._presenter.mode == "replay" else "file"
         return f"This is a {kind}: it cannot be changed."
 
     def _offer_open_changes(self, service: ChangeService) -> None:
@@ -166,10 +166,10 @@ class ChangeController:
         if ref is None:
             self._open(lambda: None, "Nothing is selected.")
         elif ref.kind == "event":
-            words = "An event cannot be deleted: it has happened. Enter leads to what it is about."
+            words = "An event can't be deleted. Enter: go to its subject."
             self._open(lambda: None, words)
         elif ref.kind == "flow":
-            self._open(lambda: forget_form(request) if request else None, "That connection is gone already.")
+            self._open(lambda: forget_form(request) if request else None, "That connection no longer exists.")
         else:
             self._open(lambda: delete_form(ref))
 
@@ -177,7 +177,7 @@ class ChangeController:
         """Ask whether the kernel is to count the traffic of connections."""
         from tui.screens.forms.network import counting_form
 
-        words = "Every namespace with connections counts already."
+        words = "Every namespace with connections already counts traffic."
         self._open(lambda: counting_form(self._presenter.uncounted), words)
 
     def _open(self, make: Callable[[], Form | None], otherwise: str = "") -> None:
@@ -221,7 +221,7 @@ class ChangeController:
             self._ask_to_confirm(UnconfirmedChange(result.entry_id, title, result.seconds))
         else:
             final = isinstance(result.plan, Plan) and is_final(result.plan.steps)
-            hint = "  (u takes it back)" if result.end == "done" and not final else ""
+            hint = "  (u: undo)" if result.end == "done" and not final else ""
             self._screen.notify(f"{safe(_done(title))}{hint}", markup=False, timeout=4)
 
     def select_made(self, message: RowsReady) -> None:

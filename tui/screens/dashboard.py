@@ -388,7 +388,7 @@ class Dashboard(Layout):
             self.replay.play()
             return
         if not self.presenter.source.live:
-            self.notify("A file shows one moment: there is nothing to pause.", markup=False)
+            self.notify("A file holds one moment: nothing to pause.", markup=False)
             return
         self.presenter.paused = not self.presenter.paused
         self.navigation.request_rows()
@@ -397,7 +397,7 @@ class Dashboard(Layout):
     def action_refresh(self) -> None:
         """Read everything again."""
         if not self.presenter.source.live:
-            self.notify("What a file shows does not change: there is nothing to read again.", markup=False)
+            self.notify("A file doesn't change: nothing to read again.", markup=False)
             return
         self.presenter.source.refresh()
         self.notify("Reading everything again", timeout=1.5, markup=False)

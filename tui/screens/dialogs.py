@@ -112,7 +112,7 @@ class Overlay(Dialog[None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = self._title
-            box.border_subtitle = "Esc closes"
+            box.border_subtitle = "Esc: close"
             yield self.make_pane()
 
     def make_pane(self) -> TextPane:
@@ -237,6 +237,10 @@ def _hanging(mark: str, text: str, tone: str, width: int) -> Iterator[Line]:
 Section = tuple[str, Sequence[tuple[str, str]]]
 
 _TWO_COLUMNS = 100
+_TIME_LINE = (
+    ("●", "the moment shown; a click on the line goes to another one"),
+    ("◆", "a moment at which something changed"),
+)
 
 
 def help_overlay(view: ListView, listed: Iterable[tuple[str, str]], wheres: Collection[Where]) -> Overlay:
@@ -253,6 +257,9 @@ def sections_of(
         (title, [(action.label, action.help) for action in actions])
         for title, actions in keys.grouped(wheres)
     ]
+    if "replay" in wheres:
+        place = [title for title, _ in made].index("Time line")
+        made[place] = ("Time line", [*made[place][1], *_TIME_LINE])
     if view.help:
         made.insert(1, (view.title, view.help))
     if "list" in wheres:
@@ -392,11 +399,11 @@ def lines_of(
             for part in _wrapped(line, width - 2):
                 lines.append(([("  ", ""), (part, "dim")], number))
     if findings:
-        lines += [(line, None) for line in ([], [("Enter goes there.", "dim")])]
+        lines += [(line, None) for line in ([], [("Enter: go there", "dim")])]
     if reading:
         lines.append(([(f"Still reading: {reading} parts are complete.", "dim")], None))
     elif not problems:
-        told = "Everything could be read." if findings else "Nothing is wrong, and everything could be read."
+        told = "Everything could be read." if findings else "No findings, and everything could be read."
         lines.append(([(told, "ok")], None))
     if not problems:
         return lines

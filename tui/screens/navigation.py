@@ -77,8 +77,9 @@ class NavigationController:
         passed = [entry.label for entry in self.state.history[:-1]]
         filtered = bool(self.state.current.state.filter)
         screen.crumbs.show((*passed, self._title()), self._badge(), filtered)
+        grouped = self._title() != self.view.title
         active = next((number for number, view in NUMBERED if view is self.view), 0)
-        screen.crumbs.set_class(bool(passed) or filtered or not active, "-needed")
+        screen.crumbs.set_class(bool(passed) or filtered or not active or grouped, "-needed")
         crumbs_shown = screen.crumbs.has_class("-needed") or not screen.has_class("-short")
         screen.tabs.show(TABS, active, "" if crumbs_shown else self._badge())
 
@@ -275,7 +276,7 @@ class NavigationController:
             regrouped = self._drawn is entry and not self._same_columns(data)
             gone = entry.state.ref is not None and data.rows.index(entry.state.ref) is None
             if gone and len(data.rows) and not regrouped and not entry.state.filter:
-                screen.notify("What was selected is not in this list now.", markup=False, timeout=3)
+                screen.notify("The selected item is not in this list now.", markup=False, timeout=3)
             table.show(data.columns or self.view.columns, data.rows, entry.state.ref, entry.state.top)
         self._drawn = entry
         screen.reserve_lines(

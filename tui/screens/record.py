@@ -88,7 +88,7 @@ class RecordController:
             self._screen.notify(words, severity="error", markup=False, timeout=_NOTICE)
             return
         length = f"{span_of(made.seconds)}, {made.moments} moments, {size_of(made.size)}"
-        words = f"Recorded {length}, until {made.ended}. Look at it with: vnet-tui replay {name}"
+        words = f"Recorded {length}, until {made.ended}. To open it: vnet-tui replay {name}"
         self._screen.notify(words, markup=False, timeout=_NOTICE)
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class RecordController:
         except CommandError as error:
             self._screen.notify(safe(str(error)), severity="error", markup=False, timeout=_NOTICE)
             return
-        words = f"W{words[1:]}. It holds addresses and names: look it through."
+        words = f"W{words[1:]}. It contains addresses and names: check it before you send it."
         self._screen.notify(words, markup=False, timeout=_NOTICE)
 
     def _bundled(self, path: Path) -> str:
@@ -182,7 +182,7 @@ class ReplayController:
             self.show_time()
         elif self.player:
             self.show_time()
-            end = "further change: this is the last" if direction > 0 else "earlier change: this is the first"
+            end = "later change: this is the last" if direction > 0 else "earlier change: this is the first"
             self._screen.notify(f"No {end} moment.", markup=False, timeout=3)
 
     def change_speed(self, steps: int) -> None:

@@ -37,7 +37,7 @@ from tui.views.rows import Cell, Column, Detail, ListView, Row, Section, ViewCon
 COLUMNS = (
     Column("name", "bridge / port", 18, grow=1),
     Column("state", "state", 11),
-    Column("net", "network / other end", 18, grow=2),
+    Column("net", "network / other end", 19, grow=2),
     Column("addr", "subnet / flags", 18, grow=1, priority=1),
     Column("ports", "ports", 5, align="right", priority=3),
     Column("stp", "stp", 4, priority=4),

@@ -15,17 +15,24 @@ from tui.views.lists import ListRows
 from tui.views.rows import Cell, Column, Detail, ListView, Row, Section, Tone, ViewContext
 
 COLUMNS = (
-    Column("name", "link / verdict", 20, grow=1),
+    Column("name", "link / verdict", 25, grow=1),
     Column("state", "", 9),
     Column("packets", "packets", 8, align="right"),
     Column("share", "share", 6, align="right", priority=1),
-    Column("words", "what became of them", 22, grow=3),
+    Column("words", "what became of them", 18, grow=3),
 )
 _COLUMNS_OF_REQUIREMENTS = (
-    Column("name", "requirement", 24, grow=1, full=48),
+    Column("name", "requirement", 25, grow=1),
     Column("state", "met", 9),
     Column("words", "what was found", 22, grow=2),
 )
+# Long names of requirements, as the table has room for them; the details pane shows them whole.
+_SHORT_NAMES = {
+    "CAP_NET_ADMIN, CAP_NET_RAW and CAP_SYS_ADMIN": "capabilities",
+    "no kernel lockdown for confidentiality": "no kernel lockdown",
+    "the kernel's type information (BTF)": "kernel BTF",
+    "headers of the C library": "C library headers",
+}
 STATES = {
     "off": "off", "on": "on", "paused": "paused", "changing": "on, the rules are changing",
     "silent": "its process does not answer", "hidden": "not known, only root may ask",
@@ -143,9 +150,14 @@ def _requirements(fast: FastPath, counting: bool = False) -> Iterator[Row]:
     for one in found:
         yield Row(
             _ref("need", one.name),
-            (cells.text(one.name), _met(one), *blank, cells.text(one.found)),
+            (cells.text(_short_name(one.name)), _met(one), *blank, cells.text(one.found)),
+            {"name": safe(one.name)},
             depth=1,
         )
+
+
+def _short_name(name: str) -> str:
+    return _SHORT_NAMES.get(name) or name.removeprefix("kernel function ")
 
 
 def _met(one: Requirement) -> Cell:

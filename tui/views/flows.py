@@ -326,7 +326,7 @@ def rows(context: ViewContext) -> FlowRows:
 
 
 VIEW = ListView(
-    "flows", "Flows", ("fl", "talkers", "traffic"), COLUMNS, rows,
+    "flows", "Flows", ("flow", "fl", "talkers", "traffic"), COLUMNS, rows,
     empty="No connection is tracked. The kernel tracks connections in a namespace as soon as a rule there "
     "translates or asks for their state; reading them needs root.",
     sort="rate",

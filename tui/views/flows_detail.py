@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,7 +114,7 @@ def _traffic(topology: Topology, picture: FlowView, row: int) -> Iterator[Line]:
         why = "it is older than nf_conntrack_acct=1" if accounting else "nf_conntrack_acct is off; W, then A"
         yield "traffic", Cell(f"not counted: {why}", "dim"), None
     else:
-        for way, title in enumerate(("there", "back")):
+        for way, title in enumerate(("sent", "received")):
             yield title, _way(picture, row, way), None
     yield "began", _began(float(table.age[row])), None
     yield "round trip", rtt_cell(float(picture.ends.rtt[row])), None
@@ -154,6 +155,11 @@ def _bare(end: End) -> str:
     return end_text(end.address, end.port)
 
 
+def group_title(selects: str) -> str:
+    """Return the title of a group: its filter without the colons between keys and values."""
+    return re.sub(r"(^|\s)([\w-]+):=?", r"\1\2 ", selects) or "all flows"
+
+
 def talkers(context: ViewContext, ref: Ref) -> Detail:
     """Return the details of grouped flows: how many, their clients, the biggest."""
     topology, picture = context.topology, context.flow_picture
@@ -165,9 +171,8 @@ def talkers(context: ViewContext, ref: Ref) -> Detail:
         return gone("this group")
     bits = np.nan_to_num(picture.table.bits[rows])
     biggest = rows[np.argsort(-bits, kind="stable")[:_TOP]].tolist()
-    title = {"": "all flows"}.get(selects, selects.replace(":=", " ").replace(":", " "))
     return Detail(
-        safe(title),
+        safe(group_title(selects)),
         (
             *cells.section("Together", _together(picture, rows)),
             *cells.section("Clients", _clients(picture, rows)),

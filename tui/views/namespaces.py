@@ -96,7 +96,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
         f"namespace {safe(topology.label(space.inode))}",
         (
             *cells.section("Containers", _containers(topology, space)),
-            *cells.section("Ways out", _ways_out(topology, space)),
+            *cells.section("Default routes", _default_routes(topology, space)),
             *cells.section("Links", _links(topology, space)),
             *cells.section("Namespace", _identity(topology, space)),
             *cells.section("Held by", _holders(space)),
@@ -147,13 +147,13 @@ def _links(topology: Topology, space: Namespace) -> Iterator[Line]:
         )
 
 
-def _ways_out(topology: Topology, space: Namespace) -> Iterator[Line]:
+def _default_routes(topology: Topology, space: Namespace) -> Iterator[Line]:
     net = topology.snapshot.nets.get(space.inode)
     for route in net.routes if net else ():
         if route.dst == "default":
             for hop in route.nexthops:
                 link = topology.snapshot.link((space.inode, hop.ifindex or 0))
-                words = f"{hop.gateway or 'directly'}{f' by {link.name}' if link else ''}"
+                words = f"{hop.gateway or 'directly'}{f' dev {link.name}' if link else ''}"
                 yield f"default IPv{route.family}", cells.text(words), link_ref(link.key) if link else None
 
 

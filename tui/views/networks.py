@@ -30,7 +30,7 @@ COLUMNS = (
     Column("name", "network", 16, grow=1),
     Column("kind", "kind", 10, grow=2),
     Column("addr", "subnet", 18, grow=1),
-    Column("gateway", "gateway", 15, grow=1, priority=2),
+    Column("gateway", "gateway", 15, grow=1),
     Column("bridge", "bridge", 15, priority=1),
     Column("members", "containers", 10, align="right"),
     Column("mtu", "mtu", 5, align="right", priority=4),

@@ -16,7 +16,7 @@ COLUMNS = (
     Column("name", "network / container", 22, grow=1),
     Column("model", "model", 9),
     Column("addr", "what", 30, grow=2),
-    Column("goal", "way out", 22, grow=1, priority=1),
+    Column("goal", "uplink", 22, grow=1, priority=1),
 )
 
 Place = tuple[str, Ref]  # the key of a rail, and a thing on it
@@ -71,7 +71,7 @@ def _rail_rows(topology: Topology, rail: Rail) -> Iterator[tuple[Row, Place]]:
         for figure in card.figures:
             yield _figure_row(topology, figure, rail, depth), (rail.key, figure.ref)
     if rail.goal_ref is not None:
-        cells = (Cell("way out"), Cell("", "dim"), Cell(""), rail.goal)
+        cells = (Cell("uplink"), Cell("", "dim"), Cell(""), rail.goal)
         yield Row(rail.goal_ref, cells, {"net": rail.name}, depth), (rail.key, rail.goal_ref)
 
 
@@ -104,7 +104,7 @@ VIEW = ListView(
     empty="\n".join(EMPTY),
     help=(
         ("j k", "from rail to rail, and between the rows of a rail"),
-        ("h l", "along a rail: the network, its containers, its way out"),
+        ("h l", "along a rail: the network, its containers, its uplink"),
         ("◆ ◇ ◐ □ ■", "bridged, routed, joined, closed and open containers"),
         ("/ word", "the same as a list, filtered"),
     ),

@@ -210,16 +210,16 @@ PORT_KEYS = frozenset({"port", "sport", "dport"})
 ADDRESS_KEYS = frozenset({"addr", "src", "dst"})
 
 HELP = (
-    ("word", "any cell holds the word"),
-    ("key:value", "that column or term holds the value, such as ns:web or state:up"),
-    ("title:value", "the same by the column's title; of two words: way-out:eth0"),
+    ("word", "any cell contains the word"),
+    ("key:value", "that column or term contains the value: ns:web, state:up"),
+    ("title:value", "the same by the column's title: uplink:eth0; join two words by a hyphen"),
     ("key:=value", "exactly this value"),
-    ("key:>10k", "a figure above that, or <10 below it"),
+    ("key:>10k", "a number above that, or <10 below it"),
     ("port:80-90", "a port, or a range of them"),
     ("addr:10.0.0.0/8", "an address in this prefix"),
     ("!word", "the opposite; also !key:value"),
     ('"two words"', "a value with spaces"),
-    ("a b", "both must hold"),
+    ("a b", "both must match"),
 )
 
 _ADDRESS = re.compile(r"[0-9a-f:]+")
@@ -310,6 +310,10 @@ def _figure(text: str) -> float:
     return float(text[:-1]) * unit if unit else float(text)
 
 
+# Former titles of columns by title: filters may still use them.
+_FORMER_TITLES = {"uplink": "way-out", "dev": "by-link", "owner": "lies-in"}
+
+
 def titles(columns: Iterable[Column]) -> dict[str, str]:
     """Return the column names by title.
 
@@ -321,6 +325,8 @@ def titles(columns: Iterable[Column]) -> dict[str, str]:
             title = re.sub(r"\W+", "-", part).strip("-")
             if len(title) > 1:
                 found.setdefault(title, column.name)
+        if column.title in _FORMER_TITLES:
+            found.setdefault(_FORMER_TITLES[column.title], column.name)
     return found
 
 

@@ -96,7 +96,7 @@ def _host_rail(topology: Topology) -> Rail:
         words = f"uplink {link.name} → {gateway}" if gateway else f"uplink {link.name}"
         goal, target, tone = cells.text(words), link_ref(link.key), cells.state(link).tone
     else:
-        goal, target, tone = Cell("no way out", "dim"), None, ""
+        goal, target, tone = Cell("no uplink", "dim"), None, ""
     return Rail(
         key="host", ref=namespace_ref(topology.host), name=f"host {safe(host.hostname)}".strip(),
         facts=tuple(facts), faults=tuple(faulty), cards=_cards(topology, open_ones, None),
@@ -255,8 +255,8 @@ def _aside_rails(topology: Topology, shown: Iterable[Network]) -> list[Rail]:
             by_model.get(card.model if card else "unknown", elsewhere).append(container)
     asides = (
         ("closed", "loopback only, no way in or out", closed),
-        ("wired", "by links of their own, on no bridge of this host", elsewhere),
-        ("cut off", "what they joined is dead", cut_off),
+        ("wired", "connected by their own links, not by a bridge of this host", elsewhere),
+        ("cut off", "the container that they joined is gone", cut_off),
         ("unknown", "their namespaces could not be read", unread),
         ("not running", "without a namespace now", stopped),
     )

@@ -19,7 +19,7 @@ COLUMNS = (
     Column("kind", "kind", 10),
     Column("family", "fam.", 4),
     Column("via", "via", 17, grow=1),
-    Column("dev", "by link", 12, grow=1),
+    Column("dev", "dev", 12, grow=1),
     Column("table", "table", 7, priority=2),
     Column("proto", "protocol", 8, priority=3),
     Column("state", "scope / state", 13, priority=1),
@@ -203,7 +203,7 @@ def _route_lines(topology: Topology, net: NetState, ref: Ref) -> list[Line]:
     ]
     for hop in route.nexthops:
         link = net.links.get(hop.ifindex or 0)
-        words = f"{hop.gateway or 'on the link itself'}{f' by {link.name}' if link else ''}"
+        words = f"{hop.gateway or 'on the link itself'}{f' dev {link.name}' if link else ''}"
         words += f", weight {hop.weight}" if len(route.nexthops) > 1 else ""
         lines.append(("next hop", cells.text(words), link_ref(link.key) if link else None))
     pairs = (

@@ -21,7 +21,7 @@ COLUMNS = (
     Column("state", "state", 10),
     Column("master", "bridge", 12, grow=1, priority=1),
     Column("peer", "end B", 8, grow=1),
-    Column("ct", "lies in", 14, grow=1),
+    Column("ct", "owner", 14, grow=1),
     Column("addr", "addresses", 18, grow=1, priority=2),
     Column("mtu", "mtu A/B", 9, align="right", priority=1),
     Column("in", "A to B", 11, align="right", priority=2),

@@ -300,6 +300,7 @@ class FastBar(Bar):
         return f"{self.fast.share or 0:.0%} of {formatting.count(self.fast.packets)} packets"
 
 
+LEGEND = " ◆ change "
 _LEAST_LINE = 10  # cells of the line itself, before texts beside it are shortened
 
 
@@ -334,7 +335,13 @@ class TimeBar(Bar):
         place, speed = f" {at.place + 1}/{at.count}", f" {at.speed:g}x"
         seconds = f" {span_of(at.seconds)} of {span_of(at.length)}"
         clock = f" clock set by {at.stepped:+.0f} s" if at.stepped else ""
-        return [f"{clock}{seconds} {place} {speed} ", f"{clock}{place}{speed} ", f"{place}{speed} ", place]
+        return [
+            f"{LEGEND}{clock}{seconds} {place} {speed} ",
+            f"{clock}{seconds} {place} {speed} ",
+            f"{clock}{place}{speed} ",
+            f"{place}{speed} ",
+            place,
+        ]
 
     def _line(self, at: Position, width: int) -> list[Span]:
         """Return the line: past, shown moment and future, with marks of changes."""

@@ -224,14 +224,16 @@ class FormPane(Painted):
         yield after, self.style_of("")
         yield rest, self.style_of("dim")
         used = width_of(before + under + after + rest)
-        aside, tone = (error, "bad") if error else (self._aside(one), "dim")
-        yield "  " + cut(aside, max(0, room - used - 2)), self.style_of(tone)
+        left = max(0, room - used - 2)
+        aside, tone = (error, "bad") if error else (self._aside(one, left), "dim")
+        yield "  " + cut(aside, left), self.style_of(tone)
 
-    def _aside(self, one: Field) -> str:
-        """Return the text beside a field: other options, or a proposal's hint."""
-        others = [safe(option) for option in one.options if option != one.value]
+    def _aside(self, one: Field, width: int) -> str:
+        """Return the text beside a field: the next options, or a hint."""
+        place = one.options.index(one.value) if one.value in one.options else -1
+        others = [safe(option) for option in (*one.options[place + 1 :], *one.options[: max(0, place)])]
         if others:
-            return f"‹ › {' · '.join(others)}"
+            return options_text(others, width)
         return "" if one.touched and one.value else one.hint
 
     def _error_of(self, one: Field) -> str:
@@ -246,12 +248,22 @@ class FormPane(Painted):
             self.repaint()
 
 
+def options_text(options: Sequence[str], width: int) -> str:
+    """Return the first options that fit into `width` cells, and the number of the others."""
+    for count in range(len(options), 0, -1):
+        more = [f"+{len(options) - count}"] if count < len(options) else []
+        text = f"‹ › {' · '.join([*options[:count], *more])}"
+        if width_of(text) <= width:
+            return text
+    return f"‹ › +{len(options)}"
+
+
 Kind = Literal["/", ":"]
 Outcome = Literal["typed", "accepted", "given up", ""]
 
 HINTS: dict[Kind, str] = {
-    "/": "word  key:value  !not      Enter keeps it, Esc shows all",
-    ":": "the name of a view      Tab completes, Enter goes there",
+    "/": "word  key:value  !not      Enter: keep  Esc: show all",
+    ":": "the name of a view      Tab: complete  Enter: go there",
 }
 
 

@@ -20,8 +20,8 @@ from tui.views.formatting import wrapped
 
 Phase = Literal["looking", "asking", "running", "ended"]
 _KEYS = {
-    "looking": " Esc leaves it ", "asking": " y applies · n cancels · s strict: {} · PgDn PgUp scroll ",
-    "running": " under way… ", "ended": " Esc closes ",
+    "looking": " Esc: close ", "asking": " y: apply · n: cancel · s: strict {} · PgDn PgUp: scroll ",
+    "running": " running… ", "ended": " Esc: close ",
 }  # fmt: skip
 
 
@@ -44,7 +44,7 @@ class AccelerateScreen(Dialog[str]):
         self.phase: Phase = "looking"
         self.preview: FastPathPreview | None = None
         self._strict: bool | None = None
-        self._words = [("looking at what is there…", "dim")]
+        self._words = [("reading the host…", "dim")]
         self._text = PreviewPane(self._lines)
 
     def compose(self) -> ComposeResult:
@@ -61,7 +61,7 @@ class AccelerateScreen(Dialog[str]):
         self._words = list(words) or self._words
         self._text.show(self._lines)
         strict = "on" if self.preview and self.preview.strict else "off"
-        keys = _KEYS[self.phase] if self._on else _KEYS[self.phase].replace("s strict: {} · ", "")
+        keys = _KEYS[self.phase] if self._on else _KEYS[self.phase].replace("s: strict {} · ", "")
         self.query_one("#fast-box").border_subtitle = keys.format(strict)
 
     # ---- on the thread
@@ -139,7 +139,7 @@ class AccelerateScreen(Dialog[str]):
             self._say(("looking again…", "dim"))
             self._work(self._look)
         elif self.phase == "asking" and event.key == "enter":
-            self._say(("y applies, n cancels.", "warn"))
+            self._say(("y: apply, n: cancel", "warn"))
             self._text.reveal(len(self._text.text))
         elif self.phase != "running" and event.key in ("n", "escape", "q", "enter"):
             self.dismiss(None)

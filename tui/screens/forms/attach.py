@@ -138,7 +138,7 @@ def attach_form(ref: Ref | None) -> Form:
     """Return a form that starts with the selected row's object."""
     fields = (
         Field("container", "container", "its name"),
-        Field("network", "network", "none of vnet's or Docker's: n makes one"),
+        Field("network", "network", "no network of vnet-tui or Docker: n creates one"),
         Field("address", "address", "a free one"),
         Field("link", "link inside", "the first free ethN"),
     )
@@ -149,7 +149,7 @@ def detach_form(ref: Ref | None) -> Form:
     """Return a form that starts with the selected row's object."""
     fields = (
         Field("container", "container", "its name"),
-        Field("network", "network", "none of vnet's or Docker's"),
+        Field("network", "network", "no network of vnet-tui or Docker"),
     )
     return form_about(ref, "Detach a container", fields, _fill_leaving, _detach)
 
@@ -158,8 +158,8 @@ def move_form(ref: Ref | None) -> Form:
     """Return a form that starts with the selected row's object."""
     fields = (
         Field("container", "container", "its name"),
-        Field("network", "from", "none of vnet's or Docker's"),
-        Field("to", "to", "n makes another network"),
+        Field("network", "from", "no network of vnet-tui or Docker"),
+        Field("to", "to", "n creates another network"),
         Field("address", "address", "a free one"),
     )
     return form_about(ref, "Move a container to another network", fields, _fill_move, _move)
@@ -229,7 +229,7 @@ def _container(values: Values, topology: Topology) -> str:
     Raises CommandError.
     """
     if not values["container"]:
-        raise CommandError("there is no container to attach: c makes a plain one")
+        raise CommandError("there is no container to attach. Try: c, which creates a plain one")
     return uid_of(values["container"], able(topology))
 
 
@@ -240,9 +240,7 @@ def _leaving(values: Values, topology: Topology) -> str:
     """
     if not values["network"]:
         who = f"{values['container']} was not" if values["container"] else "no container was"
-        raise CommandError(
-            f"{who} attached by vnet or Docker ({_which(topology)}): d deletes a link that others made"
-        )
+        raise CommandError(f"{who} attached by vnet or Docker ({_which(topology)}): d deletes other links")
     return uid_of(values["container"], able(topology))
 
 
@@ -250,7 +248,9 @@ def _which(topology: Topology) -> str:
     """Explain which networks containers can be attached to, and which not."""
     able_to = [*our_names(topology), *dockers_names(topology)]
     foreign = others_names(topology)
-    words = f"only networks made by vnet or Docker take containers ({', '.join(able_to) or 'none yet'})"
+    words = (
+        f"only networks created by vnet-tui or Docker take containers ({', '.join(able_to) or 'none yet'})"
+    )
     if not foreign:
         return words
     return f"{words}; {', '.join(foreign)} {'is' if len(foreign) == 1 else 'are'} not vnet's"
@@ -259,7 +259,7 @@ def _which(topology: Topology) -> str:
 def _attach(values: Values, topology: Topology) -> Attach:
     container = _container(values, topology)
     if not values["network"]:
-        raise CommandError(f"there is no network for it: {_which(topology)}; n makes one")
+        raise CommandError(f"there is no network for it: {_which(topology)}. Try: n, which creates one")
     return Attach(container, values["network"], words(values["address"]), values.get("link", ""))
 
 
@@ -271,6 +271,6 @@ def _move(values: Values, topology: Topology) -> Move:
     container = _leaving(values, topology)
     if not values["to"]:
         raise CommandError(
-            f"there is no other network that it could move to: {_which(topology)}; n makes one"
+            f"there is no other network that it could move to: {_which(topology)}. Try: n, which creates one"
         )
     return Move(container, values["network"], values["to"], words(values["address"]))

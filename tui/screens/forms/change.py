@@ -88,7 +88,7 @@ def number(text: str, what: str, example: int) -> int:
 
 
 _STALE = 2.0  # seconds after which the host is read again while the user types
-_LOOKING: list[Line] = [[("looking at what is there…", "dim")]]
+_LOOKING: list[Line] = [[("reading the host…", "dim")]]
 
 Phase = Literal["planning", "running", "ended"]
 
@@ -159,19 +159,19 @@ class ChangeScreen(Dialog[ChangeResult | None]):
         self.fields.styles.height = "1fr" if wide else min(most, self.fields.height_for(width))
 
     def _show_keys(self) -> None:
-        accepts = "Enter applies · Tab next · Esc cancels"
+        accepts = "Enter: apply · Tab: next · Esc: cancel"
         if self.worked is None:
-            accepts = "reading… · Esc leaves it"
+            accepts = "reading… · Esc: close"
         elif self.form.asks and isinstance(self.worked.plan, Refused):
-            accepts = "Esc closes"
+            accepts = "Esc: close"
         elif self.form.asks:
-            accepts = "y applies · n cancels"
+            accepts = "y: apply · n: cancel"
         elif self._closer:
-            accepts = "Enter or y applies · Esc back"
+            accepts = "Enter or y: apply · Esc: back"
         keys = {
-            "planning": f" {accepts} · PgDn PgUp scroll ",
-            "running": " under way… ",
-            "ended": " Esc closes · PgDn PgUp scroll ",
+            "planning": f" {accepts} · PgDn PgUp: scroll ",
+            "running": " running… ",
+            "ended": " Esc: close · PgDn PgUp: scroll ",
         }
         self.query_one("#change-box").border_subtitle = keys[self.phase]
 
@@ -196,7 +196,7 @@ class ChangeScreen(Dialog[ChangeResult | None]):
         if event.key == "y" or (event.key == "enter" and self._closer):
             self.begin()
         elif event.key == "enter":
-            self.say(("y applies, n cancels.", "warn"))
+            self.say(("y: apply, n: cancel", "warn"))
         elif event.key in ("n", "escape", "q"):
             self._look_closer(False) if self._closer else self.dismiss(None)
         elif event.key in steps:
@@ -323,7 +323,7 @@ class ChangeScreen(Dialog[ChangeResult | None]):
             self.preview.reveal(ticks[0])
 
     def _nothing(self, width: int, refused: Refused) -> list[Line]:
-        return [[("This can't be done:", "title")], *([(safe(one), "bad")] for one in refused.reasons)]
+        return [[("Not possible:", "title")], *([(safe(one), "bad")] for one in refused.reasons)]
 
     def say(self, *notes: tuple[str, str]) -> None:
         """Show (text, tone) notes under the fields."""
@@ -349,7 +349,7 @@ class ChangeScreen(Dialog[ChangeResult | None]):
             return
         self.phase, self._done = "running", 0
         self._show_keys()
-        self.say(("Under way…", "accent"))
+        self.say(("Running…", "accent"))
         plan = worked.plan
         # Not a daemon: it is completed even if the program ends meanwhile.
         threading.Thread(target=lambda: self._tell(self._run(worked, plan)), name="change").start()
@@ -398,9 +398,9 @@ class ChangeScreen(Dialog[ChangeResult | None]):
         self._show_keys()
         if isinstance(ended.plan, Refused):
             reasons = () if self.form.asks else ended.plan.reasons
-            self.say(("Things have changed meanwhile.", "warn"), *((reason, "bad") for reason in reasons))
+            self.say(("The host has changed meanwhile.", "warn"), *((reason, "bad") for reason in reasons))
         else:
-            self.say(("Things have changed meanwhile. This is what would be done now:", "warn"))
+            self.say(("The host has changed meanwhile. The new plan:", "warn"))
 
     def _fail(self, error: Exception) -> None:
         """Show an error of planning or execution."""
@@ -427,7 +427,7 @@ def _check_choices(form: Form, values: Mapping[str, str], typed: Mapping[str, st
 
 def _after(ended: ChangeResult) -> tuple[str, str]:
     if ended.end == "undone":
-        return "Everything was taken back: the host is as it was before.", "ok"
+        return "Everything was undone: the host is as it was before.", "ok"
     if ended.end == "kept":
-        return "Nothing was taken back: the host is as it was before.", "ok"
-    return "It could not be taken back whole: try again by Esc, then u.", "warn"
+        return "Nothing was undone: the host is as it was before.", "ok"
+    return "It could not be undone completely. Try again: Esc, then u.", "warn"

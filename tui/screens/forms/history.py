@@ -25,10 +25,10 @@ from tui.services import ChangeResult, ChangeService, LoggedChange, PastChange, 
 from tui.views.formatting import cut, fit, wrapped
 from tui.widgets.lines import LinesPane, Span, strip_of
 
-_UNDER = "later changes depend on it: take these back first"
+_UNDER = "later changes depend on it: undo these first"
 _ENDS = {
-    "done": ("done", "ok"), "undone": ("taken back", "dim"),
-    "failed": ("in part", "bad"), "": ("cut off", "bad"),
+    "done": ("done", "ok"), "undone": ("undone", "dim"),
+    "failed": ("in part", "bad"), "": ("interrupted", "bad"),
 }  # fmt: skip
 
 
@@ -39,7 +39,7 @@ class HistoryPane(LinesPane):
         """The cursor stands on another change."""
 
     class Opened(Message):
-        """A person wants to take this change back."""
+        """The user wants to undo this change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class HistoryPane(LinesPane):
         spans: list[Span] = [
             ("▌" if over else " ", self.style_of("accent", over)),
             (f"{_when(entry)}  ", self.style_of("dim", over)),
-            (fit(word, 11), self.style_of(tone, over)),
+            (fit(word, 12), self.style_of(tone, over)),
             (safe(entry.title), self.style_of("", over)),
         ]
         return strip_of(spans, width, self.style_of("", over) if over else None)
@@ -102,14 +102,14 @@ class UndoScreen(ChangeScreen):
 def undo_plan(past: PastChange) -> Plan | Refused:
     """Return the undo of a change as a plan, or the reasons why there is none."""
     if past.end == "undone":
-        return Refused(("it was taken back already",))
+        return Refused(("it is undone already",))
     if past.end == "under way":
         return Refused(("it is under way",))
     if past.is_final:
         return Refused(("this has no undo: a forgotten connection can't be given back to the kernel",))
     if past.under:
         return Refused((_UNDER, *past.under))
-    return Plan(f"take back: {past.title}", undo_of(past.begun))
+    return Plan(f"undo: {past.title}", undo_of(past.begun))
 
 
 class HistoryScreen(Dialog[ChangeResult | None]):
@@ -134,8 +134,8 @@ class HistoryScreen(Dialog[ChangeResult | None]):
 
     def compose(self) -> ComposeResult:
         with Container(id="change-box") as box:
-            box.border_title = " Changes that were cut off " if self._only_open else " Changes made "
-            box.border_subtitle = " Enter takes back · f forgets one cut off · Esc closes "
+            box.border_title = " Interrupted changes " if self._only_open else " Changes "
+            box.border_subtitle = " Enter: undo · f: forget an interrupted one · Esc: close "
             yield self._list
             yield self._preview
 
@@ -169,13 +169,13 @@ class HistoryScreen(Dialog[ChangeResult | None]):
         self._preview.show(lambda width: _undo_lines(entry, known, width) if entry else [])
 
     def on_history_pane_opened(self) -> None:
-        """Ask whether it shall be taken back."""
+        """Ask whether it shall be undone."""
         entry = self._list.selected
         plan = undo_plan(entry) if entry else None
         if entry and isinstance(plan, Plan):
             self.app.push_screen(UndoScreen(entry, self._change_service), self._taken_back)
         elif isinstance(plan, Refused):
-            self.notify(f"Can't take it back: {plan.reasons[0]}.", markup=False)
+            self.notify(f"Can't undo it: {plan.reasons[0]}.", markup=False)
 
     def _taken_back(self, ended: ChangeResult | None) -> None:
         if ended is not None:
@@ -187,7 +187,7 @@ class HistoryScreen(Dialog[ChangeResult | None]):
         """Keep what an interrupted change has made, and don't offer it again."""
         entry = self._list.selected
         if entry is None or not entry.is_open:
-            self.notify("Only a change that was cut off can be forgotten.", markup=False)
+            self.notify("Only an interrupted change can be forgotten.", markup=False)
             return
         try:
             self._change_service.forget(entry)
@@ -217,7 +217,7 @@ def _undo_lines(past: PastChange, known: Mapping[str, str], width: int) -> list[
 
 
 _LOG_ENDS = {
-    "done": ("done", "ok"), "undone": ("taken back", "warn"), "failed": ("taken back in part", "bad"),
+    "done": ("done", "ok"), "undone": ("undone", "warn"), "failed": ("undone in part", "bad"),
     "": ("not begun", "bad"), "…": ("under way", "accent"),
 }  # fmt: skip
 
@@ -243,7 +243,7 @@ def lines_of(log: Sequence[LoggedChange], width: int) -> list[Line]:
             lines += command_lines(_short(command), mark, width)
         lines += [[(part, "bad")] for error in logged.errors for part in wrapped(safe(error), width)]
         if logged.undone:
-            lines.append([("taken back by", "heading")])
+            lines.append([("undone by", "heading")])
             lines += [
                 line for command in logged.undone for line in command_lines(_short(command), "· ", width)
             ]
@@ -275,7 +275,7 @@ class ConfirmScreen(Dialog[str]):
     def compose(self) -> ComposeResult:
         with Container(id="confirm-box") as box:
             box.border_title = " Keep it? "
-            box.border_subtitle = " y keeps it · n takes it back now "
+            box.border_subtitle = " y: keep it · n: undo it now "
             yield self._text
 
     def on_mount(self) -> None:
@@ -283,7 +283,7 @@ class ConfirmScreen(Dialog[str]):
 
     @property
     def seconds_left(self) -> int:
-        """Whole seconds until it is taken back."""
+        """Whole seconds until it is undone."""
         return max(0, int(self._until - time.monotonic() + 0.99))
 
     def _lines(self, width: int) -> list[Line]:
@@ -291,7 +291,7 @@ class ConfirmScreen(Dialog[str]):
         return [
             *([(part, "title")] for part in wrapped(safe(self._waiting.title), width)),
             [],
-            [("Keep it? y / n", "accent"), (f"   taken back in {left} s unless you say yes", "warn")],
+            [("Keep it? y / n", "accent"), (f"   undone in {left} s unless you say yes", "warn")],
             [(self._hint, "warn")],
         ]
 
@@ -300,14 +300,14 @@ class ConfirmScreen(Dialog[str]):
             return
         self._text.show(self._lines)
         if not self.seconds_left:
-            self.dismiss(f"Not confirmed, so it was taken back: {self._waiting.title}")
+            self.dismiss(f"Not confirmed, so it was undone: {self._waiting.title}")
 
     def on_key(self, event: events.Key) -> None:
         """Handle yes and no, and no other key."""
         event.stop()
         event.prevent_default()
         if event.key in ("enter", "escape", "q") and not self._answered:
-            self._hint = "y keeps it, n takes it back."
+            self._hint = "y keeps it, n undoes it."
             self._text.show(self._lines)
         if event.key in ("y", "n") and not self._answered:
             self._answered = True
@@ -331,5 +331,5 @@ class ConfirmScreen(Dialog[str]):
         for entry in self._change_service.history():
             if entry.entry_id == self._waiting.entry_id:
                 ended = self._change_service.undo(entry, lambda operation: None)
-                return "; ".join(ended.errors) or f"Taken back: {entry.title}"
+                return "; ".join(ended.errors) or f"Undone: {entry.title}"
         return "It is not in the journal any more."

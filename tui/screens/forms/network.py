@@ -123,9 +123,9 @@ def container_form(ref: Ref | None) -> Form:
     fields = (
         Field("name", "name", "15 bytes at most"),
         Field("model", "model", options=MODELS),
-        Field("network", "network", "n makes one"),
+        Field("network", "network", "n creates one"),
         Field("address", "address", "a free one"),
-        Field("joined", "joined with", "whose network it shares"),
+        Field("joined", "joined with", "the container whose namespace it shares"),
     )
     return form_about(
         ref, "New plain container (a named namespace)", fields, _fill_container, _container_request
@@ -166,11 +166,11 @@ _STATES = ("joined", "apart")
 def join_form(ref: Ref | None) -> Form:
     """Return a form that starts with the selected network."""
     fields = (
-        Field("network", "network", "one of vnet's"),
-        Field("other", "other", "another of vnet's"),
+        Field("network", "network", "a network of vnet-tui"),
+        Field("other", "other", "another one"),
         Field("state", "shall be", options=_STATES),
     )
-    return form_about(ref, "Join or part two networks", fields, _fill_join, _join_request)
+    return form_about(ref, "Join or separate two networks", fields, _fill_join, _join_request)
 
 
 def _fill_join(topology: Topology, values: Values, ref: Ref | None) -> FormState:
@@ -189,7 +189,7 @@ def _fill_join(topology: Topology, values: Values, ref: Ref | None) -> FormState
 
 def _join_request(values: Values, topology: Topology) -> Join | Separate:
     if not values["network"] or not values["other"]:
-        raise CommandError("it takes two networks of vnet's: n makes one")
+        raise CommandError("can't join: two networks of vnet-tui are needed. Try: n, which creates one")
     return (Join if values["state"] == "joined" else Separate)(values["network"], values["other"])
 
 
