@@ -110,7 +110,7 @@ _EVERY_OF_FLOWS = 0.95
 
 
 class UpdateArrived(Message):
-    """Something new lies in the inbox."""
+    """A new update waits."""
 
 
 class RowsReady(Message):
@@ -303,7 +303,7 @@ class Presenter:
     def request_target(
         self, entry: HistoryEntry, history: tuple[Ref, ...], target: Ref | None = None
     ) -> None:
-        """Ask where Enter leads from the end of the trail."""
+        """Ask where Enter leads from the end of the history."""
         self._worker.ask("target", lambda: TargetReady(entry, self._view_model.target(history, target)))
 
     def _deliver(self, kind: str, result: Any) -> None:

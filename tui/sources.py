@@ -337,9 +337,14 @@ class ReplaySource:
             return Update(replace(self._last, part_problems=problems), replaces_log=True)
         self._last = moment.snapshot
         until = self._ends[place]
-        told = tuple(self._changes[:until])
+        changes = tuple(self._changes[:until])
         return Update(
-            moment.snapshot, rates, told, fast=moment.fast, replaces_log=True, previous=self._previous(place)
+            moment.snapshot,
+            rates,
+            changes,
+            fast=moment.fast,
+            replaces_log=True,
+            previous=self._previous(place),
         )
 
     def _previous(self, place: int) -> TrackedConnections | None:
@@ -364,10 +369,10 @@ class ReplaySource:
         """Read the changes of all moments; damaged ones have none."""
         from core.serialize import CorruptFile
 
-        told: list[tuple[Change, ...]] = []
+        changes: list[tuple[Change, ...]] = []
         try:
-            told.extend(self._recording.changes())
+            changes.extend(self._recording.changes())
         except (CorruptFile, OSError):
-            told.extend([()] * (len(self._frames) - len(told)))
-        self._changes = [change for each in told for change in each]
-        self._ends = list(accumulate(map(len, told)))
+            changes.extend([()] * (len(self._frames) - len(changes)))
+        self._changes = [change for each in changes for change in each]
+        self._ends = list(accumulate(map(len, changes)))

@@ -79,7 +79,7 @@ def _delete_rule(topology: Topology, entry: NatEntry) -> str:
 
 def blocked_networks(topology: Topology) -> Iterator[Finding]:
     """Find networks whose connections, or the replies, other tools' rules drop."""
-    evaluator, uplink = topology.judge, topology.uplink(topology.host)
+    evaluator, uplink = topology.policy_evaluator, topology.uplink(topology.host)
     if evaluator is None or uplink is None:
         return
     for network in topology.networks:
@@ -100,7 +100,7 @@ def blocked_networks(topology: Topology) -> Iterator[Finding]:
 
 def blocked_ports(topology: Topology) -> Iterator[Finding]:
     """Find vnet's published ports whose packets from outside other tools' rules drop."""
-    evaluator, uplink = topology.judge, topology.uplink(topology.host)
+    evaluator, uplink = topology.policy_evaluator, topology.uplink(topology.host)
     if evaluator is None or uplink is None:
         return
     for entry, port in published(topology):

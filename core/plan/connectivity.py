@@ -86,7 +86,7 @@ def warn_of_filters(
 
     Without `subnets` both address families count. With br_netfilter bridged packets are checked as well.
     """
-    evaluator = builder.topology.judge
+    evaluator = builder.topology.policy_evaluator
     if evaluator is None:
         return
     if builder.snapshot.host.sysctls.get(BRIDGE_NF_SYSCTL) == "1" and not published and not to:

@@ -230,7 +230,7 @@ def _isolated_networks(port: OurPort, endpoint: _Endpoint, builder: PlanBuilder)
 
     Isolation rules drop the packets of their containers.
     """
-    evaluator, uplink = builder.topology.judge, builder.topology.uplink(builder.topology.host)
+    evaluator, uplink = builder.topology.policy_evaluator, builder.topology.uplink(builder.topology.host)
     if evaluator is None:
         return
     kinds: tuple[Kind, ...] = ("published", "replies")
@@ -448,7 +448,7 @@ def _own_addresses(ipv6: bool, topology: Topology) -> list[str]:
 
 
 def _redirects(topology: Topology) -> Iterator[ForeignRedirect]:
-    for placed in topology.led_in:
+    for placed in topology.dnat_rules:
         if placed.rule.table != TABLE:
             for rule in expanded(placed.effective):
                 yield from _rule_redirects(placed, rule, topology)

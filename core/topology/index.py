@@ -196,13 +196,13 @@ class Topology:
         return nat_entries(self.snapshot, self.networks)
 
     @cached_property
-    def judge(self) -> PolicyEvaluator | None:
+    def policy_evaluator(self) -> PolicyEvaluator | None:
         """The evaluator of the host's forward policy, None if rules were not read."""
         firewall = self.snapshot.firewalls.get(self.host)
         return PolicyEvaluator(firewall) if firewall else None
 
     @cached_property
-    def led_in(self) -> tuple[PlacedRule, ...]:
+    def dnat_rules(self) -> tuple[PlacedRule, ...]:
         """The host's DNAT and redirect rules that a packet can reach, with their jumps."""
         firewall = self.snapshot.firewalls.get(self.host)
         placed = placed_rules(firewall) if firewall else ()

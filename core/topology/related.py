@@ -45,15 +45,15 @@ def related(topology: Topology, ref: Ref) -> tuple[Relation, ...]:
     return tuple((label, target) for target, label in unique.items() if target != ref)
 
 
-def follow(topology: Topology, trail: tuple[Ref, ...]) -> Ref | None:
-    """Return the target of Enter: the most relevant related object not on the trail.
+def follow(topology: Topology, history: tuple[Ref, ...]) -> Ref | None:
+    """Return the target of Enter: the most relevant related object not in the history.
 
-    If a container is on the trail, an object related to it is preferred.
+    If a container is in the history, an object related to it is preferred.
     """
-    if not trail:
+    if not history:
         return None
-    new = [ref for _, ref in related(topology, trail[-1]) if ref not in trail]
-    container = next((ref for ref in reversed(trail[:-1]) if ref.kind == "container"), None)
+    new = [ref for _, ref in related(topology, history[-1]) if ref not in history]
+    container = next((ref for ref in reversed(history[:-1]) if ref.kind == "container"), None)
     preferred = {ref for _, ref in related(topology, container)} if container else set(new)
     return next((ref for ref in new if ref in preferred or ref.kind == "flows"), new[0] if new else None)
 

@@ -193,8 +193,10 @@ def confirm(options: argparse.Namespace) -> int:
     waiting = [one.entry_id for one in guard.pending_guards() if one.alive]
     entry = journal.id_of(options.entry) or (waiting[0] if len(waiting) == 1 else "")
     if not entry:
-        told = f"several changes wait: {', '.join(waiting)}" if waiting else "no change waits to be confirmed"
-        raise CommandError(told)
+        reason = (
+            f"several changes wait: {', '.join(waiting)}" if waiting else "no change waits to be confirmed"
+        )
+        raise CommandError(reason)
     return _confirm(entry, options.json)
 
 

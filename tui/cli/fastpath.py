@@ -276,12 +276,12 @@ def check(session: FastPathSession, as_json: bool) -> int:
     found = session.requirements()
     usable = all(one.met for one in found if one.needed)
     if as_json:
-        told = [
+        entries = [
             {"name": one.name, "met": one.met, "needed": one.needed, "found": one.found,
              "follows": "" if one.met else one.follows, "try": "" if one.met else one.try_}
             for one in found
         ]  # fmt: skip
-        print(json.dumps({"schema": SCHEMA, "usable": usable, "requirements": told}, indent=2))
+        print(json.dumps({"schema": SCHEMA, "usable": usable, "requirements": entries}, indent=2))
         return 0 if usable else 1
     for one in found:
         print("\n".join(_requirement(one)))

@@ -182,39 +182,39 @@ class FastPathRunner:
         try:
             started = client.start(self._targets, tied=True, strict=self._strict)
         except OSError as error:
-            self._tell(f"no process can be started: {error.strerror or error}")
+            self._report(f"no process can be started: {error.strerror or error}")
             return
         if not started.answer.get("ok"):
             words = [str(started.answer[key]) for key in ("what", "why") if started.answer.get(key)]
-            self._tell(": ".join(words))
+            self._report(": ".join(words))
         else:
-            self._tell(f"accelerating {', '.join(self._targets)}")
+            self._report(f"accelerating {', '.join(self._targets)}")
             self._wait(started.supervisor)
         _let_go(started.supervisor)
 
-    def _wait(self, keeper: subprocess.Popen[bytes]) -> None:
+    def _wait(self, supervisor: subprocess.Popen[bytes]) -> None:
         while not self._stop.is_set():
             with suppress(subprocess.TimeoutExpired):
-                keeper.wait(0.5)
-                self._tell("its process ended; it is started again")
+                supervisor.wait(0.5)
+                self._report("its process ended; it is started again")
                 return
 
-    def _tell(self, words: str) -> None:
+    def _report(self, words: str) -> None:
         """Print it, unless it was the last text printed."""
         if words != self._said:
             self._said = words
             self._say(f"fast path: {safe(words)}")
 
 
-def _let_go(keeper: subprocess.Popen[bytes]) -> None:
-    """Close the keeper's standard input; it cleans up and ends."""
-    if keeper.stdin:
+def _let_go(supervisor: subprocess.Popen[bytes]) -> None:
+    """Close the supervisor's standard input; it cleans up and ends."""
+    if supervisor.stdin:
         with suppress(OSError):
-            keeper.stdin.close()
+            supervisor.stdin.close()
     try:
-        keeper.wait(_END_SECONDS)
+        supervisor.wait(_END_SECONDS)
     except subprocess.TimeoutExpired:
-        keeper.terminate()
+        supervisor.terminate()
 
 
 class FastPathMetrics:

@@ -232,7 +232,7 @@ class FastPathSession:
     def __init__(self, tied: bool) -> None:
         self.tied = tied
         self._lock = threading.Lock()
-        self._keeper: subprocess.Popen[bytes] | None = None
+        self._supervisor: subprocess.Popen[bytes] | None = None
         self._flows = SharedFlows()
 
     def status(self, closely: bool = False) -> FastPath:
@@ -296,7 +296,7 @@ class FastPathSession:
             targets = tuple(dict.fromkeys((*running.targets, *preview.targets)))
             return self._retarget((ALL,) if ALL in targets else targets, preview.strict or running.strict)
         _good(started.answer)
-        self._keeper = started.supervisor if self.tied else None
+        self._supervisor = started.supervisor if self.tied else None
         return how_it_is(self.status())
 
     def _started_by_another(self) -> FastPath | None:
@@ -319,26 +319,26 @@ class FastPathSession:
 
     def end_silent(self) -> str:
         """Kill a fast path that doesn't answer, and clean up if its supervisor doesn't."""
-        keeper = lock_owner()
-        _kill(*child_pids(keeper))
+        supervisor = lock_owner()
+        _kill(*child_pids(supervisor))
         deadline = time.monotonic() + _PUT_RIGHT
         while lock_owner() and time.monotonic() < deadline:
             time.sleep(0.02)
         if lock_owner():
-            _kill(keeper)
+            _kill(supervisor)
             clean_up()
             unlock()
         return "The process was killed. The fast path is off: the kernel forwards everything."
 
     def _let_go(self, seconds: float) -> None:
         """Close the supervisor's standard input, which makes it end."""
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            if keeper.stdin:
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            if supervisor.stdin:
                 with suppress(OSError):
-                    keeper.stdin.close()
+                    supervisor.stdin.close()
             with suppress(subprocess.TimeoutExpired):
-                keeper.wait(seconds)
+                supervisor.wait(seconds)
 
     def close(self) -> None:
         """End what was started here, without waiting for it."""

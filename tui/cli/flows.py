@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
         table = looks.look()
     picture = looks.picture(table)
     _print(looks, picture, options, sys.stdout)
-    _tell(looks)
+    _print_notes(looks)
     return 0
 
 
@@ -149,7 +149,7 @@ def _seconds(options: argparse.Namespace) -> float:
     return 1.0 if asked or not options.json else 0.0
 
 
-def _tell(looks: _FlowReadings) -> None:
+def _print_notes(looks: _FlowReadings) -> None:
     """Report what wasn't read, and namespaces that don't count."""
     for problem in dict.fromkeys((problem.what, problem.why) for problem in looks.problems):
         print(f"vnet-tui: {safe(problem[0])} ({safe(problem[1])})", file=sys.stderr)
@@ -249,12 +249,12 @@ def _group_lines(
     names = [column.name for column in rows.columns]
     for row in rows.rows[: options.top]:
         cells = dict(zip(names, row.cells, strict=True))
-        told = {"by": options.by, "name": cells["name"].text, "filter": str(row.ref.key[1])}
+        fields = {"by": options.by, "name": cells["name"].text, "filter": str(row.ref.key[1])}
         for key in ("flows", "rate", "bytes", "packets", "fast"):
-            told[{"rate": "bits_per_second", "fast": "fast_share"}.get(key, key)] = cells[key].sort
+            fields[{"rate": "bits_per_second", "fast": "fast_share"}.get(key, key)] = cells[key].sort
         kinds = ("outside", "host", "beside", "other-network")
-        told["clients"] = {kind.replace("-", " "): int(cells[kind].sort or 0) for kind in kinds}
-        yield json.dumps(told, separators=(",", ":"))
+        fields["clients"] = {kind.replace("-", " "): int(cells[kind].sort or 0) for kind in kinds}
+        yield json.dumps(fields, separators=(",", ":"))
 
 
 def _print_text(

@@ -188,8 +188,8 @@ def _require_our_rules(topology: Topology) -> None:
     except PermissionError:
         return  # then only Docker's steps can be executed
     if any(table.name == TABLE for table in tables):
-        told = "; ".join(f"{one.what} ({one.why})" for one in firewall.problems) if firewall else ""
-        raise CommandError(f"nothing was changed: vnet's own rules could not be read: {safe(told)}")
+        reasons = "; ".join(f"{one.what} ({one.why})" for one in firewall.problems) if firewall else ""
+        raise CommandError(f"nothing was changed: vnet's own rules could not be read: {safe(reasons)}")
 
 
 def run_plan(plan: Plan, progress: Callable[[Operation], None] = lambda _: None) -> run.Outcome:

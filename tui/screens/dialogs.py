@@ -196,8 +196,8 @@ def change_lines(
     lines += [[], [(f"{count} command{'s' if count > 1 else ''}", "heading")]]
     for number, step in enumerate(steps):
         first, more, _ = step.command().partition("\n")
-        told = f"{first}   (its text is below)" if more else first
-        lines += command_lines(told, _mark(number, done), width)
+        text = f"{first}   (its text is below)" if more else first
+        lines += command_lines(text, _mark(number, done), width)
     for step in steps:
         if "\n" in step.command():
             lines += [[], [(safe(step.describe()), "heading")], *command_lines(step.command(), "  ", width)]
@@ -403,8 +403,8 @@ def lines_of(
     if reading:
         lines.append(([(f"Still reading: {reading} parts are complete.", "dim")], None))
     elif not problems:
-        told = "Everything could be read." if findings else "No findings, and everything could be read."
-        lines.append(([(told, "ok")], None))
+        text = "Everything could be read." if findings else "No findings, and everything could be read."
+        lines.append(([(text, "ok")], None))
     if not problems:
         return lines
     lines += [([], None)] if lines else []
@@ -421,8 +421,8 @@ def _problem_lines(alike: Sequence[Problem], width: int) -> list[Line]:
     """Merge problems that have the same reason and remedy."""
     lines: list[Line] = []
     for what, count in Counter(f"{problem.part}: {problem.what}" for problem in alike).items():
-        told = f"{what} ({count} namespaces)" if count > 1 else what
-        lines += [[(part, "warn")] for part in _wrapped(told, width)]
+        text = f"{what} ({count} namespaces)" if count > 1 else what
+        lines += [[(part, "warn")] for part in _wrapped(text, width)]
     why, try_ = alike[0].why, alike[0].try_
     if why:
         lines += [[("  ", ""), (part, "")] for part in _wrapped(why, width - 2)]

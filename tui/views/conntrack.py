@@ -351,8 +351,8 @@ def health_line(topology: Topology, scope: Collection[int] | None = None) -> tup
         return ()
     fullest = max(tables, key=lambda table: (len(table.entries), table.ns == topology.host))
     level, troubles = _level(topology, fullest, len(tables) > 1), [*_troubles(tables)]
-    told = _sources(sources(topology, fullest.ns, _MOST_SOURCES), len(fullest.entries))
-    most, tone = [f"most by {told}"] if told else [], _tone(topology, tables)
+    text = _sources(sources(topology, fullest.ns, _MOST_SOURCES), len(fullest.entries))
+    most, tone = [f"most by {text}"] if text else [], _tone(topology, tables)
     if not troubles:
         fine = ["no failures"] if any(table.stats for table in tables) else []
         return (Cell(" · ".join([level, *fine, *most]), tone),)

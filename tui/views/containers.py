@@ -297,9 +297,9 @@ def _networks(topology: Topology, container: Container) -> Iterator[Line]:
             cells.text(" ".join(filter(None, words))),
             target,
         )
-    told = {end.network for end in container.endpoints}
+    connected = {end.network for end in container.endpoints}
     for network in topology.networks_of(container):
-        if not told & {network.id, network.name}:
+        if not connected & {network.id, network.name}:
             yield safe(network.name), cells.text(networks.kind_words(network)), network_ref(network.id)
 
 

@@ -156,7 +156,7 @@ def _bare(end: End) -> str:
 
 
 def group_title(selects: str) -> str:
-    """Return the title of a group: its filter without the colons between keys and values."""
+    """Return the title of a group: its filter without the colons of keys."""
     return re.sub(r"(^|\s)([\w-]+):=?", r"\1\2 ", selects) or "all flows"
 
 

@@ -62,10 +62,10 @@ def _is_quiet(route: Route) -> bool:
 def _space_row(net: NetState, label: str) -> Row:
     counts = {"via": f"{len(net.routes)} routes", "dev": f"{len(net.rules)} rules"}
     counts["state"] = f"{len(net.neighbours)} neighbours"
-    told = (Cell(counts.get(column.name, ""), "dim") for column in COLUMNS[2:])
+    cells = (Cell(counts.get(column.name, ""), "dim") for column in COLUMNS[2:])
     return Row(
         namespace_ref(net.ns),
-        (Cell(label), Cell("namespace", "dim"), *told),
+        (Cell(label), Cell("namespace", "dim"), *cells),
         {"ns": label, "name": label, "kind": "namespace"},
     )
 

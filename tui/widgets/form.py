@@ -189,9 +189,9 @@ class FormPane(Painted):
 
     def _more(self, below: int, width: int) -> Strip:
         """Return the hints at fields above and below the visible ones."""
-        told = [f"↑ {self._top} more"] if self._top else []
-        told += [f"↓ {below} more"] if below else []
-        return strip_of([(f" {'   '.join(told)}", self.style_of("dim"))], width)
+        more = [f"↑ {self._top} more"] if self._top else []
+        more += [f"↓ {below} more"] if below else []
+        return strip_of([(f" {'   '.join(more)}", self.style_of("dim"))], width)
 
     def _note_lines(self, width: int) -> Iterator[Strip]:
         for text, tone in self.notes:
@@ -249,7 +249,7 @@ class FormPane(Painted):
 
 
 def options_text(options: Sequence[str], width: int) -> str:
-    """Return the first options that fit into `width` cells, and the number of the others."""
+    """Return the first options that fit, and the number of the others."""
     for count in range(len(options), 0, -1):
         more = [f"+{len(options) - count}"] if count < len(options) else []
         text = f"‹ › {' · '.join([*options[:count], *more])}"

@@ -181,8 +181,8 @@ class TableView(LinesPane):
         words = self._left_out()
         for cell in head_of(self.rows):
             room = max(0, width - width_of(words))
-            told = strip_of([(" " * _GUTTER + safe(cell.text), self.style_of(cell.tone))], room)
-            yield Strip.join([told, strip_of([(words, self.style_of("warn"))], min(width, width_of(words)))])
+            title = strip_of([(" " * _GUTTER + safe(cell.text), self.style_of(cell.tone))], room)
+            yield Strip.join([title, strip_of([(words, self.style_of("warn"))], min(width, width_of(words)))])
             words = ""
 
     def _left_out(self) -> str:

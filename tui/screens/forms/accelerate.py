@@ -74,12 +74,12 @@ class AccelerateScreen(Dialog[str]):
         try:
             work()
         except CommandError as error:
-            self._tell(error)
+            self._post_result(error)
         except Exception as error:
-            self._tell(CommandError(repr(error)))
+            self._post_result(CommandError(repr(error)))
 
     def _look(self) -> None:
-        self._tell(
+        self._post_result(
             self._fast_path_service.preview(
                 self._choices, self._on, self._fast_path_service.read_topology(), self._strict
             )
@@ -87,9 +87,9 @@ class AccelerateScreen(Dialog[str]):
 
     def _do(self) -> None:
         assert self.preview is not None
-        self._tell(self._fast_path_service.perform(self.preview, self._tell), ended=True)
+        self._post_result(self._fast_path_service.perform(self.preview, self._post_result), ended=True)
 
-    def _tell(self, what: Any, ended: bool = False) -> None:
+    def _post_result(self, what: Any, ended: bool = False) -> None:
         with suppress(RuntimeError):  # the program has ended
             self.post_message(WorkProgress(what, ended))
 

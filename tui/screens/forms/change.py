@@ -131,7 +131,7 @@ class ChangeScreen(Dialog[ChangeResult | None]):
         self._topology: Topology | None = None
         self._looked = 0.0
         self._closer = False
-        self._worker = Worker(lambda kind, result: self._tell(result))
+        self._worker = Worker(lambda kind, result: self._post_result(result))
 
     def compose(self) -> ComposeResult:
         with Container(id="change-box") as box:
@@ -268,7 +268,7 @@ class ChangeScreen(Dialog[ChangeResult | None]):
             plan = Refused((str(error),))
         return PlannedForm(values, filled, requests, plan)
 
-    def _tell(self, what: Any) -> None:
+    def _post_result(self, what: Any) -> None:
         with suppress(RuntimeError):  # the event loop has ended
             self.post_message(WorkDone(what))
 
@@ -352,14 +352,14 @@ class ChangeScreen(Dialog[ChangeResult | None]):
         self.say(("Running…", "accent"))
         plan = worked.plan
         # Not a daemon: it is completed even if the program ends meanwhile.
-        threading.Thread(target=lambda: self._tell(self._run(worked, plan)), name="change").start()
+        threading.Thread(target=lambda: self._post_result(self._run(worked, plan)), name="change").start()
 
     def _run(self, worked: PlannedForm, plan: Plan) -> ChangeResult | Exception:
         count = 0
 
         def progress(operation: Operation) -> None:
             nonlocal count
-            self._tell(count)
+            self._post_result(count)
             count += 1
 
         try:
@@ -405,11 +405,11 @@ class ChangeScreen(Dialog[ChangeResult | None]):
     def _fail(self, error: Exception) -> None:
         """Show an error of planning or execution."""
         self.log.error(repr(error))
-        told = str(error) if isinstance(error, CommandError) else repr(error)
+        message = str(error) if isinstance(error, CommandError) else repr(error)
         if self.phase == "running":
-            self._end([(told, "bad")])
+            self._end([(message, "bad")])
         else:
-            self.say((told, "bad"))
+            self.say((message, "bad"))
 
     def _end(self, notes: Sequence[tuple[str, str]]) -> None:
         self.phase = "ended"

@@ -317,11 +317,11 @@ class ConfirmScreen(Dialog[str]):
 
     def _end(self, work: Callable[[], str]) -> None:
         try:
-            told = work()
+            sentence = work()
         except CommandError as error:
-            told = str(error)
+            sentence = str(error)
         with suppress(RuntimeError):  # the program has ended
-            self.app.call_from_thread(self.dismiss, told)
+            self.app.call_from_thread(self.dismiss, sentence)
 
     def _keep(self) -> str:
         kept = self._change_service.confirm(self._waiting.entry_id)
