@@ -27,8 +27,8 @@ import tui.app
 def resident():
     return psutil.Process().memory_info().rss // 1024
 before = resident()
-from bpf.client import FlowReader
-reader = FlowReader()
+from bpf.client import FastFlowReader
+reader = FastFlowReader()
 for _ in range(20):
     flows = reader.read()
 print(resident() - before)
