@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from core.operations.executor import Executor
 from core.operations.target import NetnsTarget
@@ -86,6 +86,25 @@ class Operation(ABC):
         `was_interrupted` is True if this very step was being executed when the undo was killed.
         """
         return self
+
+
+class LinkOperation(Operation):
+    """An operation that changes only the link `name` in `place`."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        @property
+        def name(self) -> str: ...
+        @property
+        def place(self) -> NetnsTarget: ...
+
+    def affects(self) -> tuple[str, ...]:
+        return (self.place.link(self.name),)
+
+    def changed_link(self) -> tuple[str, NetnsTarget]:
+        return self.name, self.place
 
 
 def undo_of(steps: tuple[Operation, ...]) -> tuple[Operation, ...]:

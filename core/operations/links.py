@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core.netlink.netns import NamespaceGone
-from core.operations.base import Operation
+from core.operations.base import LinkOperation, Operation
 from core.operations.executor import Executor
 from core.operations.record import recorded
 from core.operations.target import HOST, NetnsTarget
@@ -27,7 +27,7 @@ _NO_VLANS = (
 
 @recorded()
 @dataclass(frozen=True, slots=True)
-class CreateBridge(Operation):
+class CreateBridge(LinkOperation):
     """Create a bridge, down and without addresses.
 
     For `mac` "" the kernel chooses one.
@@ -54,12 +54,6 @@ class CreateBridge(Operation):
 
     def describe(self) -> str:
         return f"create the bridge {self.name} in {self.place}"
-
-    def affects(self) -> tuple[str, ...]:
-        return (self.place.link(self.name),)
-
-    def changed_link(self) -> tuple[str, NetnsTarget]:
-        return self.name, self.place
 
     def execute(self, executor: Executor) -> None:
         settings = {"br_stp_state": int(self.stp)}
@@ -245,7 +239,7 @@ class SetLink(Operation):
 
 @recorded()
 @dataclass(frozen=True, slots=True)
-class SetBridge(Operation):
+class SetBridge(LinkOperation):
     """Set one setting of a bridge.
 
     Names and units are those of ip-link(8) ("ageing_time" in 1/100 s).
@@ -266,12 +260,6 @@ class SetBridge(Operation):
     def describe(self) -> str:
         return f"set {self.setting} of the bridge {self.name} to {self.value}"
 
-    def affects(self) -> tuple[str, ...]:
-        return (self.place.link(self.name),)
-
-    def changed_link(self) -> tuple[str, NetnsTarget]:
-        return self.name, self.place
-
     def execute(self, executor: Executor) -> None:
         index = executor.index(self.place, self.name)
         with _vlans_needed("vlan" in self.setting), executor.rtnetlink(self.place) as iproute:
@@ -288,7 +276,7 @@ _PORT_FLAGS = {
 
 @recorded()
 @dataclass(frozen=True, slots=True)
-class SetPort(Operation):
+class SetPort(LinkOperation):
     """Set one flag of a bridge port.
 
     The names are those of bridge(8) ("isolated", "hairpin", "learning").
@@ -308,12 +296,6 @@ class SetPort(Operation):
 
     def describe(self) -> str:
         return f"switch {self.flag} of the port {self.name} {'on' if self.on else 'off'}"
-
-    def affects(self) -> tuple[str, ...]:
-        return (self.place.link(self.name),)
-
-    def changed_link(self) -> tuple[str, NetnsTarget]:
-        return self.name, self.place
 
     def execute(self, executor: Executor) -> None:
         flag = f"IFLA_BRPORT_{_PORT_FLAGS[self.flag]}", int(self.on)

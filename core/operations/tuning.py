@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from core.collect import offloads
 from core.collect.offloads import ethtool_family
 from core.netlink.client import GENERIC, NLA_NESTED, Netlink, attribute
-from core.operations.base import Operation
+from core.operations.base import LinkOperation
 from core.operations.executor import Executor, inside
 from core.operations.record import recorded
 from core.operations.target import HOST, NetnsTarget
@@ -23,7 +23,7 @@ _WANTED, _BITSET_BITS, _BITS_BIT, _BIT_NAME, _BIT_VALUE = 3, 3, 1, 2, 3
 
 @recorded()
 @dataclass(frozen=True, slots=True)
-class SetSizes(Operation):
+class SetSizes(LinkOperation):
     """Set the largest packet sizes of a link, in bytes, in one message.
 
     The names are those of ip-link(8): "gso_max_size", "gro_max_size", "gso_ipv4_max_size" and
@@ -47,12 +47,6 @@ class SetSizes(Operation):
         most = max(size for _, size in self.sizes)
         return f"set the largest packets of {self.name} in {self.place} to {most} bytes"
 
-    def affects(self) -> tuple[str, ...]:
-        return (self.place.link(self.name),)
-
-    def changed_link(self) -> tuple[str, NetnsTarget]:
-        return self.name, self.place
-
     def execute(self, executor: Executor) -> None:
         from core.operations.rtnetlink import set_link
 
@@ -63,7 +57,7 @@ class SetSizes(Operation):
 
 @recorded()
 @dataclass(frozen=True, slots=True)
-class SetOffloads(Operation):
+class SetOffloads(LinkOperation):
     """Switch offloads of a link on or off (ethtool(8), -K).
 
     The names are the kernel's ("tx-tcp-segmentation", ...). `before` is in the same order.
@@ -84,12 +78,6 @@ class SetOffloads(Operation):
     def describe(self) -> str:
         words = ", ".join(f"{name} {'on' if on else 'off'}" for name, on in self.features)
         return f"switch offloads of {self.name} in {self.place}: {words}"
-
-    def affects(self) -> tuple[str, ...]:
-        return (self.place.link(self.name),)
-
-    def changed_link(self) -> tuple[str, NetnsTarget]:
-        return self.name, self.place
 
     def execute(self, executor: Executor) -> None:
         index = executor.index(self.place, self.name)
@@ -118,7 +106,7 @@ def _nest(kind: int, content: bytes) -> bytes:
 
 @recorded()
 @dataclass(frozen=True, slots=True)
-class SetSteering(Operation):
+class SetSteering(LinkOperation):
     """Set the CPUs of one receive queue (RPS), as a mask in the format of the kernel."""
 
     name: str
@@ -146,12 +134,6 @@ class SetSteering(Operation):
 
     def describe(self) -> str:
         return f"set the CPUs of receive queue {self.queue} of {self.name} in {self.place} to {self.cpus}"
-
-    def affects(self) -> tuple[str, ...]:
-        return (self.place.link(self.name),)
-
-    def changed_link(self) -> tuple[str, NetnsTarget]:
-        return self.name, self.place
 
     def execute(self, executor: Executor) -> None:
         with inside(self.place), offloads.opened_sysfs() as root:
