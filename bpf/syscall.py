@@ -27,7 +27,7 @@ F_BEFORE, F_AFTER = 1 << 3, 1 << 4
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE = 0, 1, 2, 3
 _PROG_LOAD, _PROG_TEST_RUN, _PROG_QUERY = 5, 10, 16
 _MAP_NEXT_KEY = 4
-_PROG_FD_BY_ID, _MAP_FD_BY_ID, _INFO_BY_FD = 13, 14, 15
+_MAP_FD_BY_ID, _INFO_BY_FD = 14, 15
 _BTF_FD_BY_ID, _BTF_NEXT_ID = 19, 23
 _LINK_FD_BY_ID, _LINK_NEXT_ID, _LINK_NETFILTER = 30, 31, 10
 _MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 24, 26
@@ -266,11 +266,6 @@ def attached(ifindex: int, where: int = TCX_INGRESS) -> list[int]:
 def map_by_id(map_id: int) -> int:
     """Open a map that another process created."""
     return bpf(_MAP_FD_BY_ID, struct.pack("<III", map_id, 0, 0))
-
-
-def program_by_id(prog_id: int) -> int:
-    """Open a program that another process loaded."""
-    return bpf(_PROG_FD_BY_ID, struct.pack("<III", prog_id, 0, 0))
 
 
 def next_btf_id(after: int) -> int:

@@ -140,7 +140,6 @@ _SHORTEST = 0.05  # seconds between two updates while it plays
 _METERED = 300  # moments before the shown one that rates and history are worked out from
 _STEP_OF_THE_CLOCK = 1.0  # seconds of difference between wall and monotonic time if the clock was set
 _TRACKED = 15  # moments before it in which to look for an earlier reading of the connections
-_MOST_CHANGES = 1000  # of a moment's past that are listed
 _BETWEEN_ROUNDS = 2.0  # seconds on the last moment before a loop starts again
 
 

@@ -139,7 +139,6 @@ _UNUSUAL = re.compile(
     r"|--tcp-flags (?!FIN,SYN,RST,ACK SYN)|tcp flags (?!syn\b|& \(fin \| syn \| rst \| ack\) == syn)",
     re.IGNORECASE,
 )
-_ICMP = {"icmp", "icmpv6", "ipv6-icmp"}
 
 
 @dataclass(frozen=True, slots=True)
