@@ -27,8 +27,8 @@ from tests.support.fastpath import leftovers
 from tests.support.waiting import PATIENCE, wait_until
 from tests.ui.driver import Person
 from tui.app import VnetApp
+from tui.cli.dashboard import DashboardFastPath
 from tui.cli.fastpath_agent import FastPathMetrics
-from tui.cli.fastpath_session import DashboardFastPath
 from tui.cli.session import ChangeSession
 from tui.sources import LiveSource
 

@@ -49,7 +49,7 @@ _SETTLE = 12.0  # seconds of traffic, which rates and sparklines need
 async def shoot(folder: Path, names: set[str]) -> None:
     """Take the pictures; runs inside the lab."""
     from tui.app import VnetApp
-    from tui.cli.fastpath_session import DashboardFastPath
+    from tui.cli.dashboard import DashboardFastPath
     from tui.cli.session import ChangeSession
     from tui.sources import LiveSource
 

@@ -110,7 +110,7 @@ def test_the_demo_opens_as_asked_before_or_behind_its_name(
 
     opened: list[list[str]] = []
     monkeypatch.setattr(lab, "main", lambda command, *_: opened.append(command) or 0)
-    monkeypatch.setattr("tui.cli.dashboard.check_rights", lambda: None)
+    monkeypatch.setattr("core.lab.check_rights", lambda: None)
     monkeypatch.setattr("tui.cli.dashboard.need_a_terminal", lambda: None)
     assert main(words.split()) == 0
     (command,) = opened

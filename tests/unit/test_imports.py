@@ -13,7 +13,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def loaded_by(module: str) -> set[str]:
-    code = f"import sys, {module}; print(*sys.modules)"
+    return loaded_after(f"import sys, {module}; print(*sys.modules)")
+
+
+def loaded_after(code: str) -> set[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-P", "-c", code]
     return set(
@@ -31,3 +34,29 @@ def loaded_by(module: str) -> set[str]:
 )
 def test_modules_that_start_fast(module: str, unwanted: set[str]) -> None:
     assert not loaded_by(module) & unwanted
+
+
+# The dashboard up to the start of its event loop; the first paint follows.
+START = """
+import sys
+import tui.app, tui.command
+tui.app.run = lambda *arguments: print(*sys.modules) or 0
+tui.command.need_a_terminal = lambda: None
+from tui.cli import main
+main([])
+"""
+
+
+def test_what_is_imported_before_the_first_paint() -> None:
+    loaded = loaded_after(START)
+    assert "tui.screens.dashboard" in loaded
+    unwanted = (
+        "bpf",
+        "core.lab",
+        "core.metrics",
+        "core.operations",
+        "core.plan",
+        "docker",
+        "prometheus_client",
+    )
+    assert sorted(name for name in loaded if name.startswith(unwanted)) == []

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.lab import LabError, LabSettings, check_rights
 from core.tools import own_python, with_packages
 from tui.command import CommandError, is_recording, load_whole, need_a_terminal
 
 if TYPE_CHECKING:
-    from tui.cli.fastpath_session import DashboardFastPath
+    from core.lab import LabError
+    from core.model import FastFlows
+    from tui.cli.fastpath_session import FastPathSession
     from tui.services import ChangeService
     from tui.sources import Source
 
@@ -50,7 +52,6 @@ def _dashboard(options: argparse.Namespace) -> int:
         return _file_dashboard(options)
     need_a_terminal()
     from tui.app import run
-    from tui.cli.fastpath_session import DashboardFastPath
 
     fast = DashboardFastPath()
     if options.read_only:
@@ -63,6 +64,30 @@ def _dashboard(options: argparse.Namespace) -> int:
     return run(
         _live_source(fast), options.ascii, _change_service, options.write, fast.fast_path_service, open_demo
     )
+
+
+class DashboardFastPath:
+    """The fast path of one dashboard, imported after the first paint, when first used.
+
+    It can be used from several threads. The fast path that it turns on ends with the dashboard.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._session: FastPathSession | None = None
+
+    def fast_path_service(self) -> FastPathSession:
+        """Return the fast path's session."""
+        from tui.cli.fastpath_session import FastPathSession
+
+        with self._lock:
+            if self._session is None:
+                self._session = FastPathSession(tied=True)
+            return self._session
+
+    def flows(self) -> FastFlows:
+        """Return the counters of each flow of the fast path."""
+        return self.fast_path_service().read_flows()
 
 
 def _file_dashboard(options: argparse.Namespace) -> int:
@@ -103,8 +128,9 @@ def _open_lab(ascii_only: bool = False, write: bool = False, traffic: bool = Tru
 
     Returns the exit code. Raises CommandError.
     """
-    flags = ["--ascii"] * ascii_only + ["--write"] * write
+    from core.lab import LabError, check_rights
 
+    flags = ["--ascii"] * ascii_only + ["--write"] * write
     try:
         check_rights()
         need_a_terminal()  # checked before the lab is built
@@ -118,6 +144,8 @@ def _run_command(words: list[str], traffic: bool) -> int:
 
     Returns its exit code. Raises CommandError if the lab can't be built.
     """
+    from core.lab import LabError
+
     try:
         return _run_in_lab(words, traffic)
     except LabError as error:
@@ -125,7 +153,7 @@ def _run_command(words: list[str], traffic: bool) -> int:
 
 
 def _run_in_lab(words: list[str], traffic: bool) -> int:
-    from core.lab import lab
+    from core.lab import LabSettings, lab
 
     settings = LabSettings(traffic=traffic, changes=_CHANGES if traffic else 0.0)
     if words[0] == "vnet-tui":

@@ -14,7 +14,6 @@ from bpf import client, runfile
 from bpf.layout import VERDICTS
 from bpf.rpc import NotRunning, ask
 from bpf.runfile import clean_up
-from core.metrics.samples import FastPathNumbers
 from core.model import FastFlows, FastPath, FastPort
 from core.model.fastpath import FAST
 from core.text import safe
@@ -22,6 +21,7 @@ from tui.command import CommandError
 
 if TYPE_CHECKING:
     from bpf.client import FastFlowReader
+    from core.metrics import FastPathNumbers
 
 
 RECOVERY = "puts right what a killed fast path left: settings, and the marks of its connections"
@@ -229,6 +229,8 @@ class FastPathMetrics:
 
     def __call__(self) -> FastPathNumbers | None:
         """Return current metrics, None while the fast path is off."""
+        from core.metrics import FastPathNumbers
+
         fast = read_fast_path(flows=True)
         if not fast.is_running:
             return None

@@ -395,23 +395,3 @@ def wait_for_the_end() -> None:
     raise CommandError(
         "the fast path is off, but not everything is restored yet: see vnet-tui fastpath status"
     )
-
-
-class DashboardFastPath:
-    """Create the session; what it turns on ends with the dashboard."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._session: FastPathSession | None = None
-
-    def fast_path_service(self) -> FastPathSession:
-        """Return the fast path's session."""
-
-        with self._lock:
-            if self._session is None:
-                self._session = FastPathSession(tied=True)
-            return self._session
-
-    def flows(self) -> FastFlows:
-        """Return the counters of each flow of the fast path."""
-        return self.fast_path_service().read_flows()
