@@ -77,7 +77,7 @@ def read_preconditions(
     try:
         rules = read()
     except ToolFailed as error:
-        return Preconditions((f"can't read the rules: {error.what}: {error.why}",), bridge_rules=True)
+        return Preconditions((str(error),), bridge_rules=True)
     except OSError as error:
         return Preconditions((f"can't read the rules: {error.strerror}",), bridge_rules=True)
     except (KeyError, IndexError, ValueError, struct.error) as error:

@@ -30,6 +30,7 @@ _MAX_TRIES = 20  # per process of a container
 _MAX_TRIES_CLEARING = 15
 _ENGINES = {"docker": engines.read_docker, "podman": engines.read_podman}
 _SELECT_TIMEOUT = 1.0
+_TASKS = {"rules": "restore vnet's rules", "containers": "attach containers again"}
 
 
 class Agent:
@@ -90,7 +91,7 @@ class Agent:
         """Report an error once for as long as it stays the same."""
         if part == "rules":
             self._rules_poller.set_every(_RETRY_INTERVAL)
-        sentence = f"{part}: {error or type(error).__name__}"
+        sentence = f"can't {_TASKS[part]}: {error or type(error).__name__}"
         if self._failures.get(part) != sentence:
             self._failures[part] = sentence
             self._say(sentence)
@@ -171,9 +172,8 @@ class Attachments:
         if outcome.done:
             self._say(f"{container.name} has started: attached to {attachment.network} again")
         else:
-            self._say(
-                f"{container.name} is not attached to {attachment.network}: {'; '.join(outcome.errors)}"
-            )
+            errors = "; ".join(outcome.errors)
+            self._say(f"can't attach {container.name} to {attachment.network} again: {errors}")
         return outcome.done
 
     def _forget_removed(self, found: Collection[PersistAttachment], present: Collection[str]) -> None:

@@ -23,15 +23,18 @@ _MAX_DEPTH = 6  # levels of objects that are encoded in pieces: down to a namesp
 _LIST_PIECE = 1000  # items
 _TEXT_PIECE = 1 << 18  # characters
 SNAPSHOT_FILE, FAST_FILE = "snapshot.json", "fastflows.json"  # in a bundle
-_TRY_OTHER_FILE = "Give a file that `vnet-tui dump` or `vnet-tui bundle` wrote."
-_WRITE_AGAIN = "Write or copy the dump again: it was truncated, changed, or written by another version."
+_TRY_OTHER_FILE = "a file that `vnet-tui dump` or `vnet-tui bundle` wrote"
+_WRITE_AGAIN = "write or copy it again, as it was truncated, changed, or written by another version"
 
 
 class CorruptFile(Exception):
-    """A dump can't be read: `what` is wrong, `where` in it, and what to `try_`."""
+    """A dump can't be read: `what` is wrong, `where` in it, and what to `try_`.
+
+    The text is the reason that follows "can't read FILE: ".
+    """
 
     def __init__(self, what: str, where: str = "", try_: str = _WRITE_AGAIN) -> None:
-        super().__init__(f"{what}{f' (at {where})' if where else ''}. {try_}")
+        super().__init__(f"{what}{f' (at {where})' if where else ''}. Try: {try_}")
         self.what, self.where, self.try_ = what, where, try_
 
 
@@ -82,7 +85,7 @@ def from_json(data: bytes | bytearray) -> Snapshot:
     if type(document["schema"]) is not int or document["schema"] != SCHEMA:
         raise CorruptFile(
             f"the dump has schema {str(document['schema'])[:20]!r}, this version reads schema {SCHEMA}",
-            "schema", "Open it with the version of vnet-tui that wrote it.",
+            "schema", "open it with the version of vnet-tui that wrote it",
         )  # fmt: skip
     try:
         check_always(document["snapshot"])

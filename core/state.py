@@ -39,7 +39,7 @@ def state_directory() -> Path:
     if os.geteuid() == 0 and not roots_folder(str(path)):
         raise StateError(
             f"can't keep the journal in {path}: root would undo what another user wrote there. Try: set "
-            "VNET_STATE to a folder that only root can write, as are those above it"
+            "VNET_STATE to a folder that only root can write, also to the folders above it"
         )
     return path
 
@@ -62,12 +62,12 @@ def unusable(path: Path, error: OSError) -> str:
     """Return the message for a state directory that can't be written."""
     remedy = ""
     if error.errno in (errno.EACCES, errno.EPERM):
-        remedy = "run it as root, such as with sudo, or "
+        remedy = "run it with sudo, or "
     elif error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "free some space or "
     return (
-        f"nothing was changed: the journal cannot be written to {path} ({error.strerror}); "
-        f"{remedy}set VNET_STATE to a directory that can be written"
+        f"can't write the journal to {path}, so nothing was changed: {error.strerror}. "
+        f"Try: {remedy}set VNET_STATE to a directory that you can write to"
     )
 
 
@@ -210,5 +210,5 @@ def _under_way(note: bytes) -> str:
         holder = json.loads(note)
         who = f"PID {holder['pid']}: {holder['command']}"
     except (ValueError, KeyError, TypeError):
-        who = "by another process"
+        who = "of another process"
     return f"can't change the network: another change is under way ({who}). Try: again in a moment"

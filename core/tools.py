@@ -72,7 +72,8 @@ def bounded(seconds: float, max_bytes: int) -> Iterator[None]:
 def check_time(what: str) -> None:
     """Raise OutOfTime if the deadline of `bounded` has passed."""
     if time.monotonic() > _bounds.get().end:
-        raise OutOfTime(f"{what} took too long", "the others are read first", "see how many rules there are")
+        why = "this namespace took too long, so the others are read first"
+        raise OutOfTime(f"can't read {what} in time", why, "see how many rules there are")
 
 
 def run_tool(*command: str, package: str) -> str:
@@ -81,20 +82,22 @@ def run_tool(*command: str, package: str) -> str:
     It runs in the network namespace of the calling thread. Raises ToolMissing, or ToolFailed if it fails,
     prints too much or doesn't end within TIMEOUT or the bounds."""
     tool = command[0]
-    check_time(tool)
+    check_time(f"the output of {tool}")
     seconds = min(TIMEOUT, _bounds.get().end - time.monotonic())
     try:
         output, errors, code = _output_of(command, max(0.0, seconds), _bounds.get().max_bytes)
     except FileNotFoundError:
         raise missing(tool, package) from None
     except TimeoutError:
-        why = f"`{' '.join(command)}` did not end within {seconds:.2g} seconds"
-        raise OutOfTime(f"{tool} gave no answer", why, "see whether it hangs in a shell as well") from None
+        why = f"`{' '.join(command)}` didn't end within {seconds:.2g} seconds"
+        try_ = "run it in a shell to see whether it hangs there too"
+        raise OutOfTime(f"can't get an answer from {tool}", why, try_) from None
     except OSError as error:
-        raise ToolFailed(f"can't run {tool}", str(error), f"reinstall {package}") from error
+        raise ToolFailed(f"can't run {tool}", error.strerror or str(error), f"reinstall {package}") from error
     if code:
         why = _excerpt(errors) or f"it ended with exit code {code}"
-        raise ToolFailed(f"{tool} failed", why, f"run `{' '.join(command)}` in a shell to see more")
+        try_ = f"run `{' '.join(command)}` in a shell to see more"
+        raise ToolFailed(f"can't read with {tool}", why, try_)
     return output.decode("utf-8", "surrogateescape")
 
 
@@ -128,16 +131,17 @@ def _read(tool: subprocess.Popen[bytes], end: float, max_bytes: int) -> bytes:
             return bytes(output)
         output += chunk
         if len(output) > max_bytes:
-            name, why = str(tool.args[0]), f"more than {max_bytes >> 10} KiB"  # type: ignore[index]
-            raise ToolFailed(f"{name} printed too much", why, "see how many rules and sets there are")
+            what = f"can't read the whole output of {tool.args[0]}"  # type: ignore[index, str-bytes-safe]
+            why = f"it has more than {max_bytes >> 10} KiB"
+            raise ToolFailed(what, why, "see how many rules and sets there are")
     raise TimeoutError
 
 
 def missing(name: str, package: str) -> ToolMissing:
     """Return the error for a tool that isn't on PATH."""
     return ToolMissing(
-        f"{name} is not installed",
-        f"no program `{name}` on PATH",
+        f"can't find {name}",
+        "there is no such program on PATH",
         f"install {package}, or add /usr/sbin to PATH",
     )
 

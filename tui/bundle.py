@@ -188,8 +188,7 @@ def _troubles(topology: Topology) -> Iterator[str]:
     yield from (_finding(each) for each in findings(topology))
     for problem in topology.snapshot.problems:
         where = f"{topology.label(problem.ns)}: " if problem.ns is not None else ""
-        why = f" ({problem.why})" if problem.why else ""
-        yield f"not read: {where}{problem.what}{why}"
+        yield f"not read: {where}{problem.sentence}"
 
 
 def _finding(finding: Finding) -> str:

@@ -201,7 +201,7 @@ def _taken(text: bytes, progress: _Progress) -> str:
         return _reason(error)
     try:
         if not isinstance(line, dict):
-            raise TypeError("a line that is no object")
+            raise TypeError("a line isn't a JSON object")
         progress.take(line)
     except _BAD as error:
         return _reason(error)
@@ -213,10 +213,10 @@ def _readable(path: Path, intent: dict[str, Any], progress: _Progress) -> Entry:
     title, at, boot = intent["title"], intent["at"], intent["boot"]
     takes_back = intent.get("takes_back", "")
     if not all(isinstance(text, str) for text in (title, boot, takes_back)):
-        raise TypeError("a title or id that is no text")
+        raise TypeError("a title or id isn't text")
     steps = tuple(from_record(step) for step in intent["steps"])
     if not all(isinstance(step, Operation) for step in steps):
-        raise TypeError("a step that is no operation")
+        raise TypeError("a step isn't an operation")
     begun = min(max(0, progress.begun), len(steps))
     entry = Entry(path.stem, title, _moment(at), steps, begun, progress.end, progress.errors, takes_back)
     entry = replace(
@@ -241,7 +241,7 @@ def _unreadable(path: Path, why: str, progress: _Progress) -> Entry:
 def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    return f"no {error} in it" if isinstance(error, KeyError) else str(error)[:200]
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)[:200]
 
 
 def _after_restart(entry: Entry) -> Entry:
@@ -253,23 +253,23 @@ def _after_restart(entry: Entry) -> Entry:
 
 def _counted(value: Any) -> int:
     if not isinstance(value, int) or value < 0:
-        raise ValueError("a step that is no number")
+        raise ValueError("a step's number is invalid")
     return value
 
 
 def _known(end: Any) -> str:
     if end not in _ENDS:
-        raise ValueError("an end that is not known")
+        raise ValueError("its end is unknown")
     return str(end)
 
 
 def _texts(values: Any) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
-        raise TypeError("errors that are no texts")
+        raise TypeError("an error isn't text")
     return tuple(values)
 
 
 def _moment(at: Any) -> float:
     if not isinstance(at, (int, float)) or not math.isfinite(at) or not 0 <= at <= _LATEST:
-        raise ValueError("a time that is none")
+        raise ValueError("its time is invalid")
     return float(at)

@@ -100,7 +100,7 @@ def confirm(entry_id: str) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise StateError(f"can't confirm the change: {path.parent} ({error.strerror})") from error
+        raise StateError(f"can't confirm the change: {error.strerror} ({path.parent})") from error
     return True
 
 
@@ -177,9 +177,10 @@ def _start(entry_id: str, title: str, seconds: float) -> None:
             start_new_session=True,
         )
     except OSError as error:
-        raise GuardError(f"nothing was changed: the guard does not start ({error.strerror})") from error
+        raise GuardError(f"can't start the guard, so nothing was changed: {error.strerror}") from error
     said, _ = launcher.communicate()
     if said != _READY:
         with suppress(OSError):
             path.unlink()
-        raise GuardError(f"nothing was changed: the guard does not start ({said.decode(errors='replace')})")
+        why = said.decode(errors="replace").strip() or f"its process ended with {launcher.returncode}"
+        raise GuardError(f"can't start the guard, so nothing was changed: {why}")

@@ -187,7 +187,7 @@ def require_readable(entry: Entry) -> None:
         raise StateError(
             f"can't change the network: this version of vnet-tui can't read {path} ({entry.problem}){half}. "
             "Try: vnet-tui recover with the version that wrote it, or vnet-tui recover --forget "
-            "(leaves what is there)"
+            "(keeps what exists)"
         )
 
 

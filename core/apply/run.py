@@ -191,12 +191,12 @@ class _Undo:
         for number, operation in enumerate(undo_of(steps)):
             if number not in self.done and (error := self._one(number, operation)):
                 errors.append(error)
-        errors += [f"this has no undo: {step.describe()}" for step in steps if is_final((step,))]
+        errors += [f'can\'t undo "{step.describe()}": it has no undo' for step in steps if is_final((step,))]
         end, found = "failed" if errors else "undone", ((reason,) if reason else ()) + tuple(errors)
         try:
             self.record.end(end, found)
         except OSError as error:  # without an end it is offered for undo again, which is harmless
-            end, found = "failed", (*found, f"the journal: {error}")
+            end, found = "failed", (*found, _journal_failure(error))
         return Outcome(self.record.entry_id, end, found)
 
     def _one(self, number: int, operation: Operation) -> str:
@@ -223,12 +223,21 @@ def _is_already_done(error: Exception) -> bool:
 
 
 def _at_the_end(error: BaseException) -> str:
-    return str(error) if isinstance(error, NamespaceGone) else f"the journal: {error}"
+    if isinstance(error, NamespaceGone):
+        return f"can't complete the change: {error}"
+    return _journal_failure(error)
+
+
+def _journal_failure(error: BaseException) -> str:
+    return f"can't write the journal: {_reason(error)}"
 
 
 def _sentence(operation: Operation, error: BaseException) -> str:
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return f"can't {operation.describe()}: {reason}"
+    return f"can't {operation.describe()}: {_reason(error)}"
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _require_absent(step: Operation, executor: Executor) -> None:

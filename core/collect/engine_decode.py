@@ -261,8 +261,8 @@ def _validated_endpoint(end: Endpoint) -> Endpoint:
 
 
 def _problem(engine: str, whose: str, given: str) -> Problem:
-    what = f"{engine} reports an invalid address of {whose}"
-    return Problem(engine, what[:200], repr(given[:60]), f"look at it with {engine} inspect")
+    what, why = f"can't use an address of {whose}", f"{engine} reports {given[:60]!r}"
+    return Problem(engine, what[:200], why, f"{engine} inspect")
 
 
 def _valid(is_valid: Callable[[str], bool], texts: tuple[str, ...]) -> Iterator[str]:

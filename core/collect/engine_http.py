@@ -108,7 +108,7 @@ class _SharedReader(io.BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         # http.client reads as many bytes as a chunk's size says, also a negative one: all that ever comes.
         if size is None or size < 0:
-            raise ValueError("a chunk of a negative size")
+            raise ValueError("a chunk has a negative size")
         return super().read(size)
 
     def makefile(self, mode: str) -> Self:
@@ -207,9 +207,9 @@ class EngineConnection:
             response = HTTPResponse(self._reader)  # type: ignore[arg-type]  # it only calls makefile()
             response.begin()
         except HTTPException as error:
-            raise OSError(f"no event stream: {error!r}") from error
+            raise OSError(f"can't open the event stream: {error!r}") from error
         if response.status != HTTPStatus.OK:
-            raise OSError(f"no event stream: HTTP status {response.status}")
+            raise OSError(f"can't open the event stream: HTTP status {response.status}")
         return self._socket
 
     def _responses(self, paths: Sequence[str]) -> Iterator[_Response]:
@@ -247,7 +247,7 @@ class EngineConnection:
         except ConnectionError:
             return None
         except HTTPException as error:
-            raise ValueError(f"not an HTTP response: {error!r}"[:_MAX_MESSAGE]) from error
+            raise ValueError(f"it isn't an HTTP response: {error!r}"[:_MAX_MESSAGE]) from error
 
 
 @contextmanager
@@ -282,7 +282,7 @@ def find_socket(kind: EngineKind, path: str | None) -> str:
             raise Unreachable(_stopped(kind, f"there is no socket at {found}"))
         raise Unreachable(Engine(kind.name, "absent"))
     if Path(found).resolve() == Path(kind.socket) and _is_socket_activated(kind):
-        raise Unreachable(_stopped(kind, f"{kind.service} is not active"))
+        raise Unreachable(_stopped(kind, f"{kind.service} isn't active"))
     return found
 
 
@@ -296,7 +296,7 @@ def _json(body: bytes) -> Any:
         SizeCounter(_MAX_VALUES).add(body)
         return json.loads(body)
     except (TooLarge, RecursionError) as error:
-        raise ValueError(f"a response larger than any engine's ({error})") from error
+        raise ValueError(f"the response is too large: {error}") from error
 
 
 def _body(response: HTTPResponse) -> bytes:
@@ -305,9 +305,9 @@ def _body(response: HTTPResponse) -> bytes:
     while piece := response.read(_PIECE):
         body += piece
         if len(body) > _MAX_BODY:
-            raise ValueError(f"a response of more than {_MAX_BODY >> 20} MiB")
+            raise ValueError(f"the response has more than {_MAX_BODY >> 20} MiB")
     if response.length:
-        raise ValueError("a response that ends too early")
+        raise ValueError("the response is truncated")
     return bytes(body)
 
 
@@ -323,8 +323,8 @@ def _connect(kind: EngineKind, connection: EngineConnection, path: str) -> None:
     except (ConnectionRefusedError, FileNotFoundError) as error:
         raise Unreachable(_stopped(kind, f"no process listens at {path}")) from error
     except OSError as error:
-        what = f"{kind.title} does not accept connections"
-        raise Unreachable(failure(kind, "error", what, f"{path}: {error.strerror or error}")) from error
+        what, why = f"can't use the socket of {kind.title}", f"{error.strerror or error} ({path})"
+        raise Unreachable(failure(kind, "error", what, why)) from error
 
 
 def _from_environment(kind: EngineKind) -> str:
@@ -373,14 +373,15 @@ def _is_running(pidfile: str) -> bool:
 
 
 def _stopped(kind: EngineKind, why: str) -> Engine:
-    return failure(kind, "stopped", f"{kind.title} is not running", why, kind.start)
+    reason = f"{why}, so {kind.title} isn't running"
+    return failure(kind, "stopped", f"can't connect to {kind.title}", reason, kind.start)
 
 
 def _denied(kind: EngineKind, path: str) -> Engine:
     return failure(
         kind,
         "denied",
-        f"{kind.title} denies access to this user",
-        f"no permission to open {path}",
+        f"can't open the socket of {kind.title}",
+        f"this user has no permission for {path}",
         "run vnet-tui with sudo",
     )

@@ -249,9 +249,9 @@ def _slow(kind: EngineKind, path: str) -> Engine:
     return failure(
         kind,
         "error",
-        f"{kind.title} does not respond in time",
+        f"can't get a response from {kind.title} in time",
         f"no complete response at {path} within {each:.0f} s a request, {total:.0f} s in all",
-        f"look at its log: journalctl -u {kind.name}",
+        f"journalctl -u {kind.name}",
     )
 
 
@@ -259,7 +259,7 @@ def _malformed(kind: EngineKind, error: Exception) -> Engine:
     return failure(
         kind,
         "error",
-        f"{kind.title} gives a malformed response",
+        f"can't decode a response of {kind.title}",
         f"{type(error).__name__}: {error}"[:300],
-        f"look at its log: journalctl -u {kind.name}",
+        f"journalctl -u {kind.name}",
     )

@@ -96,13 +96,13 @@ def _resolve_name(path: Path, problems: list[Problem]) -> int | None:
     if status.st_dev == netns.device():
         return status.st_ino
     if time.time() - status.st_mtime > _CREATION_SECONDS:
-        problems.append(_name_problem(path, "it is a plain file: the mount of its namespace is gone"))
+        problems.append(_name_problem(path, "it is a plain file, because the mount of its namespace is gone"))
     return None
 
 
 def _name_problem(path: Path, why: str) -> Problem:
-    what = f"{path} isn't a network namespace"
-    return Problem("namespaces", what, why, f"remove it: rm {quoted(str(path))}")
+    what = f"can't read the network namespace {path}"
+    return Problem("namespaces", what, why, f"rm {quoted(str(path))}")
 
 
 _WITH_ALL = "start it with all capabilities, in a container with --privileged"
@@ -111,11 +111,11 @@ _WITH_ALL = "start it with all capabilities, in a container with --privileged"
 def _unreadable_problem(pids: list[int]) -> Problem:
     """Return a problem that names one process, so that its text stays the same."""
     which = f"process {pids[0]}" + (" and others" if len(pids) > 1 else "")
-    instead = "; this program's own is shown as the host's" if 1 in pids else ""
+    instead = "; this program's own namespace is shown as the host's" if 1 in pids else ""
     return Problem(
         "namespaces",
-        f"can't read the network namespace of {which}{instead}",
-        "needs CAP_SYS_PTRACE and every capability that the process has",
+        f"can't read the network namespace of {which}",
+        f"needs CAP_SYS_PTRACE and every capability that the process has{instead}",
         "run it as root" if os.geteuid() else _WITH_ALL,
     )
 

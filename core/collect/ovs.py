@@ -37,12 +37,12 @@ def read_ovs(db: str | None = None) -> tuple[tuple[OvsBridge, ...], tuple[Proble
         return (), (Problem("ovs", _CANT_READ, failure.why, _remedy(failure)),)
     except (ValueError, KeyError, TypeError) as error:
         why = f"unexpected output of ovs-vsctl ({type(error).__name__}: {error})"
-        return (), (Problem("ovs", _CANT_READ, why, "run: ovs-vsctl show"),)
+        return (), (Problem("ovs", _CANT_READ, why, "ovs-vsctl show"),)
 
 
 def _remedy(failure: ToolFailed) -> str:
     if "connection failed" in failure.why:
-        return "start it: systemctl start openvswitch-switch, or remove the package if you don't need it"
+        return "systemctl start openvswitch-switch, or remove the package if you don't need it"
     return failure.try_
 
 

@@ -72,7 +72,7 @@ class Lab:
             with _children_in_new_pid_namespace():
                 self._supervisor = self._supervise()
         except OSError as error:
-            raise LabError(f"no new pid namespace ({error.strerror})") from error
+            raise LabError(f"the kernel made no new pid namespace ({error.strerror})") from error
         self._await_ready(self._supervisor)
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ class Lab:
             last_line = line.rstrip()
             self._progress(last_line)
         self.close()
-        raise LabError(last_line or "unknown error")
+        raise LabError(last_line or "its first process ended without a message")
 
 
 def check_rights() -> None:

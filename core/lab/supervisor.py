@@ -153,7 +153,7 @@ def _start(container: LabContainer, settings: LabSettings, ipv6: bool) -> None:
     os.close(failure_write)
     with os.fdopen(failure_read, "rb") as stream:
         if failure := stream.read():
-            raise BuildError(f"can't start container {container.name}: {failure.decode()}")
+            raise BuildError(f"the container {container.name} doesn't start: {failure.decode()}")
 
 
 def _exec_container(container: LabContainer, settings: LabSettings, ipv6: bool) -> None:
@@ -195,9 +195,9 @@ def _run(argv: list[str], script: str) -> None:
     try:
         done = subprocess.run(argv, input=script, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        raise BuildError(f"{argv[0]} is not installed") from error
+        raise BuildError(f"{argv[0]} isn't installed") from error
     if done.returncode:
-        raise BuildError(f"{' '.join(argv)}: {(done.stderr or done.stdout).strip()}")
+        raise BuildError(f"`{' '.join(argv)}` failed: {(done.stderr or done.stdout).strip()}")
 
 
 def _print_step(text: str) -> None:

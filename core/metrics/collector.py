@@ -256,7 +256,7 @@ class HostCollector(Collector):
         samples.add("vnet_scrape_part_duration_seconds", (part,), time.monotonic() - began)
 
     def _log_failure(self, part: str, error: Exception) -> None:
-        message = f"metrics: can't read {part}: {error or type(error).__name__}"
+        message = f"can't read {part} for metrics: {error or type(error).__name__}"
         if self._failures.get(part) != message:
             self._failures[part] = message
             self._log(message)

@@ -141,9 +141,13 @@ def parse_address(address: str) -> tuple[str, int]:
     """Parse "HOST:PORT" or "[IPV6]:PORT". Raises MetricsError."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise MetricsError(f"{address!r} isn't HOST:PORT, such as 127.0.0.1:9742 or [::1]:9742")
+        raise MetricsError(
+            f"can't serve metrics at {address!r}: it isn't HOST:PORT. Try: 127.0.0.1:9742 or [::1]:9742"
+        )
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise MetricsError(f"{address!r}: write an IPv6 address as [ADDRESS]:PORT")
+        raise MetricsError(
+            f"can't serve metrics at {address!r}: an IPv6 address needs brackets. Try: [{host}]:{port}"
+        )
     return host, int(port)

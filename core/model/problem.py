@@ -13,7 +13,8 @@ class Problem:
     """Something that could not be read.
 
     `part` names the part of the snapshot ("namespaces", "links", "nat", "conntrack", "docker", "podman",
-    "ovs", "routes"); `what` failed, `why`, and what to `try_`. `ns` is the namespace concerned, if any.
+    "ovs", "routes"); `what` begins with "can't", `why` is the reason, and `try_` a remedy ("" for none). `ns`
+    is the namespace concerned, if any. Problems with the same part, `what` and `ns` count as the same one.
     """
 
     part: str
@@ -21,6 +22,12 @@ class Problem:
     why: str = ""
     try_: str = ""
     ns: int | None = None
+
+    @property
+    def sentence(self) -> str:
+        """Return "WHAT: WHY. Try: TRY_" without the empty parts."""
+        reason = f"{self.what}: {self.why}" if self.why else self.what
+        return f"{reason}. Try: {self.try_}" if self.try_ else reason
 
 
 Severity = Literal["bad", "warn"]

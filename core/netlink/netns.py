@@ -32,7 +32,7 @@ def entry_of(namespace: Namespace) -> str:
         return namespace.entry
     if namespace.is_host:
         return HOST_PATH
-    raise NamespaceGone(f"net:[{namespace.inode}]")
+    raise NamespaceGone(f"the namespace net:[{namespace.inode}] no longer exists")
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def entered(path: str, inode: int | None = None) -> Iterator[None]:
         try:
             target = open_namespace(path, inode)
         except (FileNotFoundError, ProcessLookupError) as error:
-            raise NamespaceGone(path) from error
+            raise NamespaceGone(f"there is no namespace at {path}") from error
         try:
             if os.fstat(target).st_ino == os.fstat(home).st_ino:
                 yield
@@ -58,7 +58,7 @@ def entered(path: str, inode: int | None = None) -> Iterator[None]:
             except OSError as error:
                 if isinstance(error, PermissionError):
                     raise
-                raise NamespaceGone(path) from error
+                raise NamespaceGone(f"there is no namespace at {path}") from error
         finally:
             os.close(target)
         try:

@@ -98,11 +98,11 @@ def kept() -> tuple[PersistAttachment, ...]:
     try:
         found = from_record(read_state(_FILE))
         if not isinstance(found, tuple) or not all(map(_is_whole, found)):
-            raise ValueError("it holds something else")
+            raise ValueError("it doesn't contain attachments")
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        why = safe(str(error)[:200])
+        why = safe((getattr(error, "strerror", None) or str(error))[:200])
         path = state_path(_FILE)
         raise StateError(f"can't read {path}: {why}. Try: move it away and attach again") from error
     return found

@@ -81,9 +81,9 @@ def run_holding_lock(words: Sequence[str], text: str = "") -> subprocess.Complet
             close_fds=False,
         )
     except FileNotFoundError as error:
-        raise OSError(errno.ENOPKG, f"{words[0]} is not installed") from error
+        raise OSError(errno.ENOPKG, f"{words[0]} isn't installed") from error
     except subprocess.TimeoutExpired as error:
-        raise OSError(errno.ETIMEDOUT, f"{words[0]} did not end within {_TOOL_SECONDS:.0f} s") from error
+        raise OSError(errno.ETIMEDOUT, f"{words[0]} didn't end within {_TOOL_SECONDS:.0f} s") from error
 
 
 _NFT_SECONDS = 20.0
@@ -199,7 +199,7 @@ def open_docker() -> Any:
     try:
         return APIClient(f"unix://{path}", timeout=_SECONDS)
     except (DockerException, OSError) as error:
-        raise EngineError(f"Docker gives an unexpected answer: {error}"[:_LONGEST]) from error
+        raise EngineError(f"Docker's answer can't be used: {error}"[:_LONGEST]) from error
 
 
 def post(client: Any, path: str, body: Any) -> None:
@@ -234,18 +234,15 @@ def engine_errors(already: Collection[int] = ()) -> Iterator[None]:
         broken = status >= HTTPStatus.INTERNAL_SERVER_ERROR
         raise EngineError(f"Docker says: {text}", True, status in already, broken) from error
     except (RequestException, DockerException, OSError) as error:
-        text = "Docker did not finish its answer. Try: systemctl status docker"
+        text = "Docker didn't finish its answer. Try: systemctl status docker"
         raise EngineError(text, uncertain=True) from error
 
 
 def _why(engine: Engine) -> str:
-    problems = engine.problems
-    if not problems:
-        return "Docker is not installed here"
-    words = "; ".join(
-        word for word in (problems[0].why, problems[0].try_ and f"try: {problems[0].try_}") if word
-    )
-    return f"{problems[0].what} ({words})" if words else problems[0].what
+    if not engine.problems:
+        return "Docker isn't installed on this host"
+    problem = engine.problems[0]
+    return f"{problem.why}. Try: {problem.try_}" if problem.try_ else problem.why
 
 
 _SIOCGIFINDEX = 0x8933  # linux/sockios.h
@@ -353,7 +350,7 @@ class Executor:
             try:
                 self._descriptors[place] = open_namespace(path_of(place), place.inode)
             except (FileNotFoundError, ProcessLookupError) as error:
-                raise NamespaceGone(place.path) from error
+                raise NamespaceGone(f"there is no namespace at {place.path}") from error
         return self._descriptors[place]
 
     def forget(self, place: NetnsTarget) -> None:

@@ -48,16 +48,16 @@ def from_record(record: Any) -> Any:
     kind = record.get("op")
     made = _BY_RECORD.get(kind) if isinstance(kind, str) else None
     if made is None:
-        raise ValueError(f"there is no operation {kind!r}")
+        raise ValueError(f"unknown operation {kind!r}")
     values = {name: from_record(value) for name, value in record.items() if name != "op"}
     types = {field.name: str(field.type) for field in fields(made)}
     odd = [name for name, value in values.items() if not _fits(types.get(name, "?"), value)]
     if odd:
-        raise ValueError(f"the operation {kind} has no such {odd[0]}")
+        raise ValueError(f"the operation {kind} has an unknown or invalid field {odd[0]}")
     try:
         return made(**values)
     except TypeError as error:
-        raise ValueError(f"the operation {kind} is not complete") from error
+        raise ValueError(f"the operation {kind} lacks a field") from error
 
 
 def _fits(field_type: str, value: Any) -> bool:

@@ -118,7 +118,7 @@ class SetDockerDns(Operation):
     def _delete(self, executor: Executor) -> None:
         found = {rule.text for rule in read_iptables("ip", "iptables-nft").rules if rule.table == "nat"}
         if found != {line for line in self.rules.splitlines() if line.startswith("-A ")}:
-            raise OSError(errno.EBUSY, "its rules of iptables have changed")
+            raise OSError(errno.EBUSY, "another program has changed its iptables rules")
         executor.load_rules(self.place, "delete table ip nat\n")
         with Netlink(NETFILTER):
             pass  # closing it waits until the rules are freed, and the hooks of conntrack with them

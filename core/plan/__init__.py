@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 
+from core.model import LinkKey, Ref
 from core.operations import PersistAttachment
 from core.plan import (
     attachments,
@@ -15,14 +17,19 @@ from core.plan import (
     tuning,
 )
 from core.plan.builder import CannotPlan, Plan, PlanBuilder, Refused, plan_steps
-from core.plan.requests import Request
+from core.plan.requests import PHRASES, Request
 from core.plan.tags import OurMember, OurNetwork, OurPort, Ours, ours
+from core.text import safe
 from core.topology import Topology
 
-__all__ = ["OurMember", "OurNetwork", "OurPort", "Ours", "Plan", "Refused", "ours", "plan", "plan_all"]
+__all__ = [
+    "OurMember", "OurNetwork", "OurPort", "Ours", "Plan", "Refused", "describe", "ours", "plan", "plan_all",
+]  # fmt: skip
 
 # Importing these modules registers their planners with plan_steps.
 PLANNERS = (attachments, containers, delete, links, networks, ports, tuning)
+
+_MAX_VALUE = 60  # characters of a name in a refusal
 
 
 def plan(
@@ -57,7 +64,51 @@ def plan_all(
         try:
             titles.append(plan_steps(request, builder))
         except CannotPlan as refusal:
-            reasons += refusal.reasons
+            phrase = describe(request, topology)
+            reasons += [f"can't {phrase}: {reason}" for reason in refusal.reasons]
     if reasons:
         return Refused(tuple(dict.fromkeys(reasons)))
     return builder.plan(title or "; ".join(titles))
+
+
+def describe(request: Request, topology: Topology) -> str:
+    """Return what a request does: "attach web to shop", safe to print."""
+    values = {one.name: _value(getattr(request, one.name), topology) for one in fields(request)}
+    return PHRASES[type(request)].format_map(values)
+
+
+def _value(value: object, topology: Topology) -> str:
+    match value:
+        case LinkKey():
+            return _link_name(value, topology)
+        case Ref(kind, key):
+            return _ref_name(kind, key, topology)
+    text = str(value)
+    return safe(text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 1] + "…") or '""'
+
+
+def _link_name(key: LinkKey, topology: Topology) -> str:
+    link = topology.snapshot.link(key)
+    return safe(link.name) if link else "the link"
+
+
+def _ref_name(kind: str, key: tuple[int | str, ...], topology: Topology) -> str:
+    """Return "the network shop", or only "the network" if it no longer exists."""
+    match kind, key:
+        case "link", (int(ns), int(index)):
+            link = topology.snapshot.link(LinkKey(ns, index))
+            name = link.name if link else ""
+        case "network", (str(network_id),):
+            network = topology.network(network_id)
+            name = network.name if network else ""
+        case "container", (str(runtime), str(container_id)):
+            container = topology.containers.get(f"{runtime}:{container_id}")
+            name = container.name if container else container_id
+        case "namespace", (int(inode),):
+            name = topology.label(inode)
+        case "nat", (int(), str()):
+            entry = topology.nat_entry(Ref(kind, key))
+            kind, name = ("NAT entry", entry.name if entry else "")
+        case _:
+            name = ""
+    return f"the {kind} {safe(name)}".rstrip()

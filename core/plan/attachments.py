@@ -26,7 +26,7 @@ from core.plan.ports import unpublish
 from core.plan.requests import Attach, Detach, Move
 from core.plan.tags import ALIAS_BYTES, OurMember, OurNetwork, OurPort
 from core.plan.teardown import delete_pair
-from core.text import safe
+from core.text import quoted, safe
 
 # Engines that give a container a new network namespace at each start.
 _RUNTIMES = ("docker", "podman")
@@ -339,11 +339,16 @@ def _docker_network(name: str, builder: PlanBuilder) -> Network | None:
     return None if name in builder.ours.networks else find_docker_network(name, builder)
 
 
+def _separate_steps(request: Move) -> str:
+    container, network, to = map(quoted, (request.container, request.network, request.to))
+    return f"vnet-tui attach {container} {to}, then vnet-tui detach {container} {network}"
+
+
 def _move_by_docker(request: Move, networks: list[Network | None], builder: PlanBuilder) -> str:
     """Plan to attach before detaching, so that the container is always connected."""
     source, to = networks
     if source is None or to is None:
-        raise CannotPlan(["can't move between a Docker network and another one: attach, then detach"])
+        raise CannotPlan([f"only one of the networks is Docker's. Try: {_separate_steps(request)}"])
     container = builder.container(request.container)
     is_attached = any(end.network == source.name for end in container.endpoints)
     attach_request = Attach(request.container, to.name, request.addresses)

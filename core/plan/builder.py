@@ -11,7 +11,7 @@ from core.model import Container, Link, Namespace, NetState
 from core.operations import HOST, AddAddress, NetnsTarget, Operation, PersistAttachment, SetRules, SetSysctl
 from core.plan import ipam, rules
 from core.plan.tags import OurMember, OurNetwork, Ours, ours
-from core.text import safe
+from core.text import quoted, safe
 from core.topology import Topology
 
 
@@ -32,13 +32,17 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The reasons why there is no plan, one sentence each."""
+    """The reasons why there is no plan, as "can't attach web to shop: REASON"."""
 
     reasons: tuple[str, ...]
 
 
 class CannotPlan(Exception):
-    """Report that a request can't be planned; plan_all turns it into Refused."""
+    """Report why a request can't be planned.
+
+    A reason is only what follows "can't attach web to shop: ", with a remedy if one is known ("REASON. Try:
+    COMMAND"): plan_all adds the rest, as it knows the request.
+    """
 
     def __init__(self, reasons: Iterable[str]) -> None:
         self.reasons = tuple(reasons)
@@ -199,9 +203,7 @@ class PlanBuilder:
             return NetnsTarget(names[0])
         if space and space.pids:
             return self._by_process(self.main_pid(space), space.pids, ns)
-        raise CannotPlan(
-            [f"can't enter {safe(self.topology.label(ns))}: the namespace has neither a name nor a process"]
-        )
+        raise CannotPlan([f"the namespace {safe(self.topology.label(ns))} has neither a name nor a process"])
 
     def set_sysctl(self, key: str, value: str, before: str) -> None:
         """Add the step that sets a sysctl of the host, once."""
@@ -222,11 +224,10 @@ class PlanBuilder:
         ns = container.netns
         label = safe(container.name)
         if ns is None:
-            raise CannotPlan(
-                [f"can't use {label}: it isn't running, so it has no network namespace. Start it first"]
-            )
+            start = f"{container.runtime} start {quoted(container.name)}"
+            raise CannotPlan([f"{label} isn't running, so it has no network namespace. Try: {start}"])
         if ns == self.topology.host:
-            raise CannotPlan([f"can't use {label}: it shares the host's network namespace"])
+            raise CannotPlan([f"{label} shares the host's network namespace"])
         net = self.snapshot.nets.get(ns)
         links = {link.name for link in net.links.values()} if net else set()
         routes = [route for route in net.routes if route.table == "main"] if net else []
@@ -243,7 +244,7 @@ class PlanBuilder:
 
     def _process(self, container: Container) -> NetnsTarget:
         if container.pid is None or container.netns is None:
-            raise CannotPlan([f"can't enter {safe(container.name)}: it has no process"])
+            raise CannotPlan([f"{safe(container.name)} has no process"])
         space = self.snapshot.namespaces.get(container.netns)
         pid = self.main_pid(space) if space and space.pids else container.pid
         return self._by_process(pid, space.pids if space else (), container.netns)
@@ -270,7 +271,7 @@ class PlanBuilder:
                 return found[0]
             if found:
                 names = ", ".join(f"{one.runtime}:{safe(one.name)}" for one in found)
-                raise CannotPlan([f'"{safe(text)}" is ambiguous: it matches {names}'])
+                raise CannotPlan([f'"{safe(text)}" matches several containers. Try: one of {names}'])
         raise CannotPlan([f'there is no container "{safe(text)}"'])
 
     def add_target(self, target: Target) -> None:
@@ -292,7 +293,7 @@ class PlanBuilder:
             known = ", ".join(map(safe, sorted(self.ours.networks))) or "none yet"
             exists = any(name in (one.name, one.bridge) for one in self.topology.networks)
             reason = "wasn't made by vnet" if exists else "doesn't exist"
-            raise CannotPlan([f'network "{safe(name)}" {reason} (networks of vnet: {known})'])
+            raise CannotPlan([f'the network "{safe(name)}" {reason} (networks of vnet: {known})'])
         return found
 
     def add_member(self, member: OurMember) -> None:

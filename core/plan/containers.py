@@ -94,9 +94,8 @@ def _joinable(text: str, builder: PlanBuilder) -> str:
         return name
     container = builder.container(text)
     if container.runtime != "netns":
-        raise CannotPlan(
-            [f"can't join {safe(container.name)}: only the host and named namespaces can be joined"]
-        )
+        name = safe(container.name)
+        raise CannotPlan([f"{name} isn't a named namespace: only those and the host can be joined"])
     return container.id
 
 
@@ -104,7 +103,7 @@ def _loopback(ns: int, builder: PlanBuilder) -> Link:
     net = builder.snapshot.nets.get(ns)
     found = next((link for link in net.links.values() if link.kind == "loopback"), None) if net else None
     if found is None:
-        raise CannotPlan([f"can't read the namespace of {safe(builder.topology.label(ns))}"])
+        raise CannotPlan([f"the links of {safe(builder.topology.label(ns))} weren't read"])
     return found
 
 
@@ -112,7 +111,7 @@ def _names(alias: str) -> tuple[str, ...]:
     """Return the names in the tag of a loopback link."""
     values = words_of(alias)
     if values is None and alias:
-        raise CannotPlan(["its loopback link already has an alias, so vnet can't put its tag there"])
+        raise CannotPlan(["the loopback link of that namespace already has an alias instead of vnet's tag"])
     return (values or {}).get("name", ())
 
 
@@ -192,9 +191,7 @@ def _delete_inside(link: Link, left: str, builder: PlanBuilder) -> None:
                 release_port(builder, port, place)
         delete_bridge(builder, link)
     else:
-        raise CannotPlan(
-            [f"can't delete its link {safe(link.name)} ({safe(link.kind)}): an undo couldn't restore it"]
-        )
+        raise CannotPlan([f"an undo couldn't restore its link {safe(link.name)} ({safe(link.kind)})"])
 
 
 def _reset_loopback(link: Link, alias: str, place: NetnsTarget, builder: PlanBuilder) -> None:

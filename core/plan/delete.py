@@ -9,7 +9,7 @@ from core.plan.connectivity import is_critical_link
 from core.plan.ports import unpublish
 from core.plan.requests import Delete, RemoveContainer, RemoveNetwork
 from core.plan.teardown import delete_bridge, delete_pair, release_port
-from core.text import TABLE, safe
+from core.text import TABLE, quoted, safe
 
 
 @plan_steps.register
@@ -26,13 +26,13 @@ def plan_delete(request: Delete, builder: PlanBuilder) -> str:
         case Ref("nat", (int(_), str(entry_id))):
             return _unpublish(entry_id, builder)
         case Ref(kind, _):
-            raise CannotPlan([f"can't delete a {kind}"])
+            raise CannotPlan([f"vnet doesn't delete objects of the kind {safe(kind)}"])
 
 
 def _delete_link(key: LinkKey, builder: PlanBuilder) -> str:
     link = builder.snapshot.link(key)
     if link is None:
-        raise CannotPlan(["the link no longer exists"])
+        raise CannotPlan(["it no longer exists"])
     ends = {link.name} | {peer.name for peer in [builder.topology.peer(link)] if peer}
     network = next(
         (one for one in builder.ours.networks.values() if _is_bridge_of(link, one.bridge, builder)), None
@@ -106,13 +106,13 @@ def _delete_other(link: Link, builder: PlanBuilder) -> None:
             release_port(builder, port, place)
         delete_bridge(builder, link)
     else:
-        raise CannotPlan([f"can't delete {safe(link.name)} ({safe(link.kind)}): an undo couldn't restore it"])
+        raise CannotPlan([f"an undo couldn't restore it (its kind is {safe(link.kind)})"])
 
 
 def _delete_network(network_id: str, builder: PlanBuilder) -> str:
     network = builder.topology.network(network_id)
     if network is None:
-        raise CannotPlan(["the network no longer exists"])
+        raise CannotPlan(["it no longer exists"])
     bridge = builder.topology.bridge_link(network)
     if network.engine == "kernel" and bridge:
         return _delete_link(bridge.key, builder)
@@ -121,11 +121,11 @@ def _delete_network(network_id: str, builder: PlanBuilder) -> str:
 
 def _delete_container(runtime: str, container_id: str, builder: PlanBuilder) -> str:
     container = builder.topology.containers.get(f"{runtime}:{container_id}")
-    name = safe(container.name if container else container_id)
     if runtime == "process":
-        raise CannotPlan([f"can't delete {name}: it has no name in /run/netns, and ends with its processes"])
+        raise CannotPlan(["it has no name in /run/netns, and ends with its processes"])
     if runtime != "netns":
-        raise CannotPlan([f"can't delete {name}: it belongs to {runtime}. Try: {runtime} rm {name}"])
+        name = quoted(container.name if container else container_id)
+        raise CannotPlan([f"it belongs to {runtime}. Try: {runtime} rm {name}"])
     return plan_steps(RemoveContainer(container_id), builder)
 
 
@@ -143,6 +143,6 @@ def _unpublish(entry_id: str, builder: PlanBuilder) -> str:
     comments = {one.comment for one in rules if one.table == TABLE}
     found = [port for port in builder.ours.ports if port.comment() in comments]
     if not found:
-        raise CannotPlan(["can't remove the rule: vnet only removes ports that it published itself"])
+        raise CannotPlan(["vnet only removes ports that it published itself"])
     unpublish(found, builder)
     return f"unpublish {found[0].port_id}"

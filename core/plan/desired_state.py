@@ -94,7 +94,7 @@ class _Reader:
         for key in tables:
             if key not in (*_NAMED, *_LISTED, "joined"):
                 known = ", ".join((*_NAMED, *_LISTED, "joined"))
-                self.add_mistake(f'unknown table "{safe(key)}": use {known}', _line(self.lines, "", key))
+                self.add_mistake(f'unknown table "{safe(key)}". Try: {known}', _line(self.lines, "", key))
         return Desired(
             tuple(self._named("network", tables)),
             tuple(self._named("container", tables)),
@@ -138,7 +138,7 @@ class _Reader:
             line = _line(self.lines, path, key, number)
             if key not in types or key in given:
                 known = ", ".join(name for name in types if name not in given)
-                self.add_mistake(f'unknown key "{safe(key)}" in [{safe(path)}]: use {known}', line)
+                self.add_mistake(f'unknown key "{safe(key)}" in [{safe(path)}]. Try: {known}', line)
                 continue
             value = str(value) if key.endswith("_ports") and type(value) is int else value
             expected = _KINDS[types[key]]

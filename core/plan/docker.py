@@ -34,8 +34,8 @@ def create_docker_network(request: CreateNetwork, builder: PlanBuilder) -> str:
         ),
         when(find_docker_network(request.name, builder), f"Docker already has a network {request.name}"),
         when(request.name in builder.ours.networks, f"vnet already has a network {request.name}"),
-        when(unsupported, "Docker only makes NAT and internal networks: choose the engine vnet"),
-        when(request.vlan_filtering, "Docker doesn't make VLAN-aware bridges: choose the engine vnet"),
+        when(unsupported, "Docker only makes NAT and internal networks. Try: the engine vnet"),
+        when(request.vlan_filtering, "Docker doesn't make VLAN-aware bridges. Try: the engine vnet"),
         *(validate.subnet(one, builder.prefixes) for one in request.subnets),
         *(validate.address(one, request.subnets) for one in request.gateways),
         when(request.bridge, validate.name(request.bridge, "bridge's name")),
@@ -60,13 +60,8 @@ def create_docker_network(request: CreateNetwork, builder: PlanBuilder) -> str:
 def remove_docker_network(network: Network, builder: PlanBuilder) -> str:
     """Plan to remove a Docker network, after its containers are detached."""
     require(
-        when(
-            network.name in _BUILT_IN, f"can't remove {network.name}: it is one of Docker's built-in networks"
-        ),
-        when(
-            network.driver != "bridge",
-            f"can't remove {safe(network.name)}: its driver is {safe(network.driver)}, not bridge",
-        ),
+        when(network.name in _BUILT_IN, "it is one of Docker's built-in networks"),
+        when(network.driver != "bridge", f"its driver is {safe(network.driver)}, not bridge"),
     )
     for container in _attached(network, builder):
         builder.add_hit(f"{safe(container.name)} is detached from {safe(network.name)}")
@@ -184,7 +179,7 @@ def attach_by_docker(
             container in _attached(network, builder),
             f"{container.name} is already attached to {network.name}",
         ),
-        when(request.link, "Docker chooses the link name: leave it empty"),
+        when(request.link, "Docker chooses the link name. Try: no link name"),
         *(validate.address(one, network.subnets, builder.used) for one in request.addresses),
     )
     given = {":" in one: str(ipaddress.ip_address(one)) for one in request.addresses}
@@ -239,7 +234,6 @@ def detach_by_docker(request: Detach, network: Network, builder: PlanBuilder) ->
 def _docker_container(text: str, network: Network, builder: PlanBuilder) -> Container:
     container = builder.container(text)
     if container.runtime != "docker":
-        raise CannotPlan(
-            [f"{safe(container.name)} isn't a Docker container: {safe(network.name)} only takes those"]
-        )
+        name = safe(container.name)
+        raise CannotPlan([f"{name} isn't a Docker container, and a Docker network only takes those"])
     return container

@@ -92,7 +92,7 @@ def propose_subnet(snapshot: Snapshot, family: int = 4, reserved: Iterable[str] 
         if found is not None:
             first = ipaddress.IPv4Address(found) if family == 4 else ipaddress.IPv6Address(found)
             return f"{first}/{_SUBNET_BITS[family]}"
-    raise Exhausted(f"no IPv{family} subnet is free: choose one yourself")
+    raise Exhausted(f"no IPv{family} subnet is free. Try: choose one yourself")
 
 
 def _gap(pool: Prefix, size: int, taken: list[tuple[int, int]]) -> int | None:

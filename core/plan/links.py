@@ -38,7 +38,7 @@ PORT_FLAGS = tuple(one.name for one in fields(BridgePort) if one.type == "bool")
 def _link(key: LinkKey, builder: PlanBuilder) -> tuple[Link, NetnsTarget]:
     link = builder.snapshot.link(key)
     if link is None:
-        raise CannotPlan(["the link no longer exists"])
+        raise CannotPlan(["it no longer exists"])
     if is_critical_link(key, builder):
         builder.guarded = True
     return link, builder.netns_target(link.ns)
@@ -56,9 +56,7 @@ def plan_change_link(request: ChangeLink, builder: PlanBuilder) -> str:
         _change_state(link, request.up, place, builder)
     if request.name is not None and request.name != link.name:
         _rename(link, request.name, place, builder)
-    require(
-        when(len(builder.steps) == before, f"nothing to change: {safe(link.name)} already has these settings")
-    )
+    require(when(len(builder.steps) == before, "it already has these settings"))
     return f"change the link {safe(link.name)}"
 
 
@@ -77,7 +75,7 @@ def _change_alias(link: Link, alias: str, place: NetnsTarget, builder: PlanBuild
     name = safe(link.name)
     require(
         when(words_of(link.alias) is not None, f"the alias of {name} is a tag that vnet needs"),
-        when(words_of(alias) is not None, 'aliases that begin with "vnet:" are reserved for tags of vnet'),
+        when(words_of(alias) is not None, 'aliases that begin with "vnet:" are reserved for vnet\'s tags'),
         when(len(alias.encode()) > ALIAS_BYTES, f"the alias is longer than {ALIAS_BYTES} bytes"),
         when(any(char in alias for char in "\0\n"), "an alias can't contain a line break"),
     )
@@ -109,9 +107,7 @@ def _rename(link: Link, name: str, place: NetnsTarget, builder: PlanBuilder) -> 
         validate.link_name(name),
         when(any(one.name == name for one in net.links.values()), f"there is already a link {safe(name)}"),
         when(link.kind == "loopback", "the loopback link can't be renamed"),
-        when(
-            _is_inner_end(link, builder), f"can't rename {safe(link.name)}: the tag of its peer has the name"
-        ),
+        when(_is_inner_end(link, builder), "the tag of its peer contains its name"),
     )
     ours = [one for one in builder.ours.networks.values() if one.bridge == link.name]
     if place == builder.netns_target(builder.topology.host) and ours:
@@ -135,7 +131,7 @@ def plan_change_bridge(request: ChangeBridge, builder: PlanBuilder) -> str:
         when(link.kind != "bridge", f"{safe(link.name)} isn't a bridge"),
         when(
             request.setting not in BRIDGE_SETTINGS,
-            f'unknown setting "{safe(request.setting)}": choose one of {known}',
+            f'unknown setting "{safe(request.setting)}". Try: one of {known}',
         ),
     )
     field, factor, least, most = BRIDGE_SETTINGS[request.setting]
@@ -145,7 +141,7 @@ def plan_change_bridge(request: ChangeBridge, builder: PlanBuilder) -> str:
             not least <= request.value <= most,
             f"{request.setting} must be {least} to {most}, not {request.value}",
         ),
-        when(before == request.value, f"{request.setting} of {safe(link.name)} is already {before}"),
+        when(before == request.value, f"it is already {before}"),
     )
     if request.setting == "stp_state" and request.value:
         builder.warn("with STP each port listens and learns before it forwards: up to 30 s without traffic")
@@ -159,12 +155,10 @@ def plan_change_port(request: ChangePort, builder: PlanBuilder) -> str:
     known = ", ".join(PORT_FLAGS)
     if link.port is None:
         raise CannotPlan([f"{safe(link.name)} isn't a bridge port"])
-    require(
-        when(request.flag not in PORT_FLAGS, f'unknown flag "{safe(request.flag)}": choose one of {known}')
-    )
+    require(when(request.flag not in PORT_FLAGS, f'unknown flag "{safe(request.flag)}". Try: one of {known}'))
     before = bool(getattr(link.port, request.flag))
     state = "on" if before else "off"
-    require(when(before == request.on, f"{request.flag} of {safe(link.name)} is already {state}"))
+    require(when(before == request.on, f"it is already {state}"))
     builder.add(SetPort(link.name, request.flag, request.on, before, place))
     return f"switch {request.flag} of {safe(link.name)} {'on' if request.on else 'off'}"
 

@@ -54,11 +54,9 @@ def design(request: CreateNetwork, builder: PlanBuilder) -> OurNetwork:
     }
     require(
         _check_name_is_free(request.name, builder),
-        "" if request.engine == "vnet" else f'unknown engine "{safe(request.engine)}": choose vnet or docker',
+        "" if request.engine == "vnet" else f'unknown engine "{safe(request.engine)}". Try: vnet or docker',
         validate.name(bridge, "bridge's name"),
-        f"there is already a link {bridge}: choose another bridge name"
-        if bridge in builder.host_names
-        else "",
+        f"there is already a link {bridge}. Try: another bridge name" if bridge in builder.host_names else "",
         f"the bridge's name {bridge} is the name of another network" if bridge in known else "",
     )
     if not request.bridge and bridge != _bridge_name(request.name):
@@ -73,7 +71,7 @@ def design(request: CreateNetwork, builder: PlanBuilder) -> OurNetwork:
         request.name, request.kind, bridge, subnets, gateways, request.nat66, request.uplink, mtu
     )
     if len(network.tag().encode()) > ALIAS_BYTES:
-        raise CannotPlan(["the names are too long for the tag of the bridge: choose shorter ones"])
+        raise CannotPlan(["the names are too long for the tag of the bridge. Try: shorter names"])
     return network
 
 
@@ -95,7 +93,7 @@ def _check_name_is_free(name: str, builder: PlanBuilder) -> str:
     vnet_bridges = {network.bridge for network in builder.before.networks.values()}
     others = [one for one in builder.topology.networks if one.ns == builder.topology.host]
     if not owner and any(name in (one.name, one.bridge) and one.bridge not in vnet_bridges for one in others):
-        return f"there is already a network {name}, which vnet didn't make: choose another name"
+        return f"there is already a network {name}, which vnet didn't make. Try: another name"
     return f"{owner} already has a network {name}" if owner else ""
 
 
@@ -106,7 +104,7 @@ def _engines_networks(builder: PlanBuilder) -> list[Network]:
 def _subnets(request: CreateNetwork, builder: PlanBuilder) -> tuple[str, ...]:
     """Return the request's subnets, validated, with free ones for the missing."""
     if request.kind == "nic-bridged":
-        require(when(request.subnets, "a NIC-bridged network uses the NIC's subnet: leave the subnet empty"))
+        require(when(request.subnets, "a NIC-bridged network uses the NIC's subnet. Try: no subnet"))
         return ()
     require(*(validate.subnet(one, builder.prefixes) for one in request.subnets))
     subnets = request.subnets or tuple(_remaining_subnets(request.name, builder))
@@ -319,5 +317,5 @@ def plan_separate(request: Separate, builder: PlanBuilder) -> str:
 
 def _pair(request: Join | Separate, builder: PlanBuilder) -> tuple[OurNetwork, OurNetwork]:
     one, other = builder.network(request.network), builder.network(request.other)
-    require(when(one == other, "choose two different networks"))
+    require(when(one == other, "they are the same network"))
     return one, other

@@ -17,7 +17,7 @@ from core.plan.builder import CannotPlan, PlanBuilder, Target, plan_steps, requi
 from core.plan.connectivity import BRIDGE_NF_SYSCTL, enable_forwarding, warn_of_filters
 from core.plan.requests import Publish, Unpublish
 from core.plan.tags import COMMENT_BYTES, OurPort, Ours, ours, port_id
-from core.text import TABLE, safe
+from core.text import TABLE, quoted, safe
 from core.topology import Topology
 
 
@@ -66,7 +66,7 @@ def _check_host_ip(text: str, builder: PlanBuilder) -> str:
     if address is None:
         return f'"{safe(text)}" isn\'t an address of this host'
     if address.version == 6 and address.is_loopback:
-        return "can't publish on ::1: the kernel doesn't forward packets from the loopback link"
+        return "the kernel doesn't forward packets to ::1, as they come from the loopback link"
     own = {one.address for link in builder.host.links.values() for one in link.addresses}
     exists = str(address) in own or (address.version == 4 and address.is_loopback)
     return "" if exists else f"{address} isn't an address of this host"
@@ -80,14 +80,13 @@ def _choose_endpoint(target: Target, request: Publish, builder: PlanBuilder) -> 
     name = safe(target.name)
     if not endpoints:
         where = f" on {safe(request.network)}" if request.network else ""
-        raise CannotPlan(
-            [f"{name} has no address{where} that the host can forward a port to. Attach it first"]
-        )
+        reason = f"{name} has no address{where} that the host can forward a port to"
+        network = quoted(request.network) if request.network in builder.ours.networks else "NETWORK"
+        raise CannotPlan([f"{reason}. Try: vnet-tui attach {quoted(target.name)} {network}"])
     reachable = [endpoint for endpoint in endpoints if not endpoint.internal]
     if not reachable:
-        raise CannotPlan(
-            [f"{name} is only on an internal network, which can't be reached. Attach it to another one"]
-        )
+        reason = f"{name} is only on an internal network, which can't be reached"
+        raise CannotPlan([f"{reason}. Try: vnet-tui attach {quoted(target.name)} NETWORK"])
     usable = [endpoint for endpoint in reachable if _endpoint_addresses(request, endpoint)]
     if not usable:
         raise CannotPlan([f"{name} has no address of the address family of {request.host_ip}"])
@@ -363,23 +362,32 @@ def port_conflict(port: OurPort, now: Ours, topology: Topology) -> str:
         if (":" in other.address) == (":" in port.address) and _conflicts(
             port, other.l4_proto, other.host_ip, validate.port_range(other.host_ports)
         ):
-            return f"{other.port_id} is already published, to {other.address}"
+            return (
+                f"{other.port_id} is already published, to {other.address}. "
+                f"Try: another port{_suggestion(port, topology)}, or vnet-tui unpublish {other.port_id}"
+            )
     for container in topology.snapshot.containers():
         for one in container.ports:
             if _conflicts(port, one.l4_proto, one.host_ip, (one.host_port, one.host_port)):
-                return f"{one.l4_proto}/{one.host_port} is already published, by {safe(container.name)}"
+                return (
+                    f"{one.l4_proto}/{one.host_port} is already published, by {safe(container.name)}. "
+                    f"Try: another port{_suggestion(port, topology)}"
+                )
     for redirect in _redirects_of(port, topology):
         if not redirect.partly:
             return (
                 f"{port.l4_proto} port {_common_ports(redirect.ports, number)} of the host is in use: a rule "
                 f"in {redirect.table} (not vnet's) {redirect.to}. "
-                f"Choose another port{_suggestion(port, topology)}"
+                f"Try: another port{_suggestion(port, topology)}"
             )
     for listener in topology.snapshot.host.listening:
         every = listener.address in _EVERY
         address = "" if every else listener.address
         if _conflicts(port, listener.l4_proto, address, (listener.port, listener.port)):
-            return f"a process of the host already listens on {listener.l4_proto} port {listener.port}"
+            return (
+                f"a process of the host already listens on {listener.l4_proto} port {listener.port}. "
+                f"Try: another port{_suggestion(port, topology)}"
+            )
     return ""
 
 

@@ -254,3 +254,26 @@ Request = (
     | Join
     | Separate
 )
+
+# What each request does, with its fields in braces; `key` and `ref` stand for the name of the object.
+PHRASES: dict[type, str] = {
+    CreateNetwork: "create the network {name}",
+    RemoveNetwork: "remove the network {name}",
+    ChangeMtu: "change the MTU of the network {name}",
+    Attach: "attach {container} to {network}",
+    Detach: "detach {container} from {network}",
+    Move: "move {container} from {network} to {to}",
+    Publish: "publish port {host_ports} of {container}",
+    Unpublish: "unpublish port {host_ports}",
+    CreateContainer: "create the container {name}",
+    RemoveContainer: "delete the container {name}",
+    ChangeLink: "change {key}",
+    ChangeBridge: "set {setting} of {key}",
+    ChangePort: "switch {flag} of {key}",
+    Delete: "delete {ref}",
+    DeleteFlow: "delete the connection {sentence}",
+    CountTraffic: "count the traffic of connections",
+    Tune: "tune {key}",
+    Join: "route between {network} and {other}",
+    Separate: "disconnect {network} from {other}",
+}

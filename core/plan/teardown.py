@@ -82,7 +82,8 @@ def as_operation(route: Route, net: NetState, place: NetnsTarget) -> AddRoute:
     hops = tuple(_hop(hop, net) for hop in route.nexthops)
     if unsupported or not all(hop.link for hop in hops):
         options = f" ({', '.join(unsupported)})" if unsupported else ""
-        raise CannotPlan([f"can't move the route to {route.dst}{options}: delete it first with ip route"])
+        reason = f"vnet couldn't add the route to {route.dst}{options} again"
+        raise CannotPlan([f"{reason}. Try: delete it first with ip route"])
     several = len(hops) > 1
     return AddRoute(
         route.dst,
@@ -166,9 +167,8 @@ def delete_pair(builder: PlanBuilder, end: Link) -> None:
     """
     peer = builder.topology.peer(end)
     if peer is None:
-        raise CannotPlan(
-            [f"can't delete {safe(end.name)}: its peer isn't visible, so an undo couldn't restore it"]
-        )
+        name = safe(end.name)
+        raise CannotPlan([f"the peer of {name} isn't visible, so an undo couldn't restore the pair"])
     place, peer_place = builder.netns_target(end.ns), builder.netns_target(peer.ns)
     empty_link(builder, peer)
     empty_link(builder, end)

@@ -78,7 +78,7 @@ def plan_tune(request: Tune, builder: PlanBuilder) -> str:
     require(
         when(
             len(builder.steps) == before,
-            f"nothing to change: {safe(bridge.name)} and its ports already have these settings",
+            "the bridge and its ports already have these settings",
         )
     )
     builder.guarded |= is_critical_link(bridge.key, builder)
@@ -138,7 +138,7 @@ def _set_big_tcp(links: Iterable[tuple[Link, NetnsTarget]], size: int, builder: 
     require(_check_size(size))
     links = list(links)
     if not any(link.sizes.tso for link, _ in links):
-        raise CannotPlan(["this kernel can't set the size of the largest packets: BIG TCP needs Linux 5.19"])
+        raise CannotPlan(["this kernel can't set the size of the largest packets (Linux 5.19 and later can)"])
     if size > PLAIN_SIZE and not any(link.sizes.gso_ipv4 for link, _ in links):
         builder.warn("this kernel has BIG TCP for IPv6 only: IPv4 needs Linux 6.3")
     before = len(builder.steps)
@@ -173,7 +173,7 @@ def _is_routed_ipv6(address: Address) -> bool:
 def _check_size(size: int) -> str:
     if PLAIN_SIZE <= size <= LARGEST_SIZE:
         return ""
-    return f"invalid size {size}: use {PLAIN_SIZE} (no BIG TCP) to {LARGEST_SIZE} bytes"
+    return f"invalid size {size}. Try: {PLAIN_SIZE} (no BIG TCP) to {LARGEST_SIZE} bytes"
 
 
 # ---- offloads
@@ -222,7 +222,7 @@ def _set_rps(links: Iterable[tuple[Link, NetnsTarget]], text: str, builder: Plan
                 builder.add(SetSteering(link.name, queue, mask_of_cpus(cpus), mask, place))
     if not any_found:
         raise CannotPlan(
-            ["can't set RPS: the bridge has no ports, the kernel has no RPS, or sysfs can't be read"]
+            ["RPS isn't available: the bridge has no ports, the kernel has no RPS, or sysfs can't be read"]
         )
     if cpus:
         builder.warn(
@@ -237,9 +237,11 @@ def _parse_cpus(text: str, builder: PlanBuilder) -> int:
         return present if text == "all" else 0
     cpus = cpus_of_mask(text)
     if cpus is None:
-        raise CannotPlan([f'"{safe(text)}" isn\'t a CPU mask: use all, off, or hexadecimal digits like f'])
+        raise CannotPlan(
+            [f'"{safe(text)}" isn\'t a CPU mask. Try: all, off, or hexadecimal digits such as f']
+        )
     require(
-        when(cpus & ~present, f"{safe(text)} has CPUs that don't exist: all CPUs are {mask_of_cpus(present)}")
+        when(cpus & ~present, f"{safe(text)} has CPUs that don't exist. Try: {mask_of_cpus(present)} for all")
     )
     return cpus
 

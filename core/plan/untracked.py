@@ -170,7 +170,7 @@ def _why_not(
     if firewall is None:
         return f"the firewall rules of {name} weren't read"
     if firewall.problems:
-        return f"can't read the firewall rules of {name}: {safe(firewall.problems[0].why)}"
+        return f"the firewall rules of {name} weren't read completely: {safe(firewall.problems[0].why)}"
     if any(chain.backend == "iptables-legacy" for chain in firewall.chains):
         return f"{name} has rules of iptables-legacy, which pass packets to conntrack anyway"
     for text in _others(firewall, docker, ours):

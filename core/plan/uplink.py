@@ -72,7 +72,7 @@ def bridge_nic(network: OurNetwork, request: CreateNetwork, builder: PlanBuilder
 
 def _nic(request: CreateNetwork, builder: PlanBuilder) -> Link:
     if not request.uplink:
-        raise CannotPlan(["a NIC-bridged network needs an uplink: the NIC that becomes its port"])
+        raise CannotPlan(["a NIC-bridged network needs an uplink, the NIC that becomes its port"])
     nic = builder.link(request.uplink)
     if nic is None:
         raise CannotPlan([f'the host has no link "{safe(request.uplink)}"'])
@@ -87,7 +87,7 @@ def _nic(request: CreateNetwork, builder: PlanBuilder) -> Link:
 def _refusal(nic: Link, top: Link, builder: PlanBuilder) -> str:
     namespace = safe(builder.topology.label(top.ns))
     return (
-        f"can't attach {safe(nic.name)} to a bridge: the kernel refuses it because of "
+        f"the kernel refuses to attach {safe(nic.name)} to a bridge because of "
         f"the {top.kind} {safe(top.name)} in {namespace}"
     )
 
@@ -105,9 +105,8 @@ def restore_nic(network: OurNetwork, bridge: Link, builder: PlanBuilder) -> None
     """Plan to move addresses and routes back to the NIC, and to delete the bridge."""
     nic = builder.link(network.uplink)
     if nic is None:
-        raise CannotPlan(
-            [f"its NIC {safe(network.uplink)} no longer exists: move the addresses of {bridge.name} first"]
-        )
+        remedy = f"move the addresses of {bridge.name} to another link first"
+        raise CannotPlan([f"its NIC {safe(network.uplink)} no longer exists. Try: {remedy}"])
     release_port(builder, nic, HOST)
     _move(bridge, nic.name, builder)
     builder.guarded = True

@@ -39,7 +39,9 @@ def name(text: str, what: str = "name") -> str:
         return f"the {what} can't be {text}: that word is reserved"
     if not _NAME.match(text):
         bad = next((char for char in text if not re.match(r"[A-Za-z0-9_.-]", char)), text[0])
-        return f"the {what} {_shown(text)} contains {_shown(bad)}: use letters, digits, - _ and . (not first)"
+        return (
+            f"the {what} {_shown(text)} contains {_shown(bad)}. Try: letters, digits, - _ and . (not first)"
+        )
     return ""
 
 
@@ -54,17 +56,17 @@ def link_name(text: str) -> str:
 
 def kind(text: str) -> str:
     """Check the kind of a network."""
-    return "" if text in KINDS else f"unknown kind of network {_shown(text)}: choose {_choice(KINDS)}"
+    return "" if text in KINDS else f"unknown kind of network {_shown(text)}. Try: {_choice(KINDS)}"
 
 
 def model(text: str) -> str:
     """Check the network model of a container."""
-    return "" if text in MODELS else f"unknown model {_shown(text)}: choose {_choice(MODELS)}"
+    return "" if text in MODELS else f"unknown model {_shown(text)}. Try: {_choice(MODELS)}"
 
 
 def protocol(text: str) -> str:
     """Check a protocol that has ports."""
-    return "" if text in PROTOCOLS else f"unknown protocol {_shown(text)}: choose {_choice(PROTOCOLS)}"
+    return "" if text in PROTOCOLS else f"unknown protocol {_shown(text)}. Try: {_choice(PROTOCOLS)}"
 
 
 def subnet(text: str, taken: Mapping[Prefix, str] | None = None) -> str:
@@ -73,19 +75,19 @@ def subnet(text: str, taken: Mapping[Prefix, str] | None = None) -> str:
     try:
         given = ipaddress.ip_interface(text)
     except ValueError:
-        return f"{shown} isn't a subnet: write it like 10.9.0.0/24 or fd00:9::/64"
+        return f"{shown} isn't a subnet. Try: one such as 10.9.0.0/24 or fd00:9::/64"
     if "/" not in text:
-        return f"{shown} has no prefix length: write {text}/{24 if given.version == 4 else 64}"
+        return f"{shown} has no prefix length. Try: {text}/{24 if given.version == 4 else 64}"
     if "%" in text:
         return f"{shown} has a zone (%): subnets have none"
     if isinstance(given, ipaddress.IPv6Interface) and given.ip.ipv4_mapped is not None:
-        return f"{shown} is an IPv4-mapped address: write the IPv4 subnet"
+        return f"{shown} is an IPv4-mapped address. Try: the IPv4 subnet"
     prefix = given.network
     problem = _special(prefix, shown) or _size(prefix, shown)
     if problem:
         return problem
     if given.ip != prefix.network_address:
-        return f"{shown} has host bits set: the subnet is {prefix}"
+        return f"{shown} has host bits set. Try: {prefix}"
     who = overlap(prefix, dict(taken or {}))
     return f"{shown} overlaps with {safe(who)}" if who else ""
 
@@ -111,7 +113,7 @@ def _size(prefix: Prefix, shown: str) -> str:
     if prefix.version == 6 and prefix.prefixlen > 126:
         return f"{shown} is too small for a gateway and a container"
     if prefix.prefixlen < 8:
-        return f"{shown} is too large: use /8 or longer"
+        return f"{shown} is too large. Try: /8 or longer"
     return ""
 
 
@@ -123,7 +125,7 @@ def address(text: str, subnets: Collection[str], used: Collection[str] = ()) -> 
     shown = _shown(text)
     found = parse_address(text)
     if found is None:
-        return f"{shown} isn't an address: write it like 10.9.0.5, without prefix length"
+        return f"{shown} isn't an address. Try: one such as 10.9.0.5, without prefix length"
     found_subnet = next((one for one in map(ipaddress.ip_network, subnets) if found in one), None)
     if found_subnet is None:
         return f"{shown} is not in {' or '.join(subnets) or 'any subnet: the network has none'}"
@@ -169,12 +171,12 @@ def ports(text: str) -> str:
     shown = _shown(text)
     found = _RANGE.match(text) if text.isascii() else None
     if not found:
-        return f"{shown} isn't a port: write it like 8080 or 8000-8010"
+        return f"{shown} isn't a port. Try: one such as 8080 or 8000-8010"
     first, last = port_range(text)
     if not 1 <= first <= 65535 or not 1 <= last <= 65535:
         return f"{shown} is out of range: ports are 1 to 65535"
     if last < first:
-        return f"{shown} is in reverse order: write {last}-{first}"
+        return f"{shown} is in reverse order. Try: {last}-{first}"
     if last - first >= _MOST_PORTS:
         return f"{shown} is {last - first + 1} ports: {_MOST_PORTS} at most"
     return ""

@@ -41,8 +41,8 @@ _SLACK = 1 << 20
 _MAX_CHANGES = (1 << 16) - 1
 _MAX_WALL = 253_402_300_800.0  # the year 10000, in Unix time
 
-NOT_OURS = "Give a file that `vnet-tui record` or R in the dashboard wrote."
-_COPY_AGAIN = "Copy it again from its source, or open it with the version of vnet-tui that wrote it."
+NOT_OURS = "a file that `vnet-tui record` or R in the dashboard wrote"
+_COPY_AGAIN = "copy it again from its source, or open it with the version of vnet-tui that wrote it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ def _check_start(head: bytes, size: int) -> None:
         if found != supported:
             raise CorruptFile(
                 f"the recording has {name} {found}, this version of vnet-tui reads {name} {supported}",
-                try_="Open it with the version of vnet-tui that wrote it.",
+                try_="open it with the version of vnet-tui that wrote it",
             )
 
 
@@ -297,7 +297,7 @@ class Recording:
             found = scan(self._file, size)
             if not found.frames:
                 raise CorruptFile(
-                    "the recording is truncated before its first moment", try_="Record for longer."
+                    "the recording is truncated before its first moment", try_="record for longer"
                 )
         except BaseException:
             self._file.close()

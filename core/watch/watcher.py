@@ -147,7 +147,7 @@ class Watcher:
     def _failed(self, name: str, error: Exception) -> None:
         why = f"{type(error).__name__}: {error}"
         part = Part(name)
-        problem = Problem(part, f"reading {part} failed", why, "press r to read again")
+        problem = Problem(part, f"can't read {part}", why, "press r to read again")
         self.store.put(part, problems=(problem,))
 
     def _poll_nets(self) -> None:
@@ -257,8 +257,9 @@ class Watcher:
         try:
             self._events = EventSocket(self._event_buffer)
         except OSError as error:
-            why = f"{error.strerror}: changes are seen every {_SCAN_EVERY:.0f} s only"
-            self.store.put(Part.EVENTS, problems=(Problem(Part.EVENTS, "kernel events are not heard", why),))
+            why = f"{error.strerror}, so changes are seen only every {_SCAN_EVERY:.0f} s"
+            problem = Problem(Part.EVENTS, "can't receive kernel events", why)
+            self.store.put(Part.EVENTS, problems=(problem,))
             return
         with selectors.DefaultSelector() as selector:
             for descriptor in self._events.filenos():

@@ -254,7 +254,7 @@ def test_an_engine_stopped_and_started_again(docker_host: DockerHost, calls: lis
     stopped = read_docker(docker_host.socket)
     assert (stopped.state, stopped.containers) == ("stopped", ())
     [problem] = stopped.problems
-    assert "Docker is not running" in problem.what and "systemctl start docker" in problem.try_
+    assert "Docker isn't running" in problem.why and "systemctl start docker" in problem.try_
     wait_until(lambda: quiet(calls), "the end of the events of the stop")
     docker_host.start()
     assert_noticed(calls, "the start of the engine")

@@ -256,6 +256,6 @@ def test_docker_is_not_there(engine: DockerHost, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
     outcome = run.apply("nobody", steps_of())
     assert outcome.end == "undone"
-    assert "Docker is not running" in outcome.errors[0]
+    assert "Docker isn't running" in outcome.errors[0]
     monkeypatch.setenv("DOCKER_HOST", engine.url)
     assert whole(engine) == before

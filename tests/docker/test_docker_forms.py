@@ -168,11 +168,13 @@ def test_dockers_networks_by_command(engine: DockerHost, capsys: pytest.CaptureF
     assert main(["attach", "app", SHOP]) == 1
     assert f"already attached to {SHOP}" in capsys.readouterr().err
     assert main(["move", "app", SHOP, MINE]) == 1
-    assert "attach, then detach" in capsys.readouterr().err
+    assert f"Try: vnet-tui attach app {MINE}, then vnet-tui detach app {SHOP}" in capsys.readouterr().err
     for words in (f"detach app {MINE}", f"detach app {SHOP}", f"network rm {SHOP}"):
         assert main(words.split()) == 0, capsys.readouterr().err
     assert set(links(engine, "app")) == {"lo", "eth0"} and SHOP not in names(engine)
     assert main(["network", "create", "x", "--engine", "docker", "--kind", "routed"]) == 1
-    assert "choose the engine vnet" in capsys.readouterr().err
+    assert "Try: the engine vnet" in capsys.readouterr().err
     assert main(["network", "rm", "bridge"]) == 1
-    assert "can't remove bridge" in capsys.readouterr().err
+    assert (
+        "can't remove the network bridge: it is one of Docker's built-in networks" in capsys.readouterr().err
+    )

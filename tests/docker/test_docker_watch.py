@@ -45,7 +45,7 @@ def test_docker_may_stop_and_come_back(watched: Watched, docker_host: DockerHost
     watched.until(lambda s: named(s, "kept"))
     docker_host.stop()
     stopped = watched.until(lambda s: s.engines["docker"].state == "stopped")
-    assert any("Docker is not running" in problem.what for problem in stopped.problems)
+    assert any("Docker isn't running" in problem.why for problem in stopped.problems)
     docker_host.start()
     watched.until(lambda s: s.engines["docker"].state == "ok" and named(s, "kept"))
     assert not [p for p in watched.snapshot.problems if p.part == "docker"]

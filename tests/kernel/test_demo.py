@@ -38,7 +38,7 @@ def test_root_without_capabilities_sees_the_recording_and_why() -> None:
 
 def test_errors_of_the_kernel_are_shown() -> None:
     with Terminal([*REFUSED, *PROGRAM, "demo"]) as terminal:
-        terminal.wait_for("Can't build the lab: no new pid namespace (")
+        terminal.wait_for("Can't build the lab: the kernel made no new pid namespace (")
         terminal.wait_for("br-shop")
         terminal.press("q")
         assert terminal.read_to_the_end() == 0

@@ -334,7 +334,7 @@ def host_with_rule(host: ThrowawayHost) -> ThrowawayHost:
 def test_without_nft(host_with_rule: ThrowawayHost, no_tools: NoTools) -> None:
     no_tools()
     what, why, try_ = problem_of(host_with_rule)
-    assert what == "nft is not installed"
+    assert what == "can't find nft"
     assert "PATH" in why
     assert "install nftables" in try_
 
@@ -344,7 +344,7 @@ def test_without_iptables_nft_reads_what_it_can(host: ThrowawayHost, no_tools: N
     program = shutil.which("nft")
     (no_tools() / "nft").symlink_to(str(program))
     what, why, _ = problem_of(host)
-    assert what == "iptables-nft-save is not installed"
+    assert what == "can't find iptables-nft-save"
     assert "nft alone" in why
     (found,) = read(host).rules
     assert (found.verdict, found.dport, found.to_address, found.to_port) == ("dnat", "8080", "10.0.0.2", "80")
@@ -376,7 +376,7 @@ def test_garbage_from_iptables_save(host: ThrowawayHost, no_tools: NoTools) -> N
 
 def test_a_tool_that_fails_says_why(host_with_rule: ThrowawayHost, no_tools: NoTools) -> None:
     put(no_tools(), "nft", "echo 'the reason' >&2; exit 3")
-    assert problem_of(host_with_rule)[:2] == ("nft failed", "the reason")
+    assert problem_of(host_with_rule)[:2] == ("can't read with nft", "the reason")
 
 
 def test_a_tool_that_hangs_is_given_up(
@@ -384,7 +384,7 @@ def test_a_tool_that_hangs_is_given_up(
 ) -> None:
     monkeypatch.setattr(tools, "TIMEOUT", 0.2)
     put(no_tools(), "nft", "exec /usr/bin/sleep 60")
-    assert problem_of(host_with_rule)[0] == "nft gave no answer"
+    assert problem_of(host_with_rule)[0] == "can't get an answer from nft"
 
 
 @pytest.fixture
@@ -420,7 +420,7 @@ def test_a_huge_set_of_a_container_hides_no_rules_but_its_own(
     read_ = {name: firewall.read_firewalls(by_inode(three))[one.inode] for name, one in three.items()}
     assert [len(read_[name].rules) for name in ("host", "plain", "huge")] == [1, 1, 0]
     ((what, why),) = [(one.what, one.why) for one in read_["huge"].problems]
-    assert (what, why) == ("nft printed too much", "more than 512 KiB")
+    assert (what, why) == ("can't read the whole output of nft", "it has more than 512 KiB")
     assert not read_["host"].problems and not read_["plain"].problems
 
 
@@ -434,7 +434,7 @@ def test_a_container_that_takes_too_long_is_read_last(
     found = firewall.read_firewalls(by_inode(three))
     host, plain, huge = (three[name].inode for name in ("host", "plain", "huge"))
     assert found[host].rules and not found[host].problems, "the host's are read in any case"
-    assert "took too long" in found[huge].problems[0].what and not found[plain].rules
+    assert "took too long" in found[huge].problems[0].why and not found[plain].rules
     monkeypatch.undo()
     firewall._slow.discard(plain)
     monkeypatch.setattr(firewall, "read_firewall", lambda one: asked.append(one.inode) or read_one(one))

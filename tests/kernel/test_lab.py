@@ -320,7 +320,7 @@ def test_without_root_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(LabError, match="ip is not installed"):
+    with pytest.raises(LabError, match="ip isn't installed"):
         Lab().start()
 
 

@@ -120,7 +120,7 @@ def test_without_the_tool_the_error_says_what_to_install(
     outcome = run.apply("rules", (SetRules(RULES, EMPTY),))
     monkeypatch.setenv("PATH", path)
     assert not outcome.done
-    assert any("nft is not installed" in error for error in outcome.errors), outcome.errors
+    assert any("nft isn't installed" in error for error in outcome.errors), outcome.errors
     assert state(inside_host.names) == before
 
 

@@ -247,15 +247,15 @@ def test_a_link_set_down_loses_nothing(configured: PlanHost) -> None:
     [
         (
             ("ip nexthop add id 5 via 192.0.2.1 dev up0", "ip route add 10.9.0.0/16 nhid 5"),
-            "can't move the route to 10.9.0.0/16 (nhid 5)",
+            "vnet couldn't add the route to 10.9.0.0/16 (nhid 5) again",
         ),
         (
             ("ip route add 10.9.0.0/16 via 192.0.2.1 dev up0 realms 3/4",),
-            "can't move the route to 10.9.0.0/16 (realms 3/4)",
+            "vnet couldn't add the route to 10.9.0.0/16 (realms 3/4) again",
         ),
         (
             ("ip link add mv0 link up0 type macvlan",),
-            "can't attach up0 to a bridge: the kernel refuses it because of the macvlan mv0 in host",
+            "the kernel refuses to attach up0 to a bridge because of the macvlan mv0 in host",
         ),
     ],
 )

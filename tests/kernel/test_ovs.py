@@ -124,7 +124,7 @@ def test_a_stopped_switch_is_a_problem(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("OVS_RUNDIR", str(tmp_path))
     bridges, (problem,) = read_ovs()
     assert bridges == ()
-    assert (problem.part, "connection failed" in problem.why, "start it" in problem.try_) == (
+    assert (problem.part, "connection failed" in problem.why, "systemctl start" in problem.try_) == (
         "ovs",
         True,
         True,

@@ -58,7 +58,7 @@ def test_where_process_1_cannot_be_read_the_own_namespace_is_the_hosts(host: Thr
     line = next(line for line in done.stdout.splitlines() if line.startswith("br-own"))
     assert " in " not in line
     assert "can't read the network namespace of process 1 and others" in done.stderr
-    assert "this program's own is shown as the host's" in done.stderr
+    assert "this program's own namespace is shown as the host's" in done.stderr
     assert "start it with all capabilities, in a container with --privileged" in done.stderr
 
 

@@ -327,4 +327,4 @@ def test_only_bridges_are_tuned() -> None:
         made = Tuning(here.host)
         made.do(SHOP)
         found = plan(Tune(key("up0")(made.topology()), 131072), made.topology())
-        assert isinstance(found, Refused) and found.reasons == ("up0 isn't a bridge",)
+        assert isinstance(found, Refused) and found.reasons == ("can't tune up0: up0 isn't a bridge",)

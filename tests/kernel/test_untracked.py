@@ -132,7 +132,7 @@ def test_nothing_is_tracked_and_names_are_resolved(pair: Pair) -> None:
     pair.resolve()
     assert pair.entries() == []
     # Repeated, it changes nothing: vnet's rules are recognized.
-    assert "nothing to change" in pair.refused(*TUNE)
+    assert "already have these settings" in pair.refused(*TUNE)
     pair.done("undo")
     assert pair.rules() == before
     pair.talk()
@@ -282,7 +282,7 @@ def test_rules_that_changed_meanwhile_stay(
         SetDockerDns(untracked.saved(ports), False, place),
     )
     outcome = apply("tune", steps)
-    assert outcome.end == "undone" and "have changed" in outcome.errors[0]
+    assert outcome.end == "undone" and "has changed" in outcome.errors[0]
     assert pair.rules() == before
     pair.resolve()
 

@@ -209,17 +209,18 @@ def test_a_namespace_that_is_not_there(dump: Path) -> None:
 
 def test_problems_go_to_standard_error_one_line_a_kind(tmp_path: Path) -> None:
     denied = [
-        Problem("links", "cannot be read", "no right", "be root", HOST + 1000 + number) for number in range(3)
+        Problem("links", "can't read its links", "no right", "be root", HOST + 1000 + number)
+        for number in range(3)
     ]
-    absent = Problem("docker", "Docker is not running", "no socket", "start\x1bit")
+    absent = Problem("docker", "can't connect to Docker", "no socket", "start\x1bit")
     path = tmp_path / "problems.vnet"
     path.write_bytes(pack(small_host(part_problems={"links": tuple(denied), "docker": (absent,)})))
-    words = "vnet-tui: web1: cannot be read (no right) - be root (and 2 more like this)"
+    words = "vnet-tui: web1: can't read its links: no right. Try: be root (and 2 more like this)"
     done = run("--from", str(path), "show", "links")
     assert (done.returncode, done.stderr.splitlines()) == (0, [words])
     assert "problem" not in done.stdout
     done = run("--from", str(path), "show", "containers", "--ns", "db")
-    assert done.stderr.splitlines() == ["vnet-tui: Docker is not running (no socket) - start\\x1bit"]
+    assert done.stderr.splitlines() == ["vnet-tui: can't connect to Docker: no socket. Try: start\\x1bit"]
     done = run("--from", str(path), "show", "links", "--json")
     assert len(json.loads(done.stdout)["problems"]) == 4 and done.stderr == ""
 
@@ -285,7 +286,7 @@ def test_a_corrupt_dump_is_refused_in_words(tmp_path: Path, kind: str, command: 
     path.write_bytes(CORRUPT[kind])
     done = run("--from", str(path), *command)
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"vnet-tui: can't read .*corrupt\.vnet: .+\.\n", done.stderr)
+    assert re.fullmatch(r"vnet-tui: can't read .*corrupt\.vnet: .+\. Try: .+\n", done.stderr)
 
 
 @pytest.mark.parametrize("path", ["/nonexistent/host.vnet", "/proc/self"])

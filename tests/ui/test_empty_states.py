@@ -46,18 +46,21 @@ def test_with_all_rights_a_list_explains_itself(each: registry.View) -> None:
 
 
 def test_a_part_that_failed_is_told() -> None:
-    problem = Problem("nat", "the rules could not be read", "no program nft", "install nftables")
+    problem = Problem("nat", "can't find nft", "there is no such program on PATH", "install nftables")
     failed = replace(empty_host(), part_problems={"nat": (problem,)})
-    words = "Cannot be read: the rules could not be read (no program nft). Try: install nftables."
+    words = "Can't find nft: there is no such program on PATH. Try: install nftables."
     assert empty_text(view("nat"), failed) == words
     assert empty_text(view("conntrack"), failed) == view("conntrack").empty
 
 
 def test_a_stopped_engine_is_told_beside_the_rest() -> None:
-    problem = Problem("docker", "Docker is not running", "", "systemctl start docker")
+    problem = Problem("docker", "can't connect to Docker", "", "systemctl start docker")
     stopped = replace(empty_host(), part_problems={"docker": (problem,)})
     words = empty_text(view("containers"), stopped)
-    assert words.startswith(view("containers").empty) and "Docker is not running" in words
+    assert (
+        words.startswith(view("containers").empty)
+        and "Can't connect to Docker. Try: systemctl start docker." in words
+    )
 
 
 def test_entries_that_could_not_be_read_are_not_counted() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ from core.model import Part
 from tests.support.host import ThrowawayHost
 from tests.support.machine import Machine, ok, refused
 from tests.ui.driver import Person, dashboard
+from tests.ui.writer import prose
 from tui.cli.session import ChangeSession
 
 pytestmark = pytest.mark.root
@@ -46,12 +46,6 @@ async def at_conntrack(host: ThrowawayHost, size: tuple[int, int] = (130, 40)) -
         await person.type("/ns:host sport:4002⏎")
         await person.until(lambda: person.dashboard.table.ref is not None, "the connection")
         yield person
-
-
-def prose(person: Person) -> str:
-    """The screen without what frames it and what lies beside the frame, as one line."""
-    inside = (re.sub("^.*?│(.*)│.*$", r"\1", line) for line in person.lines)
-    return " ".join(re.sub("[^ -~]", " ", "\n".join(inside)).split())
 
 
 def ports(host: ThrowawayHost) -> list[str]:

@@ -16,7 +16,7 @@ from tests.support.host import ThrowawayHost
 from tests.support.state import state
 from tests.support.waiting import eventually
 from tests.ui.driver import FedSource, dashboard
-from tests.ui.writer import BRIDGE, NET, PARTS, attach, closed, keys, make_network, shows, writer
+from tests.ui.writer import BRIDGE, NET, PARTS, attach, closed, keys, make_network, prose, says, shows, writer
 from tui.cli.session import ChangeSession
 
 pytestmark = pytest.mark.root
@@ -113,11 +113,11 @@ async def test_what_is_wrong_is_said_while_typing(
         await keys(person, "n")
         for word in typed:
             await keys(person, *([word] if word == "tab" else word))
-        await shows(person, message)
+        await says(person, message)
         await person.press("enter")
         assert len(person.app.screen_stack) == 2
         await keys(person, "ctrl+u", *("fine" if len(typed) == 1 else ""))
-        await person.until(lambda: message not in person.text, "its end")
+        await person.until(lambda: message not in prose(person), "its end")
     assert not list(journal.history())
 
 

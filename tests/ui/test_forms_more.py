@@ -20,6 +20,7 @@ from tests.ui.writer import (
     do,
     keys,
     make_network,
+    says,
     select,
     shows,
     values,
@@ -159,7 +160,8 @@ async def test_rules_of_others_are_not_withdrawn(inside_host: ThrowawayHost) -> 
     async with writer() as person:
         await select(person, "nat", "port:7070")
         await keys(person, "d")
-        await shows(person, "vnet only removes ports that it published itself")
+        reason = "vnet only removes ports that it published itself"
+        await says(person, f"can't delete the NAT entry tcp 7070 -> 192.0.2.7:70: {reason}")
         await person.press("y")
         assert len(person.app.screen_stack) == 2
 

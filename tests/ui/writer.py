@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -25,6 +26,17 @@ async def writer(size: tuple[int, int] = WIDE, write: bool = True) -> AsyncItera
         if write:
             await person.press("W")
         yield person
+
+
+def prose(person: Person) -> str:
+    """The screen without what frames it and what lies beside the frame, as one line."""
+    inside = (re.sub("^.*?│(.*)│.*$", r"\1", line) for line in person.lines)
+    return " ".join(re.sub("[^ -~]", " ", "\n".join(inside)).split())
+
+
+async def says(person: Person, text: str) -> None:
+    """Wait for a text that may be wrapped."""
+    await person.until(lambda: text in prose(person), repr(text))
 
 
 async def shows(person: Person, *texts: str) -> None:

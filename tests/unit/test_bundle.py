@@ -138,7 +138,7 @@ def test_packed_again_by_hand() -> None:
 def test_archives_that_are_no_bundles(archive: bytes) -> None:
     with pytest.raises(CorruptFile) as caught:
         unpack(archive)
-    assert caught.value.try_.endswith(".")
+    assert caught.value.try_ and not caught.value.try_.endswith(".")
 
 
 WHOLE = gzip.decompress(archive_of(first=b"x" * 600, snapshot_json=to_json(Snapshot())))

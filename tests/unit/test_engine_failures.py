@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from core.collect import engine_http
+from core.collect import engine_http, engines
 from core.collect.engine_http import EngineKind, Unreachable, find_socket
-from core.collect.engines import read_docker, read_podman, watch_docker
+from core.collect.engines import DOCKER, read_docker, read_podman, watch_docker
 from core.model import Engine
 from tests.docker.bad_engine import BadEngine, http
 from tests.support.waiting import PATIENCE, wait_until
@@ -167,7 +167,7 @@ def test_installed_but_without_a_socket_is_stopped(tmp_path: Path) -> None:
         find_socket(kind, None)
     [problem] = caught.value.engine.problems
     assert caught.value.engine.state == "stopped"
-    assert (problem.what, problem.try_) == ("Docker is not running", "start it")
+    assert (problem.what, problem.try_) == ("can't connect to Docker", "start it")
 
 
 def test_no_server_listens(socket_path: Path, read: Read) -> None:
@@ -175,8 +175,8 @@ def test_no_server_listens(socket_path: Path, read: Read) -> None:
         bound.bind(str(socket_path))
         engine = read(str(socket_path))
     assert engine.state == "stopped"
-    assert "not running" in engine.problems[0].what
-    assert str(socket_path) in engine.problems[0].why
+    assert engine.problems[0].what.startswith("can't connect to ")
+    assert str(socket_path) in engine.problems[0].why and "isn't running" in engine.problems[0].why
 
 
 @pytest.mark.root
@@ -332,3 +332,19 @@ def test_watching_asks_only_for_what_matters(socket_path: Path) -> None:
         thread.join(PATIENCE)
     assert not thread.is_alive()
     assert server.asked[0].startswith("/events?filters=") and "exec" not in server.asked[0]
+
+
+def test_each_failure_is_a_problem_of_its_own() -> None:
+    """An event follows when `what` changes: if Docker stops while it denies access, say both."""
+    broken = [engines._slow(DOCKER, "/s"), engines._malformed(DOCKER, ValueError("no JSON"))]
+    engine_list = [
+        engine_http._stopped(DOCKER, "no process listens"),
+        engine_http._denied(DOCKER, "/s"),
+        *broken,
+    ]
+    problems = [problem for engine in engine_list for problem in engine.problems]
+    assert len({problem.what for problem in problems}) == len(engine_list) == 4
+    assert all(one.what.startswith("can't ") and one.why and one.try_ for one in problems)
+    assert problems[0].sentence == (
+        "can't connect to Docker: no process listens, so Docker isn't running. Try: systemctl start docker"
+    )

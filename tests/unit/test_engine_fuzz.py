@@ -146,5 +146,5 @@ def test_a_subnet_that_is_none_hides_nothing_else(tmp_path: Path) -> None:
         "none": (),
     }
     ((what, why),) = [(one.what, one.why) for one in engine.problems]
-    assert (what, why) == ("docker reports an invalid address of network app", "'no/subnet'")
+    assert (what, why) == ("can't use an address of network app", "docker reports 'no/subnet'")
     used(engine)

@@ -166,6 +166,6 @@ def test_an_answer_cut_short(tmp_path: Path) -> None:
     with (
         BadEngine(tmp_path / "s", cut) as engine,
         connection(engine) as http_,
-        pytest.raises(ValueError, match="too early"),
+        pytest.raises(ValueError, match="truncated"),
     ):
         http_.get_json("/1")

@@ -91,7 +91,7 @@ def refused_by(code: str, path: Path) -> str:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_dump_is_refused_in_little_memory(tmp_path: Path, name: str) -> None:
     error = refused_by(READ, HOSTILE[name](tmp_path / "bad.vnet"))
-    assert error.startswith("core.serialize.CorruptFile: ") and "Give a file that" in error
+    assert error.startswith("core.serialize.CorruptFile: ") and "Try: a file that" in error
 
 
 @pytest.mark.parametrize("name", HOSTILE_RECORDINGS)

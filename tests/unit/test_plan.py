@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -13,11 +13,17 @@ from core.model import (
     Firewall,
     FirewallRule,
     Host,
+    LinkKey,
     Listener,
     Network,
     PublishedPort,
+    Ref,
     Route,
+    container_ref,
     link_ref,
+    namespace_ref,
+    nat_ref,
+    network_ref,
 )
 from core.model.link import NextHop
 from core.operations import (
@@ -36,9 +42,10 @@ from core.operations import (
     SetSysctl,
     undo_of,
 )
-from core.plan import Plan, Refused, plan, plan_all
+from core.plan import Plan, Refused, describe, plan, plan_all
 from core.plan.ports import free_port
 from core.plan.requests import (
+    PHRASES,
     Attach,
     ChangeBridge,
     ChangeLink,
@@ -97,7 +104,11 @@ def planned(request: Request, now: Topology | None = None) -> Plan:
 def refused(request: Request, now: Topology | None = None) -> str:
     made = plan(request, now or topology(host()))
     assert isinstance(made, Refused), made
-    return "; ".join(made.reasons)
+    framed = f"can't {describe(request, now or topology(host()))}: "
+    assert all(one.startswith(framed) for one in made.reasons), made.reasons
+    reasons = [one.removeprefix(framed) for one in made.reasons]
+    assert not any(one.startswith(("can't ", "cannot ")) for one in reasons), reasons
+    return "; ".join(reasons)
 
 
 def vnet_rule(comment: str, **fields: Any) -> FirewallRule:
@@ -171,12 +182,48 @@ def test_an_internal_network_forwards_nothing() -> None:
         (Publish("web", "80", host_ip="::1"), "::1"),
         (Publish("bare", "80"), "has no address"),
         (Unpublish("80"), "vnet doesn't publish tcp/80"),
-        (Join("shop", "shop"), "two different"),
+        (Join("shop", "shop"), "the same network"),
         (Join("shop", "none"), 'network "none" doesn\'t exist'),
     ],
 )  # fmt: skip
 def test_refusals(request_: Request, reason: str) -> None:
     assert reason in refused(request_)
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        (Attach("web", "shop"), "can't attach web to shop: web is already attached to shop"),
+        (Attach("\x1b[1m", "shop"), 'can\'t attach \\x1b[1m to shop: there is no container "\\x1b[1m"'),
+        (CreateNetwork(""), 'can\'t create the network "": the network\'s name is empty'),
+        (ChangeLink(LinkKey(HOST, 999)), "can't change the link: it no longer exists"),
+        (Delete(link_ref(LinkKey(HOST, 999))), "can't delete the link: it no longer exists"),
+        (Delete(network_ref("gone")), "can't delete the network: it no longer exists"),
+        (Delete(container_ref("docker", "app")), "can't delete the container app: it belongs to docker. "
+         "Try: docker rm app"),
+        (Delete(namespace_ref(HOST)), "can't delete the namespace host: only named namespaces can be "
+         "deleted"),
+        (Delete(nat_ref(HOST, "x")), "can't delete the NAT entry: vnet only removes ports that it published "
+         "itself"),
+        (Delete(Ref("route", (1,))), "can't delete the route: vnet doesn't delete objects of the kind route"),
+        (Join("shop", "shop"), "can't route between shop and shop: they are the same network"),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_what_is_impossible(request_: Request, sentence: str) -> None:
+    made = plan(request_, topology(host()))
+    assert isinstance(made, Refused) and made.reasons == (sentence,)
+
+
+def test_every_request_has_a_phrase() -> None:
+    assert set(PHRASES) == set(get_args(Request))
+    made = plan_all((RemoveNetwork("no"), Detach("bare", "shop")), topology(host()))
+    assert isinstance(made, Refused)
+    assert [one.partition(": ")[0] for one in made.reasons] == [
+        "can't remove the network no",
+        "can't detach bare from shop",
+    ]
+    long = describe(CreateNetwork("x" * 200), topology(host()))
+    assert long == f"create the network {'x' * 59}…"
 
 
 def test_attach() -> None:
@@ -286,7 +333,7 @@ def redirecting_host(**fields: Any) -> Topology:
 def test_a_port_that_another_rule_redirects_is_refused() -> None:
     reason = refused(Publish("web", "8080", "80"), redirecting_host())
     assert "tcp port 8080 of the host is in use: a rule in table ip hostnat (not vnet's)" in reason
-    assert "redirects it to 10.8.0.3:80. Choose another port (8081 is free)" in reason
+    assert "redirects it to 10.8.0.3:80. Try: another port (8081 is free)" in reason
     assert "port 8080 " in refused(Publish("web", "8000-8100"), redirecting_host())
     assert "port 8070-8080 " in refused(Publish("web", "8000-8080"), redirecting_host(dport="8070-8090"))
     assert "to port 3128 of the host" in refused(
@@ -361,7 +408,7 @@ def test_changes_of_links_bridges_and_ports() -> None:
     keys = {one.name: one.key for one in now.snapshot.nets[HOST].links.values()}
     assert "already has these settings" in refused(ChangeLink(keys["eth0"], mtu=1500), now)
     assert "a tag that vnet needs" in refused(ChangeLink(keys["br-shop"], alias="x"), now)
-    assert "reserved for tags of vnet" in refused(ChangeLink(keys["eth0"], alias="vnet:net=x"), now)
+    assert "reserved for vnet's tags" in refused(ChangeLink(keys["eth0"], alias="vnet:net=x"), now)
     assert "unknown setting" in refused(ChangeBridge(keys["br-shop"], "colour", 1), now)
     assert "200 to 3000" in refused(ChangeBridge(keys["br-shop"], "forward_delay", 1), now)
     assert "isn't a bridge" in refused(ChangeBridge(keys["eth0"], "stp_state", 1), now)

@@ -202,7 +202,7 @@ def test_what_does_not_fit_the_schema(change: Callable[[dict[str, Any]], Any], w
     with pytest.raises(CorruptFile) as caught:
         unpack(changed(change))
     assert caught.value.where == where
-    assert caught.value.what and caught.value.try_.endswith(".")
+    assert caught.value.what and caught.value.try_ and not caught.value.try_.endswith(".")
 
 
 def test_a_dump_from_before_a_field_opens_with_its_default() -> None:

@@ -140,8 +140,10 @@ def command_errors() -> Iterator[None]:
     """Turn errors that prevent a change into CommandError."""
     try:
         yield
-    except (Busy, StateError, EngineError, GuardError) as error:
+    except (Busy, StateError, GuardError) as error:
         raise CommandError(str(error)) from error
+    except EngineError as error:
+        raise CommandError(f"can't change Docker's networks: {error}") from error
 
 
 def require_rights(steps: Iterable[Operation] | None = None) -> None:

@@ -89,7 +89,8 @@ def _read(name: str) -> Desired:
     except UnicodeDecodeError:
         raise CommandError(f"{safe(name)} is not UTF-8 text") from None
     except BadFile as error:
-        raise CommandError(f"{safe(name)}: {'; '.join(map(safe, error.reasons))}") from None
+        reasons = "; ".join(map(safe, error.reasons))
+        raise CommandError(f"can't read {safe(name)}: {reasons}") from None
 
 
 def _ask(plan: Plan) -> bool:

@@ -151,8 +151,8 @@ def _seconds(options: argparse.Namespace) -> float:
 
 def _print_notes(looks: _FlowReadings) -> None:
     """Report what wasn't read, and namespaces that don't count."""
-    for problem in dict.fromkeys((problem.what, problem.why) for problem in looks.problems):
-        print(f"vnet-tui: {safe(problem[0])} ({safe(problem[1])})", file=sys.stderr)
+    for sentence in dict.fromkeys(problem.sentence for problem in looks.problems):
+        print(f"vnet-tui: {safe(sentence)}", file=sys.stderr)
     quiet = [safe(looks.topology.label(ns)) for ns in looks.meter.table.uncounted]
     if quiet:
         where = ", ".join(quiet[:3]) + (" and more" if len(quiet) > 3 else "")

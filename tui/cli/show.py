@@ -144,9 +144,7 @@ def print_problems(topology: Topology, topics: Collection[str], scope: Collectio
 
 def _problem_words(topology: Topology, alike: Sequence[Problem]) -> str:
     first = alike[0]
-    words = f"{topology.label(first.ns)}: {first.what}" if first.ns is not None else first.what
-    words += f" ({first.why})" if first.why else ""
-    words += f" - {first.try_}" if first.try_ else ""
+    words = f"{topology.label(first.ns)}: {first.sentence}" if first.ns is not None else first.sentence
     return f"{words} (and {len(alike) - 1} more like this)" if len(alike) > 1 else words
 
 

@@ -109,7 +109,7 @@ def empty_text(view: ListView, snapshot: Snapshot) -> str:
     if parts and (hidden := out_of_sight(snapshot)):
         return f"Nothing is there in what could be read; {hidden}"
     if failed := _first(snapshot.problems, parts):
-        return f"Cannot be read: {failed}"
+        return failed
     unmade = _first(snapshot.problems, view.maker_parts)
     return f"{view.empty}\n{unmade}" if unmade else view.empty
 
@@ -140,8 +140,7 @@ def _first(problems: Iterable[Problem], parts: Iterable[str]) -> str:
     wanted = frozenset(parts)
     for problem in problems:
         if problem.part in wanted:
-            why = f" ({problem.why})" if problem.why else ""
-            return safe(f"{problem.what}{why}." + (f" Try: {problem.try_}." if problem.try_ else ""))
+            return safe(f"{problem.sentence[:1].upper()}{problem.sentence[1:]}.")
     return ""
 
 

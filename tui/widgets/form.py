@@ -237,10 +237,14 @@ class FormPane(Painted):
         return "" if one.touched and one.value else one.hint
 
     def _error_of(self, one: Field) -> str:
-        """Return the error of a typed value, "" if a note quotes it already."""
+        """Return why a typed value is wrong, "" if no note quotes it.
+
+        Of "can't VERB OBJECT: REASON" it is only the reason: there is little space beside a field.
+        """
         quoted = f'"{safe(one.value)}"'
         wrong = (safe(text) for text, tone in self.notes if tone == "bad" and one.touched and one.value)
-        return next((text for text in wrong if quoted in text), "")
+        found = next((text for text in wrong if quoted in text), "")
+        return found.partition(": ")[2] if found.startswith("can't ") else found
 
     def on_click(self, event: events.Click) -> None:
         if self._top + event.y < len(self.shown):

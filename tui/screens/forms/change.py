@@ -24,6 +24,7 @@ from tui.command import CommandError
 from tui.presenter import Worker
 from tui.screens.dialogs import NOT_BEGUN, Dialog, Line, PreviewPane, change_lines
 from tui.services import ChangeResult, ChangeService, PlanScope
+from tui.views.formatting import wrapped
 from tui.widgets.form import Field, FormPane
 
 type Values = Mapping[str, str]
@@ -323,7 +324,7 @@ class ChangeScreen(Dialog[ChangeResult | None]):
             self.preview.reveal(ticks[0])
 
     def _nothing(self, width: int, refused: Refused) -> list[Line]:
-        return [[("Not possible:", "title")], *([(safe(one), "bad")] for one in refused.reasons)]
+        return [[(part, "bad")] for one in refused.reasons for part in wrapped(safe(one), width)]
 
     def say(self, *notes: tuple[str, str]) -> None:
         """Show (text, tone) notes under the fields."""
