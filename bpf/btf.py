@@ -139,9 +139,9 @@ def read_btf(path: Path = VMLINUX, module: bytes = b"") -> Btf:
         base = path.read_bytes()
         return _index(base, len(base)) if not module else _index(*_joined(base, module))
     except OSError as error:
-        raise BtfError(f"can't read {path}: {error.strerror}") from error
+        raise BtfError(f"{error.strerror} ({path})") from error
     except (struct.error, IndexError, KeyError, ValueError) as error:
-        raise BtfError(f"can't parse {path}: damaged or of an unknown format") from error
+        raise BtfError(f"{path} is damaged or has an unknown format") from error
 
 
 def _joined(base: bytes, module: bytes) -> tuple[bytes, int]:
@@ -150,7 +150,7 @@ def _joined(base: bytes, module: bytes) -> tuple[bytes, int]:
     for blob in (base, module):
         magic, _, _, header, types, types_length, strings, strings_length = _HEADER.unpack_from(blob)
         if magic != _MAGIC:
-            raise BtfError("not BTF in this machine's byte order")
+            raise BtfError("the type information isn't in this machine's byte order")
         at, text = header + types, header + strings
         parts.append((blob[at : at + types_length], blob[text : text + strings_length]))
     (base_types, base_strings), (types, strings) = parts
@@ -163,7 +163,7 @@ def _joined(base: bytes, module: bytes) -> tuple[bytes, int]:
 def _index(data: bytes, module_at: int) -> Btf:
     magic, _, _, header, types, types_length, strings, _ = _HEADER.unpack_from(data)
     if magic != _MAGIC:
-        raise BtfError("not BTF in this machine's byte order")
+        raise BtfError("the type information isn't in this machine's byte order")
     btf = Btf(data, header + strings, [0])
     at, end = header + types, header + types + types_length
     unpack = struct.Struct("<II").unpack_from

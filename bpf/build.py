@@ -36,6 +36,7 @@ UAPI = Path("/usr/include")
 CACHE = Path("/var/cache/vnet-tui")
 _COMPILE_SECONDS = 900  # usually 1; an emulated machine takes a hundred times as long
 PROGRAM = "fastpath"
+INSTALL_BCC = "apt install python3-bpfcc (Fedora: dnf install python3-bcc)"
 
 # The kernel functions that the program calls, compiled as calls of helpers with these invented numbers.
 KFUNC_BASE = 900_000
@@ -232,7 +233,7 @@ def compiled_program(cache: Path = CACHE) -> CompiledProgram:
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise CompileError(f"can't create {cache}: {error.strerror}") from error
+        raise CompileError(f"{error.strerror} ({cache})") from error
     _compile(path)
     cached = _cached(path)
     if cached is None:
@@ -260,7 +261,7 @@ def _fingerprint() -> str:
     try:
         digest.update(VMLINUX.read_bytes())
     except OSError as error:
-        raise CompileError(f"can't read {VMLINUX}: {error.strerror}") from error
+        raise CompileError(f"{error.strerror} ({VMLINUX})") from error
     digest.update(types_of_module())
     return digest.hexdigest()[:24]
 
@@ -292,15 +293,16 @@ def _compile(path: Path) -> None:
         check=False,
     )
     if done.returncode:
-        raise CompileError(reason_of(done.stderr) or f"the compiler ended with {done.returncode}")
+        raise CompileError(reason_of(done.stderr) or f"the compiler exited with {done.returncode}")
 
 
 def reason_of(stderr: str) -> str:
     """Return why compiling failed: the first error in the C text, else the last line."""
     lines = [line for line in stderr.splitlines() if line.strip()]
     if lines and "No module named 'bcc'" in lines[-1]:
-        return "BCC is not installed (Debian: python3-bpfcc, Fedora: python3-bcc)"
-    return next((line for line in lines if ": error: " in line), lines[-1] if lines else "")
+        return f"BCC isn't installed. Try: {INSTALL_BCC}"
+    last = lines[-1].removeprefix(f"{BtfError.__module__}.{BtfError.__name__}: ") if lines else ""
+    return next((line for line in lines if ": error: " in line), last)
 
 
 if __name__ == "__main__":

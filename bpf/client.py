@@ -14,7 +14,7 @@ import numpy as np
 from bpf import layout, syscall
 from bpf.build import compiled_program
 from bpf.clock import Clock, jiffies_ago
-from bpf.rpc import Answer, NotRunning, ask
+from bpf.rpc import Answer, NotRunning, ask, refusal
 from bpf.runfile import netns_inode
 from core.model import FastFlows
 from core.model.fastpath import FASTFLOW_DTYPE, no_fast_flows
@@ -169,12 +169,7 @@ def start(targets: list[str], tied: bool, strict: bool = False) -> StartResult:
     try:
         answer = dict(json.loads(line))
     except ValueError:
-        answer = {
-            "ok": False,
-            "what": "can't turn on the fast path",
-            "why": "its process ended",
-            "try": "",
-        }
+        answer = refusal("can't turn on the fast path", "its process ended")
     return StartResult(supervisor, answer)
 
 

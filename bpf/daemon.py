@@ -30,7 +30,7 @@ from bpf.keepalive import Keepalive, Neighbours
 from bpf.maps import Maps, flow_capacity, load
 from bpf.preconditions import Preconditions, RuleReader
 from bpf.reconcile import Reconciler
-from bpf.rpc import Answer, Server
+from bpf.rpc import Answer, Server, refusal
 from bpf.runfile import SUPERVISOR_VARIABLE, clean_up, netns_inode, socket_path, unlock
 from core.netlink.events import EventSocket
 
@@ -364,7 +364,7 @@ def main(arguments: list[str]) -> int:
             daemon.stop()
         daemon.start()
     except (OSError, CompileError, syscall.Rejected) as error:
-        _print_answer({"ok": False, "what": "can't turn on the fast path", "why": str(error), "try": ""})
+        _print_answer(refusal("can't turn on the fast path", error))
         return 1
     _print_answer({"ok": True, "pid": os.getpid(), "socket": str(socket_path(netns_inode()))})
     try:

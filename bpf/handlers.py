@@ -35,7 +35,7 @@ from bpf.layout import VERDICTS
 from bpf.maps import Loaded, Maps, possible_cpus, reload
 from bpf.ports import LinkRow
 from bpf.reconcile import Reconciler
-from bpf.rpc import Answer
+from bpf.rpc import Answer, refusal
 
 
 class DaemonState(Protocol):
@@ -193,14 +193,14 @@ def handle(daemon: DaemonState, request: dict[str, Any]) -> Answer:
             daemon.reconciler.mark_dirty({None})
             daemon.reconciler.reconcile()
             return {"ok": True, "unknown": list(daemon.reconciler.unknown)}
-        case "capture" | "release" as what:
-            return _capture(daemon, str(request.get("address", "")), what == "capture")
+        case "capture" | "release" as do:
+            return _capture(daemon, str(request.get("address", "")), do)
         case "reload":
             return _reload(daemon)
         case "off":
             daemon.stop()
             return {"ok": True}
-    return {"ok": False, "what": "unknown request", "why": "", "try": ""}
+    return refusal("can't answer the request", "it is unknown")
 
 
 def _set_strict(daemon: DaemonState, strict: bool) -> None:
@@ -210,18 +210,13 @@ def _set_strict(daemon: DaemonState, strict: bool) -> None:
         daemon.rules_changed()
 
 
-def _capture(daemon: DaemonState, text: str, on: bool) -> Answer:
+def _capture(daemon: DaemonState, text: str, do: str) -> Answer:
     """Leave an address's traffic to the kernel, where a capture sees it, or no longer."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
-        return {
-            "ok": False,
-            "what": "can't capture",
-            "why": f"{text} is not an IP address",
-            "try": "10.9.0.3",
-        }
-    daemon.maps.capture(_AF[address.version], address.packed, on)
+        return refusal(f"can't {do} {text}", "it isn't an IP address", "an address such as 10.9.0.3")
+    daemon.maps.capture(_AF[address.version], address.packed, do == "capture")
     return {"ok": True, "captured": daemon.maps.captured}
 
 
@@ -229,7 +224,7 @@ def _reload(daemon: DaemonState) -> Answer:
     try:
         program = reload(daemon.loaded)
     except (OSError, CompileError, syscall.Rejected) as error:
-        return {"ok": False, "what": "can't replace the program", "why": str(error), "try": ""}
+        return refusal("can't replace the program", error)
     daemon.reconciler.attachments.replace(program)
     daemon.loaded.program = program
     return {"ok": True, "program": syscall.object_id(program)}

@@ -161,7 +161,7 @@ def _bcc(features: HostFeatures) -> Requirement:
     found = "Python bindings installed" if features.has_bcc else "Python bindings not installed"
     return Requirement(
         "BCC", met, found if not features.compiled else f"{found}; the program is already compiled", OFF,
-        "apt install python3-bpfcc (Fedora: dnf install python3-bcc)",
+        build.INSTALL_BCC,
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Talk over the control socket: a line of JSON as request, a line as answer.
 
 Requests are objects with `do`: "status", "maps", "targets" (with `targets`, a list of names, and `strict`),
-"capture" and "release" (with `address`), "reload", "off". Answers have `ok`, and if it is false `what`,
-`why` and `try`.
+"capture" and "release" (with `address`), "reload", "off". Answers have `ok`, and if it is false `what`
+("can't VERB OBJECT"), `why` and `try` ("" if there is no remedy).
 """
 
 from __future__ import annotations
@@ -61,6 +61,23 @@ class Server:
         self._socket.close()
 
 
+def refusal(what: str, why: str | Exception, remedy: str = "") -> Answer:
+    """Return the answer to a request that can't be executed.
+
+    `what` is "can't VERB OBJECT", `why` the reason or the error that has it.
+    """
+    if isinstance(why, OSError) and why.strerror:
+        why = f"{why.strerror} ({why.filename})" if why.filename else why.strerror
+    return {"ok": False, "what": what, "why": str(why), "try": remedy}
+
+
+def refusal_text(answer: Answer) -> str:
+    """Return a refusal as a sentence: "can't VERB OBJECT: REASON. Try: COMMAND"."""
+    what = answer.get("what") or "can't execute the request"
+    why, remedy = answer.get("why"), answer.get("try")
+    return f"{what}{f': {why}' if why else ''}{f'. Try: {remedy}' if remedy else ''}"
+
+
 def ask(request: dict[str, Any], inode: int | None = None, timeout: float = TIMEOUT) -> Answer:
     """Send a request to the daemon of a network namespace (None: this one).
 
@@ -77,7 +94,7 @@ def ask(request: dict[str, Any], inode: int | None = None, timeout: float = TIME
         try:
             answer = json.loads(_line(connection))
         except ValueError as error:
-            raise NotRunning("it ended before it answered") from error
+            raise NotRunning("the daemon ended before it answered") from error
     return dict(answer)
 
 

@@ -72,7 +72,7 @@ def lock() -> int:
         except BlockingIOError as error:
             who = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             os.close(descriptor)
-            raise AlreadyRunning(f"process {who or 'unknown'} already accelerates here") from error
+            raise AlreadyRunning(f"process {who or 'unknown'} already accelerates this namespace") from error
         if _is_at(descriptor, path):
             break
         os.close(descriptor)  # its owner removed it at its end

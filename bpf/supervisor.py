@@ -19,6 +19,7 @@ from contextlib import suppress
 from bpf import runfile
 from bpf.btf import load_module
 from bpf.connections import field_mask
+from bpf.rpc import refusal
 from bpf.runfile import SUPERVISOR_VARIABLE, clean_up
 from core.tools import own_python, with_packages
 
@@ -30,14 +31,14 @@ def main(arguments: list[str]) -> int:
     try:
         lock = runfile.lock()
     except (OSError, runfile.AlreadyRunning) as error:
-        return _print_error(str(error))
+        return _print_error(error)
     try:
         clean_up()
         load_module()
         runfile.save_state(runfile.CleanupState(field_mask(), runfile.netns_cookie()))
     except OSError as error:
         runfile.unlock()
-        return _print_error(str(error))
+        return _print_error(error)
     signals = os.pipe()
     os.set_blocking(signals[1], False)
     signal.set_wakeup_fd(signals[1], warn_on_full_buffer=False)
@@ -71,7 +72,7 @@ def _forward_answer(daemon: subprocess.Popen[bytes]) -> None:
         with suppress(OSError):
             print(line, end="", flush=True)
     else:
-        _print_error("its process ended immediately")
+        _print_error("its process ended before it answered")
 
 
 def _wait(daemon: subprocess.Popen[bytes], signals: int, tied: bool) -> None:
@@ -87,11 +88,8 @@ def _wait(daemon: subprocess.Popen[bytes], signals: int, tied: bool) -> None:
             daemon.terminate()
 
 
-def _print_error(why: str) -> int:
-    print(
-        json.dumps({"ok": False, "what": "can't turn on the fast path", "why": why, "try": ""}),
-        flush=True,
-    )
+def _print_error(why: str | Exception) -> int:
+    print(json.dumps(refusal("can't turn on the fast path", why)), flush=True)
     return 1
 
 

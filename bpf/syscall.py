@@ -194,7 +194,7 @@ def load_program(kind: int, instructions: bytes, name: str, module_btf: int | No
         return bpf(_PROG_LOAD, attributes(1))
     except OSError as error:
         text = log.tobytes().split(b"\0", 1)[0].decode("utf-8", "replace")
-        raise Rejected(f"{error.strerror}: {text[-2000:]}") from error
+        raise Rejected(f"the kernel refuses the program ({error.strerror}): {text[-2000:]}") from error
     finally:
         del code, license_text
 

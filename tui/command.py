@@ -23,11 +23,11 @@ class CommandError(Exception):
 def need_a_terminal() -> None:
     """Raise CommandError where the dashboard can't be drawn."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise CommandError("the dashboard needs a terminal; `vnet-tui show` prints into pipes and files")
+        raise CommandError("can't open the dashboard: it needs a terminal. Try: vnet-tui show")
     if os.environ.get("TERM") == "dumb":  # it would wait for answers of the terminal, and ignore keys
         raise CommandError(
-            "can't draw the dashboard: TERM=dumb means that this terminal can't move its cursor. "
-            "Try: TERM=xterm-256color if it can, or `vnet-tui show`, which prints text"
+            "can't open the dashboard: with TERM=dumb the terminal can't move its cursor. "
+            "Try: vnet-tui show, or TERM=xterm-256color if it can"
         )
 
 
@@ -55,13 +55,20 @@ def load_whole(path: Path) -> tuple[Snapshot, FastFlows | None]:
         with path.open("rb") as file:
             return unpack_both(file.read(MAX_BYTES + 1))
     except OSError as error:
-        raise CommandError(f"can't read {name}: {error.strerror}") from None
+        raise unreadable(path, error) from None
     except CorruptFile as error:
         if is_recording(path):
             raise CommandError(
                 f"can't read {name} as a dump: it is a recording. Try: vnet-tui replay {name}"
             ) from None
         raise CommandError(f"can't read {name}: {safe(str(error))}") from None
+
+
+def unreadable(path: Path | str, error: OSError) -> CommandError:
+    """Return the error of a file that the user named and that can't be read."""
+    is_denied = isinstance(error, PermissionError) and os.geteuid() != 0
+    remedy = ". Try: run it with sudo" if is_denied else ""
+    return CommandError(f"can't read {safe(str(path))}: {error.strerror or error}{remedy}")
 
 
 def is_recording(path: Path) -> bool:

@@ -14,7 +14,7 @@ from textual.binding import Binding, BindingType
 # while a recording is open, "demo" if there is no container, "app" also above overlays.
 Where = Literal["lines", "fold", "list", "order", "pane", "any", "change", "flows", "replay", "demo", "app"]
 
-READ_ONLY = "read-only: press W first"
+READ_ONLY = "can't change networks: the dashboard is read-only. Try: W"
 
 GROUPS: tuple[tuple[str, tuple[Where, ...]], ...] = (
     ("Moving", ("lines", "fold")),

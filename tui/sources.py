@@ -331,7 +331,7 @@ class ReplaySource:
         except (CorruptFile, OSError) as error:
             with self._wake:
                 self._playing = False
-            problem = Problem("recording", "this moment of the recording cannot be read", str(error))
+            problem = Problem("recording", "can't read this moment of the recording", str(error))
             problems = {**self._last.part_problems, "recording": (problem,)}
             return Update(replace(self._last, part_problems=problems), replaces_log=True)
         self._last = moment.snapshot

@@ -190,13 +190,15 @@ def test_in_a_pid_namespace_our_own_rules_are_not_taken_for_others(machine: Mach
 
 def test_what_would_change_is_said_and_nothing_is_done_without_a_yes(machine: Machine) -> None:
     assert "Accelerate shop (bridge br-shop):" in ok(machine, "accelerate shop --dry-run")
-    assert "without a terminal" in refused(machine, "accelerate", "shop")
+    assert "there is no terminal" in refused(machine, "accelerate", "shop")
     assert is_as_before(machine) and status(machine)["state"] == "off"
-    assert "no bridge or network nonsense" in refused(machine, "accelerate", "nonsense", "--yes")
+    assert 'can\'t accelerate "nonsense"' in refused(machine, "accelerate", "nonsense", "--yes")
     assert "no bridge or network is named" in refused(machine, "accelerate")
     assert "nothing to do" in ok(machine, "accelerate --off")
-    assert "nothing is accelerated" in refused(machine, "accelerate", "--capture", "10.91.0.2")
-    assert "can't be combined" in refused(machine, "accelerate", "shop", "--capture", "10.91.0.2")
+    assert "can't change the fast path: it is off" in refused(machine, "accelerate", "--capture", "10.91.0.2")
+    assert "--capture takes neither networks" in refused(
+        machine, "accelerate", "shop", "--capture", "10.91.0.2"
+    )
 
 
 def test_names_add_up_and_go_one_by_one(machine: Machine) -> None:
@@ -224,7 +226,9 @@ def test_captured_addresses_and_bad_ones(machine: Machine) -> None:
         say(talk)
         assert packets(machine) == before and packets(machine, "CAPTURED") >= 100
         assert asked(machine)["captured"] == ["10.91.0.3"]
-        assert "not an IP address" in refused(machine, "accelerate", "--capture", "nonsense")
+        assert "can't capture nonsense: it isn't an IP address" in refused(
+            machine, "accelerate", "--capture", "nonsense"
+        )
         ok(machine, "accelerate --release 10.91.0.3")
         wait_until(lambda: say(talk) or packets(machine) > before, "the fast path again")
 

@@ -184,5 +184,5 @@ def test_no_such_command_on_the_demo_lab() -> None:
     )
     assert (done.returncode, done.stderr) == (
         1,
-        "vnet-tui: there is no command 'no-such' to run in the demo lab\n",
+        "vnet-tui: can't run 'no-such' in the demo lab: there is no such command\n",
     )

@@ -39,7 +39,7 @@ def show(host: ThrowawayHost, topic: str) -> str:
 
 @pytest.mark.parametrize("topic", ["nat", "conntrack"])
 def test_tables_name_the_capabilities_that_they_need(web: ThrowawayHost, topic: str) -> None:
-    assert show(web, topic).startswith("Cannot be read: needs CAP_NET_ADMIN and CAP_SYS_ADMIN.")
+    assert show(web, topic).startswith("Can't read this: it needs CAP_NET_ADMIN and CAP_SYS_ADMIN.")
 
 
 def test_where_process_1_cannot_be_read_the_own_namespace_is_the_hosts(host: ThrowawayHost) -> None:

@@ -46,7 +46,7 @@ container_ports = 80
 def test_a_file_is_made_true_once(machine: Machine) -> None:
     file = machine.folder / "net.toml"
     file.write_text(FILE)
-    assert "without a terminal" in refused(machine, "apply", str(file))
+    assert "there is no terminal" in refused(machine, "apply", str(file))
     assert machine.json("ip -j netns list") == []
     ok(machine, f"apply {file} --yes")
     assert addresses(machine, "eth0", "log") == ["10.91.0.5/24", "fd91::2/64"]
@@ -194,7 +194,7 @@ def test_history_and_undo(machine: Machine) -> None:
     assert any("br-shop" in step["command"] for step in changes[1]["steps"])
     assert "no change to undo" in refused(machine, "undo")
     assert "undone already" in refused(machine, "undo", first)
-    assert "no change" in refused(machine, "undo", "../../etc/passwd")
+    assert "no such change" in refused(machine, "undo", "../../etc/passwd")
 
 
 def test_a_change_that_fails_is_taken_back(machine: Machine) -> None:
@@ -213,7 +213,7 @@ def test_rules_that_cannot_be_read_are_not_replaced(machine: Machine) -> None:
     machine.run("mount --bind /bin/false /usr/sbin/nft")
     said = refused(machine, "publish", "web", "8080")
     machine.run("umount /usr/sbin/nft")
-    assert "could not be read" in said
+    assert "vnet-tui's own rules couldn't be read" in said
     assert picture(machine) == before
 
 
@@ -257,7 +257,7 @@ def test_cleanup_leaves_what_is_not_ours(machine: Machine) -> None:
     ok(machine, "container create web --network shop")
     ok(machine, "attach theirs shop")
     ok(machine, "publish theirs 8080")
-    assert "without a terminal" in refused(machine, "cleanup")
+    assert "there is no terminal" in refused(machine, "cleanup")
     ok(machine, "cleanup --yes")
     assert picture(machine) | {"forward": ""} == before | {"forward": ""}
     assert "nothing to do" in ok(machine, "cleanup --yes")
@@ -285,7 +285,7 @@ def test_a_guarded_change_is_confirmed_or_taken_back(machine: Machine) -> None:
     done = machine.vnet("network", "create", "lan", "--kind", "nic-bridged", "--uplink", "up0")
     assert "vnet-tui confirm" in done.stderr
     assert ok(machine, "confirm") == "kept\n"
-    assert "does not wait" in refused(machine, "confirm", "nothing")
+    assert "doesn't wait" in refused(machine, "confirm", "nothing")
     ok(machine, "network rm lan")
     ok(machine, "confirm")
     assert addresses(machine, "up0") == ["192.0.2.2/24"]

@@ -190,12 +190,12 @@ async def test_a_picture_that_fails_is_told_and_the_program_goes_on(monkeypatch:
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (":cont foo:bar⏎", "There is no column foo; there are addr,"),
-        (":ct foo:bar⏎", "There is no column foo; there are addr,"),
-        (":ct port:abc⏎", "abc is neither a port"),
-        (":ct port:80-70⏎", "80-70 is neither a port nor a range"),
-        (":nat port:80-70⏎", "80-70 is neither a port nor a range"),
-        (":ct addr:10.0.0.0/99⏎", "10.0.0.0/99 is not a prefix"),
+        (":cont foo:bar⏎", "can't filter by foo: there is no such column. Try: addr,"),
+        (":ct foo:bar⏎", "can't filter by foo: there is no such column. Try: addr,"),
+        (":ct port:abc⏎", "can't filter by port:abc: it isn't a port"),
+        (":ct port:80-70⏎", "can't filter by port:80-70: it isn't a port or a range. Try: port:8000-8010"),
+        (":nat port:80-70⏎", "can't filter by port:80-70: it isn't a port or a range"),
+        (":ct addr:10.0.0.0/99⏎", "can't filter by addr:10.0.0.0/99: it isn't a prefix"),
     ],
 )
 async def test_a_filter_that_means_nothing_is_explained(typed: str, said: str) -> None:
@@ -253,6 +253,6 @@ async def test_a_file_has_no_events_and_nothing_to_pause() -> None:
         await person.press("p")
         assert "offline" in person.lines[0]
         await person.press("r")
-        assert "nothing to read again" in person.text and not source.refreshes
+        assert "can't read a file again" in person.text and not source.refreshes
         await person.press("1")
         assert "bit/s" not in person.text

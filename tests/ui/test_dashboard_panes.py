@@ -157,8 +157,8 @@ async def test_problems_of_one_reason_tell_it_once() -> None:
     lines = lines_of([], [*every, Problem("nat", "no nft", "no file", "install it")], "", 80)
     text = ["".join(part for part, _ in line) for line, _ in lines]
     assert text == [
-        "Not read", "links: ns1 cannot be read", "links: ns2 cannot be read", "  no right", "  try: sudo",
-        "nat: no nft", "  no file", "  try: install it",
+        "Not read", "links: ns1 cannot be read", "links: ns2 cannot be read", "  no right", "  Try: sudo",
+        "nat: no nft", "  no file", "  Try: install it",
     ]  # fmt: skip
 
 
@@ -239,8 +239,8 @@ async def test_what_is_said_stands_in_the_footers_place_once() -> None:
     async with dashboard(size=(80, 24)) as person:
         for _ in range(5):
             await person.type(":nosuchview⏎")
-        assert sum("is called 'nosuchview'" in line for line in person.lines) == 1
-        assert "is called 'nosuchview'" in "".join(person.lines[-3:])
+        assert sum('can\'t go to "nosuchview"' in line for line in person.lines) == 1
+        assert 'can\'t go to "nosuchview"' in "".join(person.lines[-3:])
         assert ":veths" in "".join(person.lines[-3:])
         assert not person.app._notifications
 

@@ -93,7 +93,7 @@ async def test_a_name_can_carry_a_filter() -> None:
 async def test_an_unknown_name_is_answered_in_words() -> None:
     async with dashboard() as person:
         await person.type(":xyzzy⏎")
-        await person.eventually("link or namespace is called")
+        await person.eventually('can\'t go to "xyzzy": no view')
         assert person.dashboard.view.name == "overview"
 
 

@@ -31,7 +31,7 @@ def unprivileged(*lacking: str) -> Snapshot:
 @pytest.mark.parametrize("name", ["nat", "conntrack"])
 def test_tables_that_need_rights_say_so(name: str) -> None:
     words = empty_text(view(name), unprivileged(*LACKING))
-    assert words.startswith("Cannot be read: needs CAP_NET_ADMIN and CAP_SYS_ADMIN.")
+    assert words.startswith("Can't read this: it needs CAP_NET_ADMIN and CAP_SYS_ADMIN. Try: ")
 
 
 @pytest.mark.parametrize("name", ["veths", "containers", "bridges", "networks", "routes"])

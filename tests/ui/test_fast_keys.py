@@ -219,14 +219,14 @@ async def test_without_a_bridge_there_is_nothing_to_do_and_that_is_said() -> Non
         await person.press("f")
         await person.eventually("nothing is forwarded, nothing to do")
         await person.press("8", "f")
-        await person.eventually("Select a bridge, a network, a container or a flow of one first")
+        await person.eventually("Try: select a bridge, a network, a container or a flow")
 
 
 async def test_read_only_is_read_only() -> None:
     async with accelerating(write=False) as (person, _):
         await select(person, "networks", "app")
         await person.press("f")
-        await person.eventually("read-only: press W first")
+        await person.eventually("can't change networks: the dashboard is read-only. Try: W")
         assert len(person.app.screen_stack) == 1
 
 

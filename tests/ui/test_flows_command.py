@@ -79,15 +79,15 @@ def test_only_so_many_groups(capsys: pytest.CaptureFixture[str], file: str) -> N
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("colour:red", "There is no column colour"),
-        ("--over -1", "--over takes seconds"),
-        ("--top 0", "--top takes how many"),
-        ("--top -1", "--top takes how many"),
-        ("rate:>10k", "nothing was measured"),
-        ("rtt:<5", "a file holds none"),
-        ("--by process", "a file holds none"),
-        ("--follow", "a file holds one moment"),
-        ("addr:10.0.0.0/99", "is not a prefix"),
+        ("colour:red", "can't filter by colour: there is no such column. Try: addr, "),
+        ("--over -1", "can't measure over -1 seconds: it takes 0 to 3600"),
+        ("--top 0", "can't print 0 flows: --top takes 1 or more"),
+        ("--top -1", "can't print -1 flows: --top takes 1 or more"),
+        ("rate:>10k", "can't filter by rate: a file holds one moment"),
+        ("rtt:<5", "a file holds no sockets"),
+        ("--by process", "a file holds no sockets"),
+        ("--follow", "can't follow the flows of a file: it holds one moment"),
+        ("addr:10.0.0.0/99", "can't filter by addr:10.0.0.0/99: it isn't a prefix. Try: addr:10.0.0.0/8"),
     ],
 )
 def test_what_makes_no_sense_is_said(

@@ -100,7 +100,7 @@ async def test_a_gateway_follows_the_subnet_until_it_is_touched(inside_host: Thr
         (("[b]x",), '"[b]x" contains "["'),
         (("ok", "tab", "tab", "10.99.0.0/24"), "overlaps"),
         (("ok", "tab", "tab", "10.98.0.1/24"), "has host bits set"),
-        (("ok", "tab", "tab", "tab", "tab", "tab", "9x"), "is not a valid MTU"),
+        (("ok", "tab", "tab", "tab", "tab", "tab", "9x"), 'can\'t use "9x" as MTU'),
         (("ok", "tab", "tab", "tab", "tab", "tab", "99999"), "out of range"),
     ],
 )
@@ -127,7 +127,7 @@ async def test_read_only_refuses(inside_host: ThrowawayHost) -> None:
         for key in "nadPcu":
             await person.press(key)
             assert len(person.app.screen_stack) == 1
-        await shows(person, "press W first")
+        await shows(person, "the dashboard is read-only. Try: W")
         await person.press("W")
         assert "WRITE" in person.lines[0] and "read-only" not in person.lines[0]
         await person.press("W")
@@ -148,7 +148,7 @@ async def test_a_file_cannot_be_changed() -> None:
         source=FedSource(read_snapshot(()), live=False), make_change_service=ChangeSession
     ) as person:
         await person.press("W")
-        await shows(person, "cannot be changed")
+        await shows(person, "can't change networks: this is a file")
         assert "read-only" in person.lines[0]
 
 
@@ -203,7 +203,7 @@ async def test_what_others_stand_on_is_not_taken_back(inside_host: ThrowawayHost
         (when,) = re.findall(r"\d\d:\d\d:\d\d", listed)
         assert when in person.text.partition("later changes depend on it")[2], "as the list names it"
         await person.press("enter")
-        await shows(person, "Can't undo it")
+        await shows(person, "can't undo it: later changes depend on it")
         assert len(person.app.screen_stack) == 2
 
 

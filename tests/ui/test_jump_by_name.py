@@ -31,7 +31,7 @@ async def test_a_thing_is_gone_to_by_its_name(name: str, view: str, kind: str) -
 async def test_what_was_tried_is_told() -> None:
     async with dashboard() as person:
         await person.type(":nosuchthing⏎")
-        assert "No view, container, network, link or namespace is called 'nosuchthing'" in person.text
+        assert 'can\'t go to "nosuchthing": no view, container, network, link or namespace' in person.text
 
 
 async def test_the_help_names_the_views_without_a_number() -> None:

@@ -106,7 +106,7 @@ async def test_b_asks_what_is_fast_where_no_picture_tells(folder: Path) -> None:
 async def test_a_file_is_not_recorded_but_bundled(folder: Path) -> None:
     async with dashboard(source=FedSource(small_host(), live=False)) as person:
         await person.press("R")
-        await person.eventually("Only this host")
+        await person.eventually("can't record a file")
         await person.press("B")
         await person.eventually("It contains addresses")
     assert unpack(written(folder, ".tar.gz").read_bytes()).host == small_host().host

@@ -79,5 +79,6 @@ def test_the_reason_of_a_failure_is_its_first_error() -> None:
     )
     assert reason_of(stderr) == "a.c:3:4: error: e"
     assert reason_of("Traceback\n\nOSError: why\n") == "OSError: why"
-    assert reason_of("ModuleNotFoundError: No module named 'bcc'\n").startswith("BCC is not installed")
+    assert reason_of("ModuleNotFoundError: No module named 'bcc'\n").startswith("BCC isn't installed")
+    assert reason_of("Traceback\n\nbpf.btf.BtfError: no BTF\n") == "no BTF"
     assert reason_of("") == ""

@@ -65,9 +65,8 @@ def _serving(address: str) -> Iterator[None]:
         from core.metrics import MetricsError, MetricsServer
         from tui.cli.fastpath_agent import FastPathMetrics
     except ImportError as error:
-        raise CommandError(
-            f"metrics need {safe(error.name or str(error))}: pip install {error.name}"
-        ) from error
+        reason = f"{error.name} isn't installed. Try: pip install {error.name}" if error.name else str(error)
+        raise CommandError(f"can't serve metrics: {safe(reason)}") from error
     try:
         server = MetricsServer(address, _say, FastPathMetrics())
     except MetricsError as error:

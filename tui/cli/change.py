@@ -26,7 +26,7 @@ from core.plan.requests import (
     Tune,
     Unpublish,
 )
-from core.text import safe
+from core.text import quoted, safe
 from core.topology import Topology
 from tui.cli import files, history
 from tui.cli.console import agreed, command_errors, confirm, is_person, print_plan
@@ -177,13 +177,16 @@ def ports_of(text: str) -> tuple[str, str, str, str]:
     if where.startswith("["):
         host_ip, closed, where = where[1:].partition("]:")
         if not closed:
-            raise CommandError(f'"{safe(text)}" is not a port: write an IPv6 address as [ADDRESS]:PORT')
+            raise CommandError(
+                f'can\'t use "{safe(text)}" as a port: "]:" must follow the IPv6 address. Try: [ADDRESS]:PORT'
+            )
     parts = where.split(":")
     if not host_ip and (len(parts) == 3 or (len(parts) == 2 and "." in parts[0])):
         host_ip, *parts = parts
     if len(parts) > 2:
         raise CommandError(
-            f'"{safe(text)}" has too many parts: [HOST_IP:]HOST_PORTS[:CONTAINER_PORTS][/PROTO]'
+            f'can\'t use "{safe(text)}" as a port: it has too many parts. '
+            "Try: [HOST_IP:]HOST_PORTS[:CONTAINER_PORTS][/PROTO]"
         )
     return host_ip, parts[0], parts[1] if len(parts) == 2 else "", l4_proto
 
@@ -209,7 +212,10 @@ def _tune(options: argparse.Namespace, topology: Topology) -> Request:
             "--no-track-dns"
         )
     if options.only and options.no_track_dns is None:
-        raise CommandError("--only is about --no-track-dns: the other options are about the whole bridge")
+        raise CommandError(
+            "can't use --only: it needs --no-track-dns, as the other options tune the whole bridge. "
+            f"Try: --no-track-dns on --only {quoted(options.only[0])}"
+        )
     switched = {"on": True, "off": False, None: None}
     return Tune(
         _bridge(options.network, topology),
@@ -232,8 +238,11 @@ def _bridge(text: str, topology: Topology) -> LinkKey:
     found = {bridge.key for one in named if (bridge := topology.bridge_link(one))}
     if len(found) == 1:
         return found.pop()
-    why = f'there is no bridge or network of the host "{safe(text)}"'
-    raise CommandError(f'"{safe(text)}" is several networks: name the bridge' if found else why)
+    if found:
+        reason = "several networks have that name. Try: the name of the bridge"
+    else:
+        reason = "the host has no bridge or network of that name. Try: vnet-tui show bridges"
+    raise CommandError(f'can\'t tune "{safe(text)}": {reason}')
 
 
 def _key(options: argparse.Namespace, topology: Topology) -> LinkKey:
@@ -242,7 +251,11 @@ def _key(options: argparse.Namespace, topology: Topology) -> LinkKey:
     for link in net.links.values() if net else ():
         if options.link in (link.name, *link.altnames):
             return link.key
-    raise CommandError(f'there is no link "{safe(options.link)}" in {safe(topology.label(ns))}')
+    place = topology.label(ns)
+    raise CommandError(
+        f'can\'t find the link "{safe(options.link)}": {safe(place)} has none of that name. '
+        f"Try: vnet-tui show links --ns {quoted(place)}"
+    )
 
 
 def _namespace(text: str, topology: Topology) -> int:
@@ -255,4 +268,8 @@ def _namespace(text: str, topology: Topology) -> int:
     }
     if len(named) == 1:
         return next(ns for ns in named if ns is not None)
-    raise CommandError(f'there is no namespace "{safe(text)}"' if not named else f'"{safe(text)}" is several')
+    if named:
+        reason = "several containers have that name. Try: the id of one"
+    else:
+        reason = "there is none of that name. Try: vnet-tui show namespaces"
+    raise CommandError(f'can\'t find the namespace "{safe(text)}": {reason}')

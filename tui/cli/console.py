@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import select
 import sys
 from collections.abc import Iterable, Iterator
@@ -82,7 +83,8 @@ def ended(outcome: Outcome) -> int:
         print(f"vnet-tui: {safe(error)}", file=sys.stderr)
     if outcome.end == "failed":
         print(
-            f"vnet-tui: it could not be undone completely; try again: vnet-tui recover {outcome.entry_id}",
+            f"vnet-tui: can't undo {outcome.entry_id} completely: see the errors above. "
+            f"Try: vnet-tui recover {outcome.entry_id}",
             file=sys.stderr,
         )
     elif outcome.errors:
@@ -146,19 +148,24 @@ def command_errors() -> Iterator[None]:
         raise CommandError(f"can't change Docker's networks: {error}") from error
 
 
-def require_rights(steps: Iterable[Operation] | None = None) -> None:
+OR_DRY_RUN = ", or add --dry-run to see the commands"
+
+
+def require_rights(
+    steps: Iterable[Operation] | None = None, to: str = "change networks", or_try: str = ""
+) -> None:
     """Raise CommandError if this process lacks rights for changes, or for `steps`.
 
-    Steps that Docker executes need only access to its socket (capabilities(7) has the others).
+    Steps that Docker executes need only access to its socket (capabilities(7) has the others). The error says
+    what can't be done (`to`), and what else to try.
     """
     if steps is not None and all(step.by_docker for step in steps):
         return
     lacking = [name for name in missing_capabilities() if name != "CAP_SYS_PTRACE"]
     if lacking:
-        raise CommandError(
-            f"changing networks needs {' and '.join(lacking)}, which this process lacks; "
-            "nothing was changed: run it with sudo (--dry-run prints the commands without)"
-        )
+        needs = " and ".join(lacking)
+        remedy = "run it with sudo" if os.geteuid() else "docker run --privileged"  # root in a container
+        raise CommandError(f"can't {to}: this process lacks {needs}. Try: {remedy}{or_try}")
 
 
 def is_person() -> bool:
@@ -195,17 +202,16 @@ def confirm(options: argparse.Namespace) -> int:
     waiting = [one.entry_id for one in guard.pending_guards() if one.alive]
     entry = journal.id_of(options.entry) or (waiting[0] if len(waiting) == 1 else "")
     if not entry:
-        reason = (
-            f"several changes wait: {', '.join(waiting)}" if waiting else "no change waits to be confirmed"
-        )
-        raise CommandError(reason)
+        several = f"several wait: {', '.join(waiting)}. Try: vnet-tui confirm ID"
+        reason = several if waiting else "no change waits to be confirmed"
+        raise CommandError(f"can't confirm a change: {reason}")
     return _confirm(entry, options.json)
 
 
 def _confirm(entry_id: str, as_json: bool) -> int:
     if not guard.confirm(entry_id):
         raise CommandError(
-            f"{safe(entry_id)} does not wait to be confirmed (vnet-tui history shows how it ended)"
+            f"can't confirm {safe(entry_id)}: it doesn't wait to be confirmed. Try: vnet-tui history"
         )
     if as_json:
         print_json({"id": entry_id, "kept": True})

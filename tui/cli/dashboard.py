@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ def _demo(options: argparse.Namespace) -> int:
         flags = [f"--{name}" for name in ("ascii", "write") if getattr(options, name)]
         words = ["vnet-tui", *flags, *words[1:]]
     elif shutil.which(words[0]) is None:
-        raise CommandError(f"there is no command {words[0]!r} to run in the demo lab")
+        raise CommandError(f"can't run {words[0]!r} in the demo lab: there is no such command")
     return _run_command(words, traffic=not options.no_traffic)
 
 
@@ -93,7 +94,9 @@ class DashboardFastPath:
 def _file_dashboard(options: argparse.Namespace) -> int:
     """Run the dashboard on a file; open the file before the terminal is needed."""
     if options.write:
-        raise CommandError("--write is for this host: a file cannot be changed")
+        raise CommandError(
+            "can't open a file with --write: only this host can be changed. Try: the same without --write"
+        )
     source = _file_source(options.source)
     need_a_terminal()
     from tui.app import run
@@ -169,8 +172,9 @@ def _replay(error: LabError, ascii_only: bool) -> int:
     try:
         need_a_terminal()
         source = open_recording(RECORDING)
-    except CommandError as second:
-        raise CommandError(f"{error}; and can't show its recording: {second}") from None
+    except CommandError:
+        print(f"vnet-tui: {error}", file=sys.stderr)
+        raise
     source.present("Recorded demo", _sentence(error))
     return run(source, ascii_only)
 

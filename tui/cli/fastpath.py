@@ -11,12 +11,11 @@ from typing import Any
 
 from bpf.btf import CONNTRACK_MODULE, load_module
 from bpf.rpc import TIMEOUT
-from core.collect.host import missing_capabilities
 from core.model import FastPath, Requirement
 from core.model.fastpath import FAST
-from core.text import safe
+from core.text import quoted, safe
 from core.topology import Topology
-from tui.cli.console import agreed, is_person
+from tui.cli.console import agreed, is_person, require_rights
 from tui.cli.fastpath_agent import read_fast_path
 from tui.cli.fastpath_session import FastPathSession, ask
 from tui.command import CommandError
@@ -35,24 +34,20 @@ def run(options: argparse.Namespace) -> int:
     if not options.targets and not options.off and options.strict is None:
         raise CommandError("can't accelerate: no bridge or network is named. Try: vnet-tui accelerate all")
     if not options.dry_run:
-        require_rights("turning the fast path on or off", "; --dry-run only says what would change")
+        require_rights(to="turn the fast path on or off", or_try=", or add --dry-run to see the changes")
     return _switch(session, options)
 
 
-def require_rights(what: str, more: str = "") -> None:
-    """Raise CommandError if this process lacks the rights (capabilities(7))."""
-    if lacking := [name for name in missing_capabilities() if name != "CAP_SYS_PTRACE"]:
-        words = f"{what} needs {' and '.join(lacking)}, which this process lacks"
-        raise CommandError(f"{words}; nothing was changed: run it with sudo{more}")
-
-
 def _capture(options: argparse.Namespace) -> int:
+    do, address = ("capture", options.capture) if options.capture else ("release", options.release)
     if options.targets or options.off:
-        raise CommandError("--capture and --release can't be combined with networks or --off")
-    require_rights("--capture or --release")
-    do = "capture" if options.capture else "release"
+        raise CommandError(
+            f"can't {do} {safe(address)}: --{do} takes neither networks nor --off. "
+            f"Try: vnet-tui accelerate --{do} {quoted(address)}"
+        )
+    require_rights(to=f"{do} an address")
     was = ask({"do": "status"})["captured"] if options.release else ()
-    answer = ask({"do": do, "address": options.capture or options.release})
+    answer = ask({"do": do, "address": address})
     print(describe_capture(options.release, was, answer["captured"]))
     return 0
 
@@ -70,13 +65,14 @@ def _switch(session: FastPathSession, options: argparse.Namespace) -> int:
     topology = session.read_topology()
     fast = session.status()
     if options.off and fast.state == "hidden":
-        raise CommandError("can't ask whether anything is accelerated: only root may. Try: sudo vnet-tui ...")
+        raise CommandError("can't read the state of the fast path: only root may. Try: run it with sudo")
     if options.off and not fast.is_running:
         print("nothing to do: nothing is accelerated here")
         return 0
     if options.strict is not None and not options.targets and not fast.is_running:
+        option = "--strict" if options.strict else "--no-strict"
         raise CommandError(
-            "nothing is accelerated here: name what --strict is for: vnet-tui accelerate NETWORK --strict"
+            f"can't set {option}: nothing is accelerated here. Try: vnet-tui accelerate NETWORK {option}"
         )
     if options.off and fast.state == "silent":
         return _end_silent(session, options)
@@ -111,9 +107,10 @@ def _choices(words: Sequence[str], topology: Topology, off: bool) -> tuple[Choic
     for word in words:
         choice = choice_named(topology, word)
         if choice is None and not off:
-            known = " ".join(safe(one.target) for one in all_choices(topology) if one.target) or "none"
+            known = ", ".join(safe(one.target) for one in all_choices(topology) if one.target)
             raise CommandError(
-                f"there is no bridge or network {safe(word)}; these can be accelerated: {known}"
+                f'can\'t accelerate "{safe(word)}": there is no bridge or network of that name'
+                + (f". Try: {known}" if known else "")
             )
         found.append(choice or Choice(safe(word), word, "", frozenset({word})))
     return tuple(found)
@@ -122,7 +119,7 @@ def _choices(words: Sequence[str], topology: Topology, off: bool) -> tuple[Choic
 def _agreed() -> bool:
     sys.stdout.flush()
     if not is_person():
-        raise CommandError("can't ask without a terminal. Try: --yes")
+        raise CommandError("can't ask for confirmation: there is no terminal. Try: --yes")
     return agreed("Do it?")
 
 
@@ -130,7 +127,8 @@ def _print(preview: FastPathPreview) -> None:
     for words in preview.nothing:
         print(words)
     if preview.refused:
-        print(f"{preview.title}: not possible on this machine")
+        title = preview.title[0].lower() + preview.title[1:]
+        print(f"can't {title}: this machine doesn't meet the requirements")
         for words in preview.refused:
             print(f"  - {words}")
         return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bpf import client, runfile
 from bpf.layout import VERDICTS
-from bpf.rpc import NotRunning, ask
+from bpf.rpc import NotRunning, ask, refusal_text
 from bpf.runfile import clean_up
 from core.model import FastFlows, FastPath, FastPort
 from core.model.fastpath import FAST
@@ -48,11 +48,11 @@ def recover_settings() -> str:
     except runfile.AlreadyRunning:
         return ""  # it runs
     except OSError as error:
-        raise CommandError(f"what the fast path left cannot be put right: {error.strerror}") from error
+        raise CommandError(f"can't clean up after the fast path: {error.strerror}") from error
     try:
         handed = clean_up()
     except OSError as error:
-        raise CommandError(f"what the fast path left cannot be put right: {error.strerror}") from error
+        raise CommandError(f"can't clean up after the fast path: {error.strerror}") from error
     finally:
         _unlock(lock)
     return f"put right what a killed fast path left: settings, and the marks of {handed or 0} connections"
@@ -182,11 +182,10 @@ class FastPathRunner:
         try:
             started = client.start(self._targets, tied=True, strict=self._strict)
         except OSError as error:
-            self._report(f"no process can be started: {error.strerror or error}")
+            self._report(f"can't start its process: {error.strerror or error}")
             return
         if not started.answer.get("ok"):
-            words = [str(started.answer[key]) for key in ("what", "why") if started.answer.get(key)]
-            self._report(": ".join(words))
+            self._report(refusal_text(started.answer))
         else:
             self._report(f"accelerating {', '.join(self._targets)}")
             self._wait(started.supervisor)

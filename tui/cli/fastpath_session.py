@@ -77,7 +77,7 @@ def _is_on(choice: Choice, fast: FastPath, on: bool) -> bool:
 
 def in_words(lacking: Requirement) -> str:
     """Return a requirement that is not met, as a sentence."""
-    return f"needs {lacking.name}, but {lacking.found}: {lacking.follows}. Try: {lacking.try_}"
+    return f"it needs {lacking.name}: {lacking.found}. Try: {lacking.try_}"
 
 
 def _whole(
@@ -291,7 +291,7 @@ class FastPathSession:
         except build.CompileError as error:
             raise CommandError(f"can't compile the program: {safe(str(error))}") from error
         except OSError as error:
-            raise CommandError(f"no process can be started: {error.strerror or error}") from error
+            raise CommandError(f"can't start the fast path: {error.strerror or error}") from error
         if not started.answer.get("ok") and (running := self._started_by_another()):
             targets = tuple(dict.fromkeys((*running.targets, *preview.targets)))
             return self._retarget((ALL,) if ALL in targets else targets, preview.strict or running.strict)
@@ -357,15 +357,15 @@ class _NotRunning(CommandError):
 
 
 def ask(request: dict[str, Any]) -> dict[str, Any]:
-    """Ask the holder; raises CommandError where it does not do it, or there is none."""
+    """Send a request to the daemon. Raises CommandError if refused, or none runs."""
     try:
         return _good(rpc.ask(request))
     except rpc.NotRunning:
-        raise _NotRunning("nothing is accelerated here: vnet-tui accelerate NETWORK turns it on") from None
+        raise _NotRunning("can't change the fast path: it is off. Try: vnet-tui accelerate NETWORK") from None
     except OSError as error:
         why = error.strerror or str(error) or type(error).__name__
         raise CommandError(
-            f"the process of the fast path does not answer ({why}): vnet-tui fastpath status"
+            f"can't reach the process of the fast path: {why}. Try: vnet-tui fastpath status"
         ) from error
 
 
@@ -373,9 +373,7 @@ def _good(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the answer; raise CommandError if it is a refusal."""
     if answer.get("ok"):
         return answer
-    words = ": ".join(safe(str(answer[key])) for key in ("what", "why") if answer.get(key))
-    more = f"; try: {safe(str(answer['try']))}" if answer.get("try") else ""
-    raise CommandError(f"{words or 'it was refused'}{more}")
+    raise CommandError(safe(rpc.refusal_text(answer)))
 
 
 def how_it_is(fast: FastPath) -> str:
@@ -393,5 +391,6 @@ def wait_for_the_end() -> None:
             return
         time.sleep(0.02)
     raise CommandError(
-        "the fast path is off, but not everything is restored yet: see vnet-tui fastpath status"
+        f"can't clean up after the fast path: not everything was restored in {_END_SECONDS:g} s. "
+        "Try: vnet-tui fastpath status"
     )

@@ -21,7 +21,7 @@ from core.text import safe
 from core.topology import Topology
 from tui.cli.console import agreed, is_person, print_json, print_plan
 from tui.cli.perform import WHOLE, look, perform, persistent_attachments, plan_requests
-from tui.command import CommandError
+from tui.command import CommandError, unreadable
 
 _MOST_TEXT = 1 << 24
 
@@ -64,7 +64,7 @@ def write_export(options: argparse.Namespace) -> int:
     except UnicodeEncodeError as error:
         line = text[: error.end].count("\n")
         raise CommandError(
-            f"can't export a name that isn't UTF-8, which TOML is: {safe(text.splitlines()[line])}. "
+            f"can't export a name that isn't UTF-8: TOML forbids it in {safe(text.splitlines()[line])}. "
             "Try: rename it"
         ) from None
     if options.file == "-":
@@ -82,12 +82,14 @@ def _read(name: str) -> Desired:
         with nullcontext(sys.stdin) if name == "-" else Path(name).open() as file:
             text = file.read(_MOST_TEXT + 1)
         if len(text) > _MOST_TEXT:
-            raise CommandError(f"can't read {safe(name)}: it is too large. Try: a file that `export` wrote")
+            raise CommandError(
+                f"can't read {safe(name)}: it is too large. Try: a file from `vnet-tui export`"
+            )
         return parse(text)
     except OSError as error:
-        raise CommandError(f"can't read {safe(name)}: {error.strerror}") from None
+        raise unreadable(name, error) from None
     except UnicodeDecodeError:
-        raise CommandError(f"{safe(name)} is not UTF-8 text") from None
+        raise CommandError(f"can't read {safe(name)}: it isn't UTF-8 text") from None
     except BadFile as error:
         reasons = "; ".join(map(safe, error.reasons))
         raise CommandError(f"can't read {safe(name)}: {reasons}") from None
@@ -97,7 +99,7 @@ def _ask(plan: Plan) -> bool:
     print_plan(plan)
     sys.stdout.flush()
     if not is_person():
-        raise CommandError("can't ask without a terminal. Try: --yes")
+        raise CommandError("can't ask for confirmation: there is no terminal. Try: --yes")
     return agreed(f"Do these {len(plan.steps)} steps?")
 
 

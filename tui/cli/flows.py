@@ -115,17 +115,17 @@ def run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace, is_file: bool) -> None:
     """Refuse combinations of options that make no sense; raises CommandError."""
     if options.over is not None and not 0 <= options.over <= 3600:
-        raise CommandError("--over takes seconds from 0 to 3600")
+        raise CommandError(f"can't measure over {options.over:g} seconds: it takes 0 to 3600")
     if options.top is not None and options.top < 1:
-        raise CommandError("--top takes how many to print, 1 or more")
+        raise CommandError(f"can't print {options.top} flows: --top takes 1 or more")
     if options.follow and is_file:
-        raise CommandError("--follow is for this host: a file holds one moment")
+        raise CommandError("can't follow the flows of a file: it holds one moment")
     if _filters_speed(options) and is_file:
-        raise CommandError("rate: needs speeds: a file holds one moment, in which nothing was measured")
+        raise CommandError("can't filter by rate: a file holds one moment, in which no rate was measured")
     if _filters_speed(options) and options.over == 0 and not options.follow:
-        raise CommandError("rate: needs speeds: --over 0 measures none")
+        raise CommandError("can't filter by rate: --over 0 measures none. Try: --over 1")
     if is_file and _asks_sockets(options):
-        raise CommandError("round trip times and processes are those of sockets: a file holds none")
+        raise CommandError("can't show round-trip times and processes: a file holds no sockets")
 
 
 def _asks_sockets(options: argparse.Namespace) -> bool:
@@ -157,8 +157,8 @@ def _print_notes(looks: _FlowReadings) -> None:
     if quiet:
         where = ", ".join(quiet[:3]) + (" and more" if len(quiet) > 3 else "")
         print(
-            f"vnet-tui: {where}: traffic is not counted - sysctl -w net.netfilter.nf_conntrack_acct=1 counts "
-            "that of connections to come",
+            f"vnet-tui: can't measure traffic in {where}: it isn't counted there. "
+            "Try: sysctl -w net.netfilter.nf_conntrack_acct=1, which counts that of new connections",
             file=sys.stderr,
         )
 
@@ -200,7 +200,7 @@ def _order(looks: _FlowReadings, picture: FlowView, options: argparse.Namespace)
 def _refuse_unknown(looks: _FlowReadings, picture: FlowView, text: str) -> None:
     remarks = list(FlowRows(looks.topology, picture).remarks(text))
     if remarks:
-        raise CommandError(" ".join(remarks))
+        raise CommandError(safe("; ".join(remarks)))
 
 
 def _print(looks: _FlowReadings, picture: FlowView, options: argparse.Namespace, stream: TextIO) -> None:

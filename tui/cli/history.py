@@ -23,6 +23,7 @@ from core.text import safe
 from core.topology import Topology
 from tui.cli import fastpath_agent
 from tui.cli.console import (
+    OR_DRY_RUN,
     agreed,
     ask,
     command_errors,
@@ -48,7 +49,7 @@ def undo(options: argparse.Namespace) -> int:
         if options.dry_run:
             print_dry_run(_as_plan(entry), options.json)
             return 0
-        require_rights(undo_of(entry.steps[: entry.begun]))
+        require_rights(undo_of(entry.steps[: entry.begun]), or_try=OR_DRY_RUN)
         with planning():
             _require_same(entry, _chosen(options.entry))
             refuse_under_later(entry)
@@ -61,7 +62,8 @@ def recover(options: argparse.Namespace) -> int:
     with command_errors():
         options.entry = journal.id_of(options.entry)
         if not options.dry_run:
-            require_rights(undo for entry in _cut_off(options.entry) for undo in _as_plan(entry).steps)
+            steps = (undo for entry in _cut_off(options.entry) for undo in _as_plan(entry).steps)
+            require_rights(steps, or_try=OR_DRY_RUN)
         with planning():  # a change that is under way by now isn't interrupted
             return _recover(options, _cut_off(options.entry))
 
@@ -93,9 +95,10 @@ def _cut_off(entry_id: str = "") -> tuple[Entry, ...]:
 
 def _not_cut_off(entry_id: str) -> str:
     entry = journal.find(entry_id)
-    if entry is None or entry.end != "done":
-        return f"{safe(entry_id)} was not interrupted"
-    return f"{entry_id} was not interrupted: it is done. Try: vnet-tui undo {entry_id}"
+    if entry is None:
+        return f"can't recover {safe(entry_id)}: there is no such change. Try: vnet-tui history"
+    remedy = f". Try: vnet-tui undo {entry_id}" if entry.end == "done" else ""
+    return f"can't recover {entry_id}: it wasn't interrupted{remedy}"
 
 
 def offer_recovery(options: argparse.Namespace) -> None:
@@ -119,7 +122,9 @@ def offer_recovery(options: argparse.Namespace) -> None:
     with planning():
         still = [entry for entry in journal.open_intents() if entry.entry_id in asked]
         if any(ended(run.undo(entry)) for entry in still):
-            raise CommandError("nothing else was changed")
+            raise CommandError(
+                "can't change networks: the interrupted change couldn't be undone. Try: vnet-tui recover"
+            )
 
 
 def refuse_after(entries: Iterable[Entry]) -> None:
@@ -131,9 +136,8 @@ def refuse_after(entries: Iterable[Entry]) -> None:
         for entry in found:
             journal.require_readable(entry)
         raise CommandError(
-            f"nothing was changed: an earlier change was interrupted, {_names(found)}; undo it first: "
-            "vnet-tui recover, --auto-undo, or u in the dashboard (vnet-tui recover --forget leaves what is "
-            "there)"
+            f"can't change networks: an earlier change was interrupted: {_names(found)}. Try: vnet-tui "
+            "recover (--forget leaves what is there), --auto-undo, or u in the dashboard"
         )
 
 
@@ -188,13 +192,13 @@ def _chosen(entry_id: str) -> Entry:
     if not entry_id:
         last = next((entry for entry in found if entry.end != "undone"), None)
         if last is None:
-            raise CommandError("there is no change to undo")
+            raise CommandError("can't undo the last change: there is no change to undo")
         return _possible(last)
     chosen = next((entry for entry in found if entry.entry_id == entry_id), None)
     if chosen is None:
-        raise CommandError(f"there is no change {safe(entry_id)}: vnet-tui history lists them")
+        raise CommandError(f"can't undo {safe(entry_id)}: there is no such change. Try: vnet-tui history")
     if chosen.end == "undone":
-        raise CommandError(f"{chosen.entry_id} is undone already")
+        raise CommandError(f"can't undo {chosen.entry_id}: it is undone already")
     return _possible(chosen)
 
 
@@ -206,7 +210,7 @@ def _possible(entry: Entry) -> Entry:
     which = f'{entry.entry_id} ("{safe(entry.title)}")'
     if entry.is_final:
         raise CommandError(
-            f"can't undo {which}: it has no undo. Try: vnet-tui history, and an earlier change by its id"
+            f"can't undo {which}: it has no undo. Try: vnet-tui undo ID, with the id of an earlier change"
         )
     if entry.end == journal.UNDER_WAY:
         raise CommandError(f"can't undo {which}: it is under way. Try: again in a moment")
@@ -218,7 +222,7 @@ def _require_same(shown: Entry, now: Entry) -> None:
     """Raise CommandError if the chosen entry has changed, or isn't the last any more."""
     if (now.entry_id, now.end) != (shown.entry_id, shown.end):
         raise CommandError(
-            f"can't undo {shown.entry_id}: something was changed meanwhile. Try: vnet-tui history"
+            f"can't undo {shown.entry_id}: another change was made or undone meanwhile. Try: vnet-tui history"
         )
 
 
@@ -226,7 +230,10 @@ def refuse_under_later(entry: Entry) -> None:
     """Raise CommandError if later changes depend on this one."""
     later = takewhile(lambda one: one.entry_id != entry.entry_id, journal.history())
     if standing := standing_on(entry, later):
-        raise CommandError(f"later changes depend on it, undo these first: {', '.join(standing)}")
+        first = ", then ".join(standing)
+        raise CommandError(
+            f"can't undo {entry.entry_id}: later changes depend on it. Try: vnet-tui undo {first}"
+        )
 
 
 def standing_on(entry: Entry, later: Iterable[Entry]) -> list[str]:

@@ -20,6 +20,7 @@ from core.state import StateError, planning
 from core.text import TABLE, safe
 from core.topology import Topology
 from tui.cli.console import (
+    OR_DRY_RUN,
     ask,
     command_errors,
     print_dry_run,
@@ -81,7 +82,7 @@ def perform(
 def _require_rights(options: argparse.Namespace, planner: Planner, parts: Parts) -> None:
     """Raise CommandError without the rights; Docker's steps need only its socket."""
     try:
-        require_rights()
+        require_rights(or_try=OR_DRY_RUN)
     except CommandError:
         if getattr(options, "engine", "") == "docker":
             return  # Docker executes all of its steps
@@ -90,7 +91,7 @@ def _require_rights(options: argparse.Namespace, planner: Planner, parts: Parts)
             plan = planner(look(parts))
         if not isinstance(plan, Plan) or not plan.steps:
             raise
-        require_rights(plan.steps)
+        require_rights(plan.steps, or_try=OR_DRY_RUN)
 
 
 def _planned_dry(planner: Planner, parts: Parts) -> Plan | Refused:
@@ -188,8 +189,9 @@ def _require_our_rules(topology: Topology) -> None:
     except PermissionError:
         return  # then only Docker's steps can be executed
     if any(table.name == TABLE for table in tables):
-        reasons = "; ".join(f"{one.what} ({one.why})" for one in firewall.problems) if firewall else ""
-        raise CommandError(f"nothing was changed: vnet's own rules could not be read: {safe(reasons)}")
+        reasons = "; ".join(f"{one.what}: {one.why}" for one in firewall.problems) if firewall else ""
+        why = f" ({safe(reasons)})" if reasons else ""
+        raise CommandError(f"can't change networks: vnet-tui's own rules couldn't be read{why}")
 
 
 def run_plan(plan: Plan, progress: Callable[[Operation], None] = lambda _: None) -> run.Outcome:

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.text import safe
-from tui.command import LOOK_FIRST, CommandError, load_whole, need_a_terminal, save, size_of, span_of
+from tui.command import (
+    LOOK_FIRST,
+    CommandError,
+    load_whole,
+    need_a_terminal,
+    save,
+    size_of,
+    span_of,
+    unreadable,
+)
 
 if TYPE_CHECKING:
     from core.recording import Limits, Progress
@@ -76,7 +85,7 @@ def _ended(path: Path, made: Progress) -> int:
         raise CommandError(f"can't record into {name}: {made.ended}")
     if not made.moments:
         path.unlink(missing_ok=True)
-        raise CommandError(f"nothing was recorded: {made.ended}")
+        raise CommandError(f"can't record into {name}: {made.ended} before the first moment")
     start = "\r" if sys.stderr.isatty() else ""
     _say(
         f"{start}{span_of(made.seconds)}, {made.moments} moments, {size_of(made.size)}, until {made.ended}\n"
@@ -105,7 +114,7 @@ def open_recording(path: Path) -> ReplaySource:
         recording.moment(0)
         return ReplaySource(recording, path.name)
     except OSError as error:
-        raise CommandError(f"can't read {name}: {error.strerror}") from None
+        raise unreadable(path, error) from None
     except CorruptFile as error:
         raise CommandError(f"can't read {name}: {safe(str(error))}") from None
 

@@ -76,9 +76,9 @@ class ChangeSession:
         with command_errors(), planning():
             entry = journal.find(past.entry_id)
             if entry is None or entry.end != past.end:
-                raise CommandError("nothing was done: that change has ended otherwise meanwhile")
+                raise CommandError(f"can't undo {past.entry_id}: it has changed meanwhile")
             if entry.is_final:
-                raise CommandError("nothing was done: that change has no undo")
+                raise CommandError(f"can't undo {past.entry_id}: it has no undo")
             journal.require_readable(entry)
             refuse_under_later(entry)
             plan = Plan(f"undo: {past.title}", undo_of(entry.steps[: entry.begun]))

@@ -159,7 +159,9 @@ def _scope(topology: Topology, name: str) -> frozenset[int]:
     if not found:
         labels = sorted({safe(topology.label(inode)) for inode in topology.snapshot.namespaces})
         known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
-        raise UnknownNamespace(f"no namespace is called {safe(name)}; there are: {known}")
+        raise UnknownNamespace(
+            f'can\'t find the namespace "{safe(name)}": there is none of that name. Try: {known}'
+        )
     return found
 
 

@@ -56,11 +56,9 @@ class ChangeController:
     def toggle_writing(self) -> None:
         """Allow changes, or forbid them again."""
         service = self.service
-        missing = (
-            service.missing_rights() if service else self._unchangeable or "Nothing can be changed here."
-        )
+        missing = service.missing_rights() if service else self._unchangeable
         if not self.writing and missing:
-            self._screen.notify(missing, title="Still read-only", severity="warning", markup=False)
+            self._screen.notify(missing, severity="warning", markup=False)
             return
         self.writing = not self.writing
         self._screen.show_bars()
@@ -70,10 +68,12 @@ class ChangeController:
     @property
     def _unchangeable(self) -> str:
         """Why nothing here can ever be changed, "" where it can."""
+        if self._presenter.source.live and self._make_service:
+            return ""
+        reason = f"this is a {'recording' if self._presenter.mode == 'replay' else 'file'}"
         if self._presenter.source.live:
-            return "" if self._make_service else "The dashboard was opened with --read-only."
-        kind = "recording" if self._presenter.mode == "replay" else "file"
-        return f"This is a {kind}: it cannot be changed."
+            reason = "the dashboard was opened with --read-only"
+        return f"can't change networks: {reason}"
 
     def _offer_open_changes(self, service: ChangeService) -> None:
         """Offer to undo interrupted changes, and to confirm guarded ones."""
@@ -164,12 +164,13 @@ class ChangeController:
             ref = flow_ref(int(ref.key[0]), int(ref.key[1]))
         request = self._presenter.delete_request(ref) if ref and ref.kind == "flow" else None
         if ref is None:
-            self._open(lambda: None, "Nothing is selected.")
+            self._open(lambda: None, "can't delete: nothing is selected")
         elif ref.kind == "event":
-            words = "An event can't be deleted. Enter: go to its subject."
+            words = "can't delete an event: it is only a record. Try: Enter, which goes to its subject"
             self._open(lambda: None, words)
         elif ref.kind == "flow":
-            self._open(lambda: forget_form(request) if request else None, "That connection no longer exists.")
+            words = "can't forget the connection: it no longer exists"
+            self._open(lambda: forget_form(request) if request else None, words)
         else:
             self._open(lambda: delete_form(ref))
 

@@ -223,7 +223,10 @@ class Dashboard(Layout):
             self.navigation.follow(thing)
         elif found is None:
             names = " ".join(f":{view.name}" for view in registry.VIEWS)
-            words = f"No view, container, network, link or namespace is called {safe(text)!r}. Try {names}"
+            words = (
+                f'can\'t go to "{safe(text)}": no view, container, network, link or namespace has that name. '
+                f"Try: {names}"
+            )
             self.notify(words, severity="warning", markup=False)
         elif isinstance(found, str):
             await self.run_action(found)
@@ -388,7 +391,7 @@ class Dashboard(Layout):
             self.replay.play()
             return
         if not self.presenter.source.live:
-            self.notify("A file holds one moment: nothing to pause.", markup=False)
+            self.notify("can't pause a file: it holds one moment", markup=False)
             return
         self.presenter.paused = not self.presenter.paused
         self.navigation.request_rows()
@@ -397,7 +400,7 @@ class Dashboard(Layout):
     def action_refresh(self) -> None:
         """Read everything again."""
         if not self.presenter.source.live:
-            self.notify("A file doesn't change: nothing to read again.", markup=False)
+            self.notify("can't read a file again: it doesn't change", markup=False)
             return
         self.presenter.source.refresh()
         self.notify("Reading everything again", timeout=1.5, markup=False)

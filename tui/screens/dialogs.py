@@ -427,7 +427,7 @@ def _problem_lines(alike: Sequence[Problem], width: int) -> list[Line]:
     if why:
         lines += [[("  ", ""), (part, "")] for part in _wrapped(why, width - 2)]
     if try_:
-        lines += [[("  ", ""), (part, "accent")] for part in _wrapped(f"try: {try_}", width - 2)]
+        lines += [[("  ", ""), (part, "accent")] for part in _wrapped(f"Try: {try_}", width - 2)]
     return lines
 
 

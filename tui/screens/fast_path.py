@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _EVERY = 1.0  # seconds
 _SOON = 0.2  # while it is being turned on or off
-_SELECT = "Select a bridge, a network, a container or a flow of one first: f accelerates it."
+_SELECT = "can't accelerate: this has no bridge. Try: select a bridge, a network, a container or a flow"
 
 
 class FastPathChanged(Message):

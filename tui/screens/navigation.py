@@ -266,7 +266,7 @@ class NavigationController:
             self._caught_up.set()
         self._total = data.total
         if len(data.rows) and data.remarks and data.remarks != self._remarked:
-            screen.notify(safe(" ".join(data.remarks)), severity="warning", markup=False, timeout=6)
+            screen.notify(safe("; ".join(data.remarks)), severity="warning", markup=False, timeout=6)
         self._remarked = data.remarks
         table.message = self._explanation(data)
         if self._drawn is entry and len(table.rows) and self._same_columns(data):
@@ -330,10 +330,10 @@ class NavigationController:
     def show_failure(self, message: QueryFailed) -> None:
         """Report a failed query, and go on."""
         self._caught_up.set()
-        words = safe(repr(message.error))
+        words = f"can't show {self.view.title}: {safe(repr(message.error))}"
         self._screen.log.error(words)
         if self._drawn is not self.state.current:
             self._drawn = self.state.current
-            self._screen.table.clear(f"This could not be shown.\n{words}")
+            self._screen.table.clear(words)
         else:
-            self._screen.notify(words, title="This could not be shown", severity="error", markup=False)
+            self._screen.notify(words, severity="error", markup=False)

@@ -46,7 +46,8 @@ class RecordController:
             return
         screen, presenter = self._screen, self._presenter
         if not presenter.source.live:
-            screen.notify("Only this host can be recorded, not a file.", severity="warning", markup=False)
+            words = "can't record a file: only this host can be recorded"
+            screen.notify(words, severity="warning", markup=False)
             return
         from core.recording import Limits, Recorder
 
@@ -84,7 +85,7 @@ class RecordController:
             return
         made, name = recorder.progress, display_path(recorder.path)
         if made.failed:
-            words = f"Recording into {name} failed: {made.ended}."
+            words = f"can't record into {name}: {made.ended}"
             self._screen.notify(words, severity="error", markup=False, timeout=_NOTICE)
             return
         length = f"{span_of(made.seconds)}, {made.moments} moments, {size_of(made.size)}"

@@ -205,7 +205,8 @@ def remarks(text: str, known: Collection[str], inverted: bool = False) -> Iterat
     yield from query.remarks(text, known, inverted)
     for each in query.parse(text):
         if each.key in SIZES and each.inverted >= inverted and not _means_something(each.value):
-            yield f"{each.value} is neither a figure such as >1M nor a range such as 10k-1M."
+            remedy = f"{each.key}:>1M or {each.key}:10k-1M"
+            yield f"can't filter by {each.text}: it isn't a number or a range. Try: {remedy}"
 
 
 def _means_something(value: str) -> bool:

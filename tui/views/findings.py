@@ -97,7 +97,7 @@ def port_of(topology: Topology, container: Container, bridge: LinkKey) -> Link |
 
 
 _TO_ENTER = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
-_AS_ROOT = "Run it as root (sudo vnet-tui); in a container, start that with --privileged."
+_AS_ROOT = "Try: run it as root (sudo vnet-tui); in a container, start that with --privileged."
 
 
 def empty_text(view: ListView, snapshot: Snapshot) -> str:
@@ -105,7 +105,7 @@ def empty_text(view: ListView, snapshot: Snapshot) -> str:
     parts = view.problem_parts
     lacking = snapshot.host.missing_capabilities if parts else ()
     if missing := [name for name in view.capabilities if name in lacking]:
-        return f"Cannot be read: needs {_listed(missing)}. {_AS_ROOT}"
+        return f"Can't read this: it needs {_listed(missing)}. {_AS_ROOT}"
     if parts and (hidden := out_of_sight(snapshot)):
         return f"Nothing is there in what could be read; {hidden}"
     if failed := _first(snapshot.problems, parts):
@@ -132,7 +132,7 @@ def out_of_sight(snapshot: Snapshot) -> str:
     missing = [name for name in _TO_ENTER if name in snapshot.host.missing_capabilities]
     if not missing:
         return ""
-    return f"to look into the other network namespaces needs {_listed(missing)}. {_AS_ROOT}"
+    return f"looking into the other network namespaces needs {_listed(missing)}. {_AS_ROOT}"
 
 
 def _first(problems: Iterable[Problem], parts: Iterable[str]) -> str:

@@ -340,7 +340,7 @@ def by_name(terms: Iterable[Term], columns: Iterable[Column], known: Collection[
 
 
 def remarks(text: str, known: Collection[str], inverted: bool = False) -> Iterator[str]:
-    """Yield the mistakes of a filter as sentences; `known` are the existing keys.
+    """Yield the mistakes of a filter as error messages; `known` are the existing keys.
 
     Only its `inverted` terms are checked if others match rows.
     """
@@ -348,11 +348,11 @@ def remarks(text: str, known: Collection[str], inverted: bool = False) -> Iterat
         if inverted and not each.inverted:
             continue
         if each.key and each.key not in known and not _ADDRESS.fullmatch(each.text):
-            yield f"There is no column {each.key}; there are {', '.join(sorted(known))}."
+            yield f"can't filter by {each.key}: there is no such column. Try: {', '.join(sorted(known))}"
         elif each.key in PORT_KEYS and port_range(each.value) is None:
-            yield f"{each.value} is neither a port nor a range such as 8000-8010."
+            yield f"can't filter by {each.text}: it isn't a port or a range. Try: {each.key}:8000-8010"
         elif each.key in ADDRESS_KEYS and "/" in each.value and prefix(each.value) is None:
-            yield f"{each.value} is not a prefix such as 10.0.0.0/8."
+            yield f"can't filter by {each.text}: it isn't a prefix. Try: {each.key}:10.0.0.0/8"
 
 
 def matches(terms: Iterable[Term], row: Row, columns: Sequence[Column]) -> bool:

@@ -76,7 +76,7 @@ class AccelerateScreen(Dialog[str]):
         except CommandError as error:
             self._post_result(error)
         except Exception as error:
-            self._post_result(CommandError(repr(error)))
+            self._post_result(CommandError(f"can't change the fast path: {error!r}"))
 
     def _look(self) -> None:
         self._post_result(

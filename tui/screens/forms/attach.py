@@ -229,7 +229,7 @@ def _container(values: Values, topology: Topology) -> str:
     Raises CommandError.
     """
     if not values["container"]:
-        raise CommandError("there is no container to attach. Try: c, which creates a plain one")
+        raise CommandError("can't attach a container: there is none. Try: c, which creates a plain one")
     return uid_of(values["container"], able(topology))
 
 
@@ -239,8 +239,9 @@ def _leaving(values: Values, topology: Topology) -> str:
     Raises CommandError.
     """
     if not values["network"]:
-        who = f"{values['container']} was not" if values["container"] else "no container was"
-        raise CommandError(f"{who} attached by vnet or Docker ({_which(topology)}): d deletes other links")
+        who = f"{values['container']}: it wasn't" if values["container"] else "a container: none was"
+        why = f"attached by vnet-tui or Docker ({_which(topology)})"
+        raise CommandError(f"can't detach {who} {why}. Try: d for other links")
     return uid_of(values["container"], able(topology))
 
 
@@ -248,9 +249,7 @@ def _which(topology: Topology) -> str:
     """Explain which networks containers can be attached to, and which not."""
     able_to = [*our_names(topology), *dockers_names(topology)]
     foreign = others_names(topology)
-    words = (
-        f"only networks created by vnet-tui or Docker take containers ({', '.join(able_to) or 'none yet'})"
-    )
+    words = f"only networks created by vnet-tui or Docker take containers: {', '.join(able_to) or 'none yet'}"
     if not foreign:
         return words
     return f"{words}; {', '.join(foreign)} {'is' if len(foreign) == 1 else 'are'} not vnet's"
@@ -259,7 +258,8 @@ def _which(topology: Topology) -> str:
 def _attach(values: Values, topology: Topology) -> Attach:
     container = _container(values, topology)
     if not values["network"]:
-        raise CommandError(f"there is no network for it: {_which(topology)}. Try: n, which creates one")
+        why = f"there is no network for it ({_which(topology)})"
+        raise CommandError(f"can't attach {values['container']}: {why}. Try: n, which creates one")
     return Attach(container, values["network"], words(values["address"]), values.get("link", ""))
 
 
@@ -270,7 +270,6 @@ def _detach(values: Values, topology: Topology) -> Detach:
 def _move(values: Values, topology: Topology) -> Move:
     container = _leaving(values, topology)
     if not values["to"]:
-        raise CommandError(
-            f"there is no other network that it could move to: {_which(topology)}. Try: n, which creates one"
-        )
+        why = f"there is no other network for it ({_which(topology)})"
+        raise CommandError(f"can't move {values['container']}: {why}. Try: n, which creates one")
     return Move(container, values["network"], values["to"], words(values["address"]))

@@ -84,7 +84,7 @@ def number(text: str, what: str, example: int) -> int:
     Raises CommandError.
     """
     if text and not (text.isascii() and text.isdecimal()):
-        raise CommandError(f'"{safe(text)}" is not a valid {what}: write a number, such as {example}')
+        raise CommandError(f"can't use \"{safe(text)}\" as {what}: it isn't a number. Try: {example}")
     return int(text or 0)
 
 
@@ -339,7 +339,7 @@ class ChangeScreen(Dialog[ChangeResult | None]):
         """Do what is shown; where the commands are not in sight, show them first."""
         worked = self.worked
         if worked is None or not self._is_current(worked):
-            self.say(("The commands were not on the screen yet: press the key again.", "warn"))
+            self.say(("can't apply it: its commands weren't shown yet. Try: press the key again", "warn"))
             return
         if isinstance(worked.plan, Refused) or not worked.plan.steps:
             return
@@ -406,8 +406,10 @@ class ChangeScreen(Dialog[ChangeResult | None]):
     def _fail(self, error: Exception) -> None:
         """Show an error of planning or execution."""
         self.log.error(repr(error))
-        message = str(error) if isinstance(error, CommandError) else repr(error)
-        if self.phase == "running":
+        is_running = self.phase == "running"
+        unexpected = f"can't {'apply' if is_running else 'plan'} the change: {error!r}"
+        message = str(error) if isinstance(error, CommandError) else unexpected
+        if is_running:
             self._end([(message, "bad")])
         else:
             self.say((message, "bad"))
@@ -422,8 +424,9 @@ def _check_choices(form: Form, values: Mapping[str, str], typed: Mapping[str, st
     """Raise CommandError if a value isn't among a field's choices."""
     for one in form.fields:
         if one.choices and one.name in values and typed.get(one.name, one.choices[0]) not in one.choices:
-            what = f'"{safe(typed[one.name])}" is none of its choices' if typed[one.name] else "is empty"
-            raise CommandError(f"{one.label}: {what}: {', '.join(one.choices)}")
+            given = f'"{safe(typed[one.name])}"' if typed[one.name] else "an empty value"
+            choices = ", ".join(one.choices)
+            raise CommandError(f"can't use {given} as {one.label}: it isn't a choice. Try: {choices}")
 
 
 def _after(ended: ChangeResult) -> tuple[str, str]:
@@ -431,4 +434,4 @@ def _after(ended: ChangeResult) -> tuple[str, str]:
         return "Everything was undone: the host is as it was before.", "ok"
     if ended.end == "kept":
         return "Nothing was undone: the host is as it was before.", "ok"
-    return "It could not be undone completely. Try again: Esc, then u.", "warn"
+    return "can't undo everything: see the errors above. Try: Esc, then u", "warn"

@@ -25,7 +25,7 @@ from tui.services import ChangeResult, ChangeService, LoggedChange, PastChange, 
 from tui.views.formatting import cut, fit, wrapped
 from tui.widgets.lines import LinesPane, Span, strip_of
 
-_UNDER = "later changes depend on it: undo these first"
+_UNDER = "can't undo it: later changes depend on it. Try: undo those first"
 _ENDS = {
     "done": ("done", "ok"), "undone": ("undone", "dim"),
     "failed": ("in part", "bad"), "": ("interrupted", "bad"),
@@ -102,11 +102,13 @@ class UndoScreen(ChangeScreen):
 def undo_plan(past: PastChange) -> Plan | Refused:
     """Return the undo of a change as a plan, or the reasons why there is none."""
     if past.end == "undone":
-        return Refused(("it is undone already",))
+        return Refused(("can't undo it: it is undone already",))
     if past.end == "under way":
-        return Refused(("it is under way",))
+        return Refused(("can't undo it: it is under way. Try: again in a moment",))
     if past.is_final:
-        return Refused(("this has no undo: a forgotten connection can't be given back to the kernel",))
+        return Refused(
+            ("can't undo it: it has no undo, as the kernel doesn't take back a forgotten connection",)
+        )
     if past.under:
         return Refused((_UNDER, *past.under))
     return Plan(f"undo: {past.title}", undo_of(past.begun))
@@ -175,7 +177,7 @@ class HistoryScreen(Dialog[ChangeResult | None]):
         if entry and isinstance(plan, Plan):
             self.app.push_screen(UndoScreen(entry, self._change_service), self._taken_back)
         elif isinstance(plan, Refused):
-            self.notify(f"Can't undo it: {plan.reasons[0]}.", markup=False)
+            self.notify(plan.reasons[0], markup=False)
 
     def _taken_back(self, ended: ChangeResult | None) -> None:
         if ended is not None:
@@ -187,7 +189,7 @@ class HistoryScreen(Dialog[ChangeResult | None]):
         """Keep what an interrupted change has made, and don't offer it again."""
         entry = self._list.selected
         if entry is None or not entry.is_open:
-            self.notify("Only an interrupted change can be forgotten.", markup=False)
+            self.notify("can't forget it: only an interrupted change can be forgotten", markup=False)
             return
         try:
             self._change_service.forget(entry)
@@ -258,6 +260,7 @@ def _short(command: str) -> str:
 
 
 _TICK = 0.25  # seconds
+_TOO_LATE = "can't keep it: its time is over. Try: u, which shows how it ended"
 
 
 class ConfirmScreen(Dialog[str]):
@@ -325,11 +328,11 @@ class ConfirmScreen(Dialog[str]):
 
     def _keep(self) -> str:
         kept = self._change_service.confirm(self._waiting.entry_id)
-        return f"Kept: {self._waiting.title}" if kept else "It was too late: u shows how it ended."
+        return f"Kept: {self._waiting.title}" if kept else _TOO_LATE
 
     def _take_back(self) -> str:
         for entry in self._change_service.history():
             if entry.entry_id == self._waiting.entry_id:
                 ended = self._change_service.undo(entry, lambda operation: None)
                 return "; ".join(ended.errors) or f"Undone: {entry.title}"
-        return "It is not in the journal any more."
+        return "can't undo it: it isn't in the journal any more"

@@ -189,7 +189,9 @@ def _fill_join(topology: Topology, values: Values, ref: Ref | None) -> FormState
 
 def _join_request(values: Values, topology: Topology) -> Join | Separate:
     if not values["network"] or not values["other"]:
-        raise CommandError("can't join: two networks of vnet-tui are needed. Try: n, which creates one")
+        raise CommandError(
+            "can't join networks: two networks of vnet-tui are needed. Try: n, which creates one"
+        )
     return (Join if values["state"] == "joined" else Separate)(values["network"], values["other"])
 
 

@@ -114,7 +114,7 @@ def _requests(values: Values, links: dict[str, Link]) -> Iterator[Request]:
     """
     link = links.get(values["link"])
     if link is None:
-        raise CommandError(f'there is no link "{safe(values["link"])}" here')
+        raise CommandError(f'can\'t change "{safe(values["link"])}": there is no link of that name here')
     changed = {key: values[key] for key, held in _held(link) if key in values and values[key] != held}
     for key, value in changed.items():
         kind, _, name = key.partition(".")
@@ -205,11 +205,11 @@ def _request(values: Values, topology: Topology) -> Tune:
     """Return the request for the values that differ."""
     bridge = _bridges(topology).get(values["bridge"])
     if bridge is None:
-        raise CommandError(f'the host has no bridge "{safe(values["bridge"])}"')
+        raise CommandError(f'can\'t tune "{safe(values["bridge"])}": the host has no bridge of that name')
     held = _tune_held(tuned(topology, bridge))
     changed = {name: values[name] for name, now in held.items() if values.get(name, "") not in ("", now)}
     if not changed:
-        raise CommandError("nothing differs: change a field")
+        raise CommandError("can't tune: nothing differs. Try: change a field")
     return Tune(
         bridge.key,
         _size(changed["big_tcp"]) if "big_tcp" in changed else None,
@@ -232,5 +232,5 @@ def _switched(changed: Values, name: str) -> bool | None:
     if name not in changed:
         return None
     if changed[name] not in _ON:
-        raise CommandError(f'{name} is on or off, not "{safe(changed[name])}"')
+        raise CommandError(f'can\'t set {name} to "{safe(changed[name])}": it is on or off')
     return changed[name] == "on"
