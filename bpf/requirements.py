@@ -97,7 +97,7 @@ def _lockdown(features: HostFeatures) -> Requirement:
 def _types(features: HostFeatures) -> Requirement:
     why = features.btf or features.members
     return Requirement(
-        "the kernel's type information (BTF)", not why, why or f"{VMLINUX} has what is needed", OFF,
+        "the kernel's type information (BTF)", not why, why or f"{VMLINUX} has all needed types", OFF,
         "a kernel built with CONFIG_DEBUG_INFO_BTF",
     )  # fmt: skip
 
@@ -134,7 +134,7 @@ def _function(features: HostFeatures, name: str) -> Requirement:
         found = f"the module {CONNTRACK_MODULE} has it"
     return Requirement(
         f"kernel function {name}", met, found,
-        f"conntrack can't be asked without it: {OFF}",
+        f"the program can't use conntrack without it: {OFF}",
         "a kernel with CONFIG_DEBUG_INFO_BTF_MODULES that has the function (Linux 6.0 and newer have it)",
     )  # fmt: skip
 

@@ -82,7 +82,7 @@ class _CardBuilder:
             return "joined", fault or self._joined_by_name(container), bool(fault)
         others = self._joined_implicitly(container)
         if others:
-            return "joined", f"It shares one network namespace with {_listed(others)}.", False
+            return "joined", f"It shares a network namespace with {_listed(others)}.", False
         return (*self._by_links(container), False)
 
     def _without_namespace(self, container: Container) -> str:
@@ -92,11 +92,11 @@ class _CardBuilder:
         joins = mode.removeprefix(_JOIN) if mode.startswith(_JOIN) else ""
         target = self._target(container) if joins else None
         would = (
-            f"it would join {target.name if target else _short(joins) + ', which is gone'}"
+            f"it joins {target.name if target else _short(joins) + ', which no longer exists'}"
             if joins
             else f'its network mode is "{mode}"'
         )
-        return f"It is not running ({container.state}), so it has no namespaces" + (
+        return f"It isn't running ({container.state}), so it has no namespaces" + (
             f"; {would}." if mode else "."
         )
 
@@ -115,12 +115,18 @@ class _CardBuilder:
         target = self._target(container)
         if target is None:
             gone = _short(container.network_mode.removeprefix(_JOIN))
-            return f"It joined the container {gone}, which no longer exists, so it has no network."
+            return (
+                f"It shares the network namespace of the container {gone}, which no longer exists, "
+                f"so it has no network."
+            )
         if target.state not in _RUNNING:
-            return f"It joined {target.name}, which is not running ({target.state}), so it has no network."
+            return (
+                f"It shares the network namespace of {target.name}, which isn't running ({target.state}), "
+                f"so it has no network."
+            )
         if target.netns is not None and target.netns != container.netns:
             return (
-                f"It joined {target.name}, which was restarted with another network namespace, "
+                f"It shares an old network namespace of {target.name}, which was restarted with a new one, "
                 f"so it has no network."
             )
         return ""
@@ -149,7 +155,7 @@ class _CardBuilder:
     def _by_links(self, container: Container) -> tuple[str, str]:
         net = self.snapshot.nets.get(container.netns or 0)
         if net is None or not net.links:  # even an empty namespace has its loopback
-            return "unknown", "The links in its network namespace could not be read."
+            return "unknown", "The links in its network namespace couldn't be read."
         links = [link for link in net.links.values() if _connects(link)]
         if not links:
             return "closed", "Its network namespace has no link except loopback, so it has no network."

@@ -47,17 +47,17 @@ firewall rules and connections. Check it before you share it.
 """
 _FILES = {
     SNAPSHOT_FILE: "everything that was read, as `vnet-tui dump` writes it",
-    "show.txt": "the lists of the dashboard, for people; of a long one its beginning",
-    "show.json": "the same with what follows from it, as `vnet-tui show --json` prints it",
-    "flows.txt": "flows, a sentence each, the fastest first",
+    "show.txt": "the lists of the dashboard as text (the first 10,000 rows of each)",
+    "show.json": "the lists as `vnet-tui show --json` prints them",
+    "flows.txt": "flows, one per line, the fastest first",
     "rules/": "the firewall rules of each namespace, as nft and iptables print them",
-    "problems.txt": "findings, and what could not be read",
-    "events.txt": "what changed before this moment, as far as it was watched",
+    "problems.txt": "findings, and what couldn't be read",
+    "events.txt": "changes seen before this moment",
     "commands.json": "the commands that this session ran",
-    "history.json": "the changes that vnet-tui made on this host earlier, with their commands",
+    "history.json": "earlier changes by vnet-tui on this host, with their commands",
     "counters.json": "the links' counters",
-    FAST_FILE: "what the fast path counted, flow by flow",
-    "about.json": "versions of vnet-tui, of the kernel and of what it runs on",
+    FAST_FILE: "the fast path's counters of each flow",
+    "about.json": "versions of vnet-tui, the kernel and the engines",
 }
 
 

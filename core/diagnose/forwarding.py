@@ -48,7 +48,7 @@ def _drop(topology: Topology, container: Container, entries: Iterable[NatEntry])
     count = sum(entry.packets or 0 for entry in own)
     if own:
         packets = f"{count:,} packet{'s' * (count != 1)}"
-        sentence = f"A rule has dropped {packets} of {container.name}: {own[0].name}."
+        sentence = f"A rule dropped {packets} of {container.name}: {own[0].name}."
         related = tuple(nat_ref(entry.ns, entry.entry_id) for entry in own)
         advice = _delete_rule(topology, own[0])
         yield Finding(
@@ -74,7 +74,7 @@ def _delete_rule(topology: Topology, entry: NatEntry) -> str:
     else:
         tool = "ip6tables" if rule.family == "ip6" else "iptables"
         command = f"{tool} -t {quote(rule.table)} {rule.text.replace('-A ', '-D ', 1)}"
-    return f"if that isn't intended, delete the rule: {command}"
+    return f"to allow them, delete the rule; run: {command}"
 
 
 def blocked_networks(topology: Topology) -> Iterator[Finding]:
@@ -93,7 +93,7 @@ def blocked_networks(topology: Topology) -> Iterator[Finding]:
         dropped = (one for one in evaluator.dropping(path, ("out", "answers")) if one.certain)
         for chain, kinds in by_chain(dropped):
             cause = describe_drop(evaluator.firewall, chain, kinds, path)
-            sentence = f"{cause}: its containers can't connect to the outside."
+            sentence = f"{cause}: containers on {network.name} can't reach the outside."
             advice = describe_remedy(chain, kinds, path)
             yield Finding("forward", ref, "no outside access", sentence, "bad", related, advice)
 
@@ -112,7 +112,7 @@ def blocked_ports(topology: Topology) -> Iterator[Finding]:
         dropped = (one for one in evaluator.dropping(path, ("published", "replies")) if one.certain)
         for chain, kinds in by_chain(dropped):
             cause = describe_drop(evaluator.firewall, chain, kinds, path)
-            sentence = f"{cause}: that port can't be reached from outside."
+            sentence = f"{cause}: the port can't be reached from outside."
             ref, advice = nat_ref(entry.ns, entry.entry_id), describe_remedy(chain, kinds, path)
             yield Finding("forward", ref, "unreachable", sentence, "bad", related, advice)
 
@@ -151,7 +151,7 @@ def bypassing_ports(topology: Topology, blocked: Iterable[Finding]) -> Iterator[
     if ports:
         sentence = (
             f"{program}'s rules for incoming connections don't apply to published ports ({_listed(ports)}): "
-            f"any host that can reach this one can connect to them."
+            f"every host that can reach this one can connect to them."
         )
         first, uplink = entries[0], found[0].name if found else ""
         port = ports[0].partition("/")[2]
@@ -179,9 +179,11 @@ def no_default_route(topology: Topology) -> Iterator[Finding]:
         names = ", ".join(one.name for one in affected)
         sentence = (
             f"The host has no default route{' for IPv4' if defaults else ''}: "
-            f"it and {names} can't reach the outside{family}."
+            f"the host and {names} can't reach the outside{family}."
         )
-        advice = "undo the change that removed it (u, or vnet-tui undo), or: ip route add default via GATEWAY"
+        advice = (
+            "undo the change that removed it (u, or vnet-tui undo), or run: ip route add default via GATEWAY"
+        )
         yield Finding(
             "way out", namespace_ref(topology.host), "no default route", sentence, "warn", (), advice
         )
@@ -206,16 +208,17 @@ def docker_without_rules(topology: Topology) -> Iterator[Finding]:
     if not lost or (not left and all(one.kind != "routed" for one in networks)):
         return
     consequences = "; ".join(_PURPOSES[table] for table in lost)
-    sentence = f"Docker's rules are gone from {' and '.join(lost)}: {consequences}."
+    tables = f"table{'s' * (len(lost) > 1)} {' and '.join(lost)}"
+    sentence = f"Docker's rules are missing in the iptables {tables}: {consequences}."
     unless = "" if left else ' (unless it runs with "iptables": false)'
     yield Finding(
         "engine rules",
         namespace_ref(topology.host),
-        "Docker's rules are gone",
+        "Docker's rules missing",
         sentence,
         "bad" if left else "warn",
         tuple(network_ref(one.id) for one in networks),
-        f"systemctl restart docker{unless}",
+        f"restart Docker{unless}; run: systemctl restart docker",
     )
 
 

@@ -41,7 +41,7 @@ def dead_joins(topology: Topology) -> Iterator[Finding]:
             target = joined(topology, container)
             related = (container_ref(target.runtime, target.id),) if target else ()
             sentence = f"{container.name}{card.why.removeprefix('It')}"
-            advice = f"restart {container.name} after the container that it joins, or remove it"
+            advice = _rejoin(container, target)
             yield Finding(
                 "dead join",
                 container_ref(container.runtime, container.id),
@@ -51,6 +51,20 @@ def dead_joins(topology: Topology) -> Iterator[Finding]:
                 related,
                 advice,
             )
+
+
+def _rejoin(container: Container, target: Container | None) -> str:
+    """Return the advice for a container whose joined namespace is gone."""
+    if target is None:
+        return f"remove {container.name}, and create it again to join another container"
+    if container.runtime not in ("docker", "podman"):
+        return f"restart {container.name} after {target.name}"
+    restart = f"{container.runtime} restart {quote(container.name)}"
+    if target.netns is None:
+        return f"start {target.name}, then restart {container.name}; run: " + (
+            f"{container.runtime} start {quote(target.name)}; {restart}"
+        )
+    return f"restart {container.name}, so that it joins the new namespace; run: {restart}"
 
 
 def joined(topology: Topology, container: Container) -> Container | None:
@@ -90,8 +104,8 @@ def _of_link(topology: Topology, container: Container, link: Link) -> Iterator[F
             f"{peer.name}, the bridge port of {name}, doesn't forward: its STP state is {peer.port.state}."
         )
         advice = (
-            "wait if it is listening or learning; otherwise check the bridge: "
-            f"bridge -d link show dev {peer.name}"
+            "wait if it is listening or learning; otherwise check its STP settings, run: "
+            f"bridge -d link show dev {quote(peer.name)}"
         )
         yield Finding("port", ref, f"port is {peer.port.state}", sentence, "warn", related, advice)
     for role, end in (("bridge", bridge), ("port", peer)):
@@ -105,13 +119,13 @@ def _of_link(topology: Topology, container: Container, link: Link) -> Iterator[F
 def _set_up(topology: Topology, link: Link, peer: Link | None) -> str:
     if peer is not None and link.admin_up and not peer.admin_up:
         return _set(topology, peer, "--up")
-    return _set(topology, link, "--up") if not link.admin_up else "check its other end"
+    return _set(topology, link, "--up") if not link.admin_up else "check the link's other end"
 
 
 def _set(topology: Topology, link: Link, option: str) -> str:
-    """Return the command that changes a link; in the dashboard a key opens its form."""
+    """Advise to change a link: by a key of the dashboard, or by a command."""
     namespace = "" if link.ns == topology.host else f" --ns {quote(topology.label(link.ns))}"
-    return f"vnet-tui link set {quote(link.name)} {option}{namespace} (or e on it)"
+    return f"press e on the link, or run: vnet-tui link set {quote(link.name)} {option}{namespace}"
 
 
 def _down(link: Link, peer: Link | None, name: str) -> tuple[str, str] | None:
@@ -127,7 +141,7 @@ def _down(link: Link, peer: Link | None, name: str) -> tuple[str, str] | None:
 def _mtu_sentence(link: Link, other: Link, name: str, role: str) -> str:
     other_end = "its bridge" if role == "bridge" else "its other end"
     return (
-        f"{name} has MTU {link.mtu}, {other_end} {other.name} {other.mtu}: "
+        f"{name} has MTU {link.mtu}, but {other_end} {other.name} has {other.mtu}: "
         f"packets larger than {min(link.mtu, other.mtu)} bytes are lost."
     )
 
@@ -139,14 +153,14 @@ def of_bridges(topology: Topology) -> Iterator[Finding]:
         ref, is_read = network_ref(network.id), network.ns in topology.snapshot.nets
         if network.bridge and bridge is None and is_read:
             sentence = (
-                f"The bridge {network.bridge} of network {network.name} is gone: "
-                "the network can't carry any packets."
+                f"The bridge {network.bridge} of network {network.name} no longer exists: "
+                "the network carries no packets."
             )
             advice = "remove the network and create it again"
             yield Finding("bridge", ref, "bridge is gone", sentence, "bad", (), advice)
         elif bridge is not None and not bridge.admin_up:
             count = len(topology.ports_of(bridge.key))
-            ports = f"its {count} port{'s' * (count != 1)} can't" if count else "a port on it couldn't"
+            ports = f"its {count} port{'s' * (count != 1)} can't" if count else "ports attached to it can't"
             sentence = f"The bridge {bridge.name} is down: {ports} reach anything."
             related = (link_ref(bridge.key),)
             advice = _set(topology, bridge, "--up")
@@ -239,7 +253,7 @@ def _overlap(one: _Claim, other: _Claim) -> Finding:
         one, other = other, one
     sentence = (
         f"{one.name} ({' '.join(one.subnets)}) and {other.name} ({' '.join(other.subnets)}) overlap: "
-        "an address in both can be reached in only one of them."
+        "an address in both is reachable in only one of them."
     )
     short = f"overlaps {other.name}"
     smaller = one if other.ref.kind != "network" else min(one, other, key=lambda each: each.ports)
@@ -308,7 +322,7 @@ def _counted(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 _NEARLY_FULL = 0.8
 # Findings for counters that grow: in short, the effect, the cause, and the severity.
 _TABLE_FAILURES: Mapping[str, tuple[str, str, str, Severity]] = {
-    "drop": ("packets dropped", "dropped {count} packets", "its table is full or memory is short", "bad"),
+    "drop": ("packets dropped", "dropped {count} packets", "its table is full or memory ran out", "bad"),
     "insert_failed": (
         "inserts fail",
         "failed to insert {count} connections",
@@ -316,7 +330,7 @@ _TABLE_FAILURES: Mapping[str, tuple[str, str, str, Severity]] = {
         "warn",
     ),
     "early_drop": (
-        "early drops", "dropped {count} connections early", "new ones need room in its table", "warn",
+        "early drops", "removed {count} connections early", "its table had no room for new ones", "warn",
     ),
 }  # fmt: skip
 
@@ -327,13 +341,13 @@ def full_tables(topology: Topology) -> Iterator[Finding]:
         count, limit = len(table.entries), table.limit
         if limit and count > limit * _NEARLY_FULL:
             sentence = (
-                f"The conntrack table of {topology.label(ns)} holds {count:,} of {limit:,} connections: "
+                f"The conntrack table of {topology.label(ns)} has {count:,} of {limit:,} connections: "
                 "when it is full, new ones are dropped."
             )
             short = f"conntrack {count * 100 // limit}% full"
-            yield Finding(
-                "conntrack", namespace_ref(ns), short, sentence, "bad" if count >= limit else "warn"
-            )
+            advice = f"raise the limit; run: sysctl -w net.netfilter.nf_conntrack_max={2 * limit}"
+            severity: Severity = "bad" if count >= limit else "warn"
+            yield Finding("conntrack", namespace_ref(ns), short, sentence, severity, (), advice)
 
 
 def failing_tables(topology: Topology) -> Iterator[Finding]:
@@ -362,7 +376,7 @@ def storms(topology: Topology) -> Iterator[Finding]:
                 *((network_ref(network.id),) if network else ()),
             )
             source = " and ".join(_source(topology, port) for port in ports)
-            source = f"; they enter by {source}" if source else ""
+            source = f"; they enter through {source}" if source else ""
             sentence = f"{storm_text(storm, bridge)}{source}.{_loop_warning(bridge)}"
             short = f"{storm.kind} storm, {storm.rate:,.0f}/s"
             yield Finding("storm", link_ref(bridge.key), short, sentence, "bad", related)
@@ -372,7 +386,7 @@ def storm_text(storm: Storm, bridge: Link) -> str:
     """Describe a storm, without a full stop."""
     return (
         f"{storm.kind.capitalize()} storm on {bridge.name}: about {storm.rate:,.0f} frames/s, "
-        f"{storm.share:.0%} of all that enter it"
+        f"{storm.share:.0%} of all frames that enter it"
     )
 
 
@@ -388,4 +402,4 @@ def _source(topology: Topology, port: Link) -> str:
 def _loop_warning(bridge: Link) -> str:
     if bridge.bridge is None or bridge.bridge.stp:
         return ""
-    return " STP is off: if bridges form a loop, the storm lasts until the loop is cut."
+    return " STP is off, so nothing breaks a loop of bridges: look for one."

@@ -205,8 +205,8 @@ def _without_untracking(
         any(rule.table == UNTRACKED_TABLE for rule in rules) for rules in (removed, added)
     )
     if was_untracked != is_untracked:
-        verb = "no longer tracks" if is_untracked else "again tracks"
-        sentence = f"conntrack {verb} connections of {log.label(ns)}"
+        verb, again = ("no longer tracks", "") if is_untracked else ("tracks", " again")
+        sentence = f"conntrack {verb} connections of {log.label(ns)}{again}"
         log.add("added" if is_untracked else "removed", namespace_ref(ns), sentence)
     # Docker's DNS rules, which the untracking rules replace.
     dns = (_DOCKER_DNS,) if was_untracked != is_untracked else ()
@@ -325,7 +325,7 @@ def compare_namespaces(log: ChangeList) -> None:
         log.add("removed", namespace_ref(inode), f"namespace {log.label(inode)} is gone")
     for inode in (inode for inode in new if inode in old):
         for name in missing_in(old[inode].names, new[inode].names):
-            log.add("changed", namespace_ref(inode), f"namespace {log.old.label(inode)} got the name {name}")
+            log.add("changed", namespace_ref(inode), f"namespace {log.old.label(inode)} was named {name}")
         for name in missing_in(new[inode].names, old[inode].names):
             log.add("changed", namespace_ref(inode), f"namespace {log.label(inode)} lost the name {name}")
 
@@ -343,7 +343,7 @@ def compare_storms(log: ChangeList) -> None:
     for storm in old.storms:
         bridge = old.link((storm.ns, storm.ifindex))
         if bridge is not None and _storm_key(storm) not in now:
-            log.add("removed", link_ref(bridge.key), f"the {storm.kind} storm on {bridge.name} is over")
+            log.add("removed", link_ref(bridge.key), f"the {storm.kind} storm on {bridge.name} has ended")
 
 
 def _storm_key(storm: Storm) -> tuple[LinkKey, str]:

@@ -150,10 +150,10 @@ def _ports(text: str) -> str:
 
 
 _DROPPED = {
-    "out": "new connections out of {bridge}",
-    "answers": "answers to {bridge}",
+    "out": "new connections from {bridge}",
+    "answers": "replies to {bridge}",
     "published": "new connections to {port} on {bridge}",
-    "replies": "answers from {port} on {bridge}",
+    "replies": "replies from {port} on {bridge}",
     "same": "new connections between containers on {bridge} (br_netfilter is on)",
     "joined": "connections from {bridge} to {to}",
 }
@@ -175,7 +175,8 @@ def describe_drop(firewall: Firewall, chain: Chain, found: Sequence[DroppingChai
     which = "" if len(families) > 1 else " (IPv6)" if True in families else " (IPv4)"
     end = path.published
     port = f"{end.address} {end.l4_proto}/{end.ports}" if end else ""
-    what = ", ".join(_DROPPED[one.kind].format(bridge=path.bridge, port=port, to=path.to) for one in drops)
+    *more, last = (_DROPPED[one.kind].format(bridge=path.bridge, port=port, to=path.to) for one in drops)
+    what = f"{', '.join(more)} and {last}" if more else last
     return f"{actor} {verb} {what}{which}"
 
 

@@ -85,7 +85,7 @@ class DeleteConnection(Operation):
 
     def describe(self) -> str:
         where = f" in {self.place}" if self.place != HOST else ""
-        return f"forget the {self._protocol} connection {self._end(0)} -> {self._end(1)}{where}"
+        return f"delete the {self._protocol} connection {self._end(0)} -> {self._end(1)}{where}"
 
     def _end(self, which: int) -> str:
         address, port = ((self.src, self.sport), (self.dst, self.dport))[which]

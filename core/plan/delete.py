@@ -57,7 +57,7 @@ def _describe_effects(link: Link, builder: PlanBuilder) -> None:
     This can be containers, published ports and the uplink.
     """
     topology, name = builder.topology, safe(link.name)
-    builder.warn(f"vnet didn't make {name}: the program that did may need it, or create it again")
+    builder.warn(f"vnet didn't create {name}: the program that did may need it, or create it again")
     ends = topology.ports_of(link.key) if link.kind == "bridge" else [link]
     sides = [side for end in ends for side in (end, topology.peer(end)) if side]
     cut = {one.uid: safe(one.name) for side in sides for one in _containers_of(side, builder)}

@@ -196,12 +196,12 @@ def _reattach_members(network: OurNetwork, builder: PlanBuilder) -> None:
         label = _label(member.container, builder)
         if {ipaddress.ip_interface(one).network for one in member.addresses} <= subnets:
             builder.add(SetLink(port.name, "master", network.bridge, ""))
-            builder.add_hit(f"{label} is attached again: its network of that name had lost its bridge")
+            builder.add_hit(f"{label} is attached again: the bridge of its network was deleted")
             addresses |= {one.partition("/")[0] for one in member.addresses}
         else:
             builder.warn(
-                f"{label} stays disconnected: its address is of another subnet, that of a former "
-                f"{network.name}. Detach and attach it, or choose that subnet"
+                f"{label} stays disconnected: its address is in the subnet of an earlier {network.name}. "
+                f"Detach and attach it, or choose that subnet"
             )
     restore_ports([port for port in builder.ours.ports if port.address in addresses], network.bridge, builder)
 
@@ -296,7 +296,7 @@ def plan_join(request: Join, builder: PlanBuilder) -> str:
             routes = missing_routes(network, to, target, link)
             builder.add(*routes)
             persist_routes(target, network, builder, more=routes)
-    return f"route between {one.name} and {other.name}"
+    return f"join {one.name} and {other.name}"
 
 
 @plan_steps.register
@@ -312,7 +312,7 @@ def plan_separate(request: Separate, builder: PlanBuilder) -> str:
             builder.add(*(DeleteRoute(one) for one in routes if one in existing))
             target.destinations.difference_update(one.dst for one in routes if one in existing)
             persist_routes(target, network, builder, less=routes)
-    return f"disconnect {one.name} from {other.name}"
+    return f"separate {one.name} from {other.name}"
 
 
 def _pair(request: Join | Separate, builder: PlanBuilder) -> tuple[OurNetwork, OurNetwork]:

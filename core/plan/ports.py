@@ -198,7 +198,7 @@ def _warn_of_unreachable(
     bridge, first = builder.link(endpoint.bridge), ports[0]
     localnet = bool(bridge and bridge.bridge and bridge.bridge.route_localnet)
     if not localnet and any(map(_uses_loopback, ports)):
-        builder.warn(f"{first.port_id} isn't reachable at 127.0.0.1: vnet didn't make {endpoint.bridge}")
+        builder.warn(f"{first.port_id} isn't reachable at 127.0.0.1: vnet didn't create {endpoint.bridge}")
     unreachable = [] if _has_hairpin(first, target, builder) else [f"{safe(target.name)} itself"]
     if builder.snapshot.host.sysctls.get(BRIDGE_NF_SYSCTL) != "1":
         unreachable.append(f"other containers on {endpoint.bridge}")
@@ -396,8 +396,8 @@ def partial_conflicts(port: OurPort, topology: Topology) -> Iterator[str]:
     for redirect in _redirects_of(port, topology):
         if redirect.partly:
             yield (
-                f"a rule in {redirect.table} (not vnet's) {redirect.to} for some packets to "
-                f"{port.l4_proto} port {port.host_ports}: {port.port_id} may not receive those"
+                f"some packets to {port.l4_proto} port {port.host_ports} may not reach {port.port_id}: "
+                f"a rule in {redirect.table} (not vnet's) {redirect.to}"
             )
 
 

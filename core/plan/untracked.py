@@ -113,8 +113,8 @@ def switch_dns_tracking(builder: PlanBuilder, bridge: Link, on: bool, only: tupl
         )
         builder.warn(f"conntrack no longer tracks connections in {names}")
         builder.warn(
-            "if a container adds rules with conntrack states later, they don't match existing connections: "
-            "undo this first. A container that restarts only has Docker's rules"
+            "rules with conntrack states that a container adds later don't match existing connections: undo "
+            "this before. A container that restarts has only Docker's rules until you repeat this"
         )
 
 

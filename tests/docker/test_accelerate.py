@@ -201,5 +201,5 @@ def test_a_recreated_network_is_accelerated_again(docker_host: DockerHost, vnet:
 
 
 def test_networks_without_a_bridge_have_nothing_to_do(vnet: Vnet, docker_host: DockerHost) -> None:
-    assert "nothing is forwarded, nothing to do" in vnet("accelerate host --yes")
+    assert "nothing is forwarded, so nothing to accelerate" in vnet("accelerate host --yes")
     assert vnet.status()["state"] == "off"

@@ -19,9 +19,9 @@ def lost(watched: Watched) -> list[Finding]:
 @pytest.mark.parametrize(
     ("wipe", "gone"),
     [
-        ("iptables -F", "gone from filter: "),
-        ("iptables -t nat -F", "gone from nat: published ports and masquerading don't work."),
-        ("nft flush ruleset", "gone from nat and filter: "),
+        ("iptables -F", "table filter: "),
+        ("iptables -t nat -F", "table nat: published ports and masquerading don't work."),
+        ("nft flush ruleset", "tables nat and filter: "),
     ],
 )
 def test_wiped_rules_are_a_finding(watched: Watched, docker_host: DockerHost, wipe: str, gone: str) -> None:
@@ -30,7 +30,7 @@ def test_wiped_rules_are_a_finding(watched: Watched, docker_host: DockerHost, wi
     docker_host.host.run(wipe)
     watched.until(lambda _: lost(watched))
     (one,) = lost(watched)
-    assert gone in one.sentence and one.advice.startswith("systemctl restart docker")
+    assert gone in one.sentence and one.advice.endswith("; run: systemctl restart docker")
     docker_host.stop()  # as the advice says
     docker_host.start()
     watched.until(lambda s: s.engines["docker"].state == "ok" and not lost(watched))

@@ -92,7 +92,7 @@ def test_what_was_joined_is_started_again(inside_docker_host: DockerHost) -> Non
     assert netns(engine.pid("app")) != netns(engine.pid("side"))
     found = deal(engine)
     assert (found["side"].model, found["side"].joined_dead) == ("joined", True)
-    assert "app" in found["side"].why and "another network namespace" in found["side"].why
+    assert "app" in found["side"].why and "restarted with a new one" in found["side"].why
     assert found["side"].joined_with == found["app"].joined_with == ()
     engine.run("restart", "side")
     assert netns(engine.pid("app")) == netns(engine.pid("side"))
@@ -105,7 +105,7 @@ def test_what_was_joined_is_stopped_then_removed(inside_docker_host: DockerHost)
     engine.container("side", "--network", "container:app")
     engine.run("stop", "app")
     card = deal(engine)["side"]
-    assert card.joined_dead and "not running (exited)" in card.why
+    assert card.joined_dead and "isn't running (exited)" in card.why
     engine.run("rm", "app")
     card = deal(engine)["side"]
     assert card.joined_dead and f" {gone[:12]}, which no longer exists" in card.why

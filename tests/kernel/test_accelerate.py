@@ -248,7 +248,7 @@ def test_one_that_does_not_answer_is_turned_off_all_the_same(machine: Machine) -
     ok(machine, "accelerate shop --yes")
     machine.run(["kill", "-STOP", str(asked(machine)["pid"])])
     text = ok(machine, "accelerate --off --yes")
-    assert "does not answer" in text and "The process was killed" in text
+    assert "doesn't answer" in text and "The process was killed" in text
     assert is_as_before(machine)
 
 
@@ -262,7 +262,7 @@ def test_strict_is_asked_for_and_taken_back(machine: Machine) -> None:
     assert "because it is strict: ip mine some" in ok(machine, "accelerate shop --strict --dry-run")
     ok(machine, "accelerate shop --strict --yes")
     assert (asked(machine)["state"], asked(machine)["strict"]) == ("paused", True)
-    assert "Nothing is strict any more" in ok(machine, "accelerate --no-strict --yes")
+    assert "Strict mode is turned off" in ok(machine, "accelerate --no-strict --yes")
     wait_until(lambda: asked(machine).get("state") == "on", "on")
     assert "strict:" not in ok(machine, "fastpath status")
     ok(machine, "accelerate --strict --yes")
@@ -283,9 +283,9 @@ def accelerated_and_killed(machine: Machine) -> None:
 def test_what_a_killed_one_left_is_put_right_by_recover(machine: Machine) -> None:
     accelerated_and_killed(machine)
     assert "vnet-tui recover" in ok(machine, "fastpath status")
-    assert "what a killed fast path left" in machine.vnet("recover", "--dry-run").stderr
+    assert "cleans up after a killed fast path" in machine.vnet("recover", "--dry-run").stderr
     assert not is_as_before(machine)
-    assert "put right" in ok(machine, "recover")
+    assert "cleaned up" in ok(machine, "recover")
     assert is_as_before(machine)
     assert "nothing to do" in ok(machine, "recover")
     assert not machine.vnet("recover", "--dry-run").stderr
@@ -293,7 +293,7 @@ def test_what_a_killed_one_left_is_put_right_by_recover(machine: Machine) -> Non
 
 def test_recover_says_what_it_put_right_as_json_too(machine: Machine) -> None:
     accelerated_and_killed(machine)
-    assert "put right" in read_json(machine, "recover")["fast_path"]
+    assert "cleaned up" in read_json(machine, "recover")["fast_path"]
     assert "fast_path" not in read_json(machine, "recover")
 
 
@@ -375,8 +375,8 @@ def test_turned_on_in_the_dashboard_it_ends_with_it(machine: Machine, killed: bo
         terminal.wait_for("br-shop")
         terminal.wait_for("WRITE")
         terminal.press("gf")
-        terminal.wait_for("Accelerate every bridge")
-        terminal.wait_for("Do it?")
+        terminal.wait_for("Accelerate all bridges")
+        terminal.wait_for("Apply?")
         terminal.press("y")
         terminal.wait_for("fast path on")
         wait_until(lambda: asked(machine).get("state") == "on", "on")

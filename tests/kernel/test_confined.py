@@ -120,7 +120,7 @@ def test_the_dashboard_says_that_it_is_read_only_and_records_all_the_same(shared
         terminal.press("W")
         terminal.wait_for("opened with --read-only")
         terminal.press("R")
-        terminal.wait_for("Recording into")
+        terminal.wait_for("Recording to")
         recorded = wait_until(lambda: next(shared.folder.glob("*.vnetrec"), None), "the recording")
         terminal.press("R")
         terminal.wait_for("ended")

@@ -69,7 +69,9 @@ def test_show_and_json(machine: Machine) -> None:
         machine.run(f"{MADE} 1.1.1.1 --sport {port}")
     first = ok(machine, "show conntrack").splitlines()[0]
     limit = int(machine.run("sysctl -n net.netfilter.nf_conntrack_max"))
-    assert re.search(rf"\b2 of {limit:,} \(under 1%\) · no failures · most by 1.1.1.1 100%", first), first
+    assert re.search(rf"\b2 of {limit:,} \(under 1%\) · no failures · top sources: 1.1.1.1 100%", first), (
+        first
+    )
     table = next(
         one for one in json.loads(ok(machine, "show conntrack --json"))["conntrack_tables"] if one["entries"]
     )

@@ -157,4 +157,4 @@ def test_several_at_once_and_a_place_that_is_gone(inside_host: ThrowawayHost) ->
 def test_what_it_says() -> None:
     step = DeleteConnection("fd00::1", "fd00::2", 6, 4000, 443, 9)
     assert step.command() == "conntrack -D -f ipv6 -p tcp -s fd00::1 -d fd00::2 --sport 4000 --dport 443 -w 0"
-    assert step.describe() == "forget the tcp connection [fd00::1]:4000 -> [fd00::2]:443"
+    assert step.describe() == "delete the tcp connection [fd00::1]:4000 -> [fd00::2]:443"

@@ -168,11 +168,11 @@ def test_a_storm_is_reported_with_its_port_whatever_is_shown(
     (finding,) = [one for one in findings(Topology(snapshot)) if one.kind == "storm"]
     assert (
         f"{kind.capitalize()} storm on br0" in finding.sentence
-        and "they enter by v-web (from" in finding.sentence
+        and "they enter through v-web (from" in finding.sentence
     )
     watched.until(lambda s: not s.storms)
     sentences = [change.sentence for change in watched.changes if "storm" in change.sentence]
     assert (
         sentences[0].startswith(f"{kind.capitalize()} storm on br0")
-        and sentences[-1] == f"the {kind} storm on br0 is over"
+        and sentences[-1] == f"the {kind} storm on br0 has ended"
     )

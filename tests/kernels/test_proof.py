@@ -154,6 +154,6 @@ def test_recover_puts_right_what_both_processes_left() -> None:
         out.say(20)
         assert "marks" in leftovers(lab.host)
         done = lab.host.vnet("recover")
-        assert "put right what a killed fast path left" in done.stdout, done.stdout + done.stderr
+        assert "cleaned up after a killed fast path" in done.stdout, done.stdout + done.stderr
         assert leftovers(lab.host) == []
         out.say(20)

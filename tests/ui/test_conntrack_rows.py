@@ -255,7 +255,7 @@ def test_detail(topology: Topology) -> None:
     assert found["Connection"] == [
         f": web1 {WEB1}:41822 -> [SNAT 192.0.2.1:41822] -> 1.1.1.1:443 tcp ESTABLISHED",
         f"inside: web1 {WEB1}:41822", "peer: 1.1.1.1:443",
-        f"translation: {WEB1}:41822 is seen as 192.0.2.1:41822",
+        f"translation: packets from {WEB1}:41822 get the source 192.0.2.1:41822",
     ]  # fmt: skip
     assert found["Original direction"] == [
         f"from: {WEB1}:41822",

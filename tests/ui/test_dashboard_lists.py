@@ -36,7 +36,7 @@ async def test_a_filter_that_leaves_nothing_says_so() -> None:
     async with dashboard() as person:
         await person.press("5")
         await person.type("/[b]no such thing")
-        assert "No line matches" in person.text
+        assert "No row matches" in person.text
         assert "[b]no such thing" in person.text
         await person.press("escape")
         assert "web1" in person.text

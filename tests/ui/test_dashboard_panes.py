@@ -289,9 +289,9 @@ def test_sizes_of_packets_are_told_where_the_kernel_tells_them() -> None:
     for sizes in (PacketSizes(), PacketSizes(65536, 65536, 65536, 65536), PacketSizes(9, 8, 7, 6)):
         sections = common_sections(topology, replace(link, sizes=sizes), None)
         told[sizes.gso] = {label: cell.text for label, cell, _ in sections[-1].lines}
-    assert "GSO, GRO" not in told[0] and "of IPv4" not in told[65536]
+    assert "GSO, GRO" not in told[0] and "GSO, GRO IPv4" not in told[65536]
     assert told[65536]["GSO, GRO"] == "65536, 65536 bytes"
-    assert (told[9]["GSO, GRO"], told[9]["of IPv4"]) == ("9, 8 bytes", "7, 6 bytes")
+    assert (told[9]["GSO, GRO"], told[9]["GSO, GRO IPv4"]) == ("9, 8 bytes", "7, 6 bytes")
 
 
 def test_a_number_stays_with_its_unit() -> None:

@@ -165,7 +165,7 @@ async def test_coming_back_to_what_has_gone_is_told() -> None:
         }
         await person.feed(replace(whole, engines=engines))
         await person.press("5")
-        await person.eventually("not in this list now")
+        await person.eventually("no longer in this list")
         assert person.row() not in ("", name)
 
 
@@ -176,7 +176,7 @@ async def test_a_filter_that_hides_what_was_selected_needs_no_word() -> None:
         await person.eventually("0 of 5")
         await person.press("backspace")
         await person.eventually("1 of 5")
-        assert "not in this list now" not in person.text
+        assert "no longer in this list" not in person.text
 
 
 # ---- following to several things, and to what has changed

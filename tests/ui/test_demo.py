@@ -141,7 +141,7 @@ async def test_a_recording_of_ones_own_waits_and_has_no_banner(tmp_path: Path) -
         assert player is not None and not player.position.playing
         assert not person.dashboard.banner.display
         await person.type(":fastpath⏎")
-        assert "is not kept in a file or a recording" in person.text
+        assert "Files and recordings don't contain" in person.text
         assert "the kernel forwards everything" not in person.text
 
 

@@ -81,7 +81,7 @@ async def test_enter_alone_answers_no_question_and_says_so() -> None:
     async with accelerating() as (person, pretended):
         await select(person, "networks", "app")
         await person.press("f")
-        await person.eventually("Do it?")
+        await person.eventually("Apply?")
         await person.press("enter")
         await person.eventually("y: apply, n: cancel")
         await person.press("y")

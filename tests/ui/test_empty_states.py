@@ -77,7 +77,7 @@ def test_a_fast_path_that_only_root_may_ask_about_is_not_said_to_run() -> None:
     assert not fast.is_running
     context = ViewContext(Topology(empty_host()), fast=fast)
     assert [cell.text for cell in fastpath.rows(context).head] == [
-        "fast path not known, only root may ask: run it as root (sudo vnet-tui)"
+        "fast path unknown (only root can read it): run sudo vnet-tui"
     ]
 
 

@@ -126,7 +126,7 @@ async def test_f_asks_first_and_says_what_changes() -> None:
             "ct mark",
             "veth-web1 (container)",
             "tcpdump sees less",
-            "Do it? y / n",
+            "Apply? y / n",
         ):
             assert words in person.text
         await person.press("n")
@@ -137,21 +137,21 @@ async def test_s_asks_for_a_strict_one_and_takes_it_back() -> None:
     async with accelerating() as (person, _):
         await select(person, "networks", "app")
         await person.press("f")
-        await person.eventually("Do it?")
+        await person.eventually("Apply?")
         assert "It is strict." not in person.text and "s: strict off" in person.text
         await person.press("s")
         await person.eventually("It is strict.")
         await person.eventually("s: strict on")
         await person.press("s")
         await person.until(lambda: "It is strict." not in person.text, "no longer strict")
-        await person.eventually("Do it?")
+        await person.eventually("Apply?")
 
 
 async def test_yes_turns_it_on_and_the_banner_stays_in_every_view() -> None:
     async with accelerating() as (person, pretended):
         await select(person, "networks", "app")
         await person.press("f")
-        await person.eventually("Do it?")
+        await person.eventually("Apply?")
         await person.press("y")
         await person.eventually("Accelerated: app.")
         await person.eventually("» fast path on")
@@ -171,9 +171,9 @@ async def test_what_becomes_of_it_is_an_event() -> None:
             (accelerated("app", state="paused", reasons=("rule 3: limit", "rule 4")),
              "fast path paused: rule 3: limit (and 1 more)"),
             (accelerated("app"), "fast path forwards again"),
-            (accelerated("app", "db"), "fast path accelerates from now on: app, db"),
-            (FastPath("silent"), "fast path: its process does not answer"),
-            (FastPath(), "fast path ended: the kernel forwards everything"),
+            (accelerated("app", "db"), "fast path now accelerates: app, db"),
+            (FastPath("silent"), "fast path: its process doesn't answer"),
+            (FastPath(), "fast path stopped: the kernel forwards everything"),
             (accelerated("app"), "fast path turned on: app"),
         )  # fmt: skip
         for fast, words in steps:
@@ -191,7 +191,7 @@ async def test_f_on_what_is_accelerated_turns_it_off() -> None:
         await person.until(lambda: pretended.fast.targets == ("db",), "the other one alone")
         await select(person, "bridges", "br-db")
         await person.press("f")
-        await person.eventually("Do it?")
+        await person.eventually("Apply?")
         await person.press("y")
         await person.until(lambda: "» fast path" not in person.text, "the banner's end")
 
@@ -203,7 +203,7 @@ async def test_a_container_stands_for_its_networks_and_the_host_for_all() -> Non
         await person.eventually("Accelerate app (bridge br-app), db (bridge br-db)")
         await person.press("escape")
         await person.press("1", "g", "f")
-        await person.eventually("Accelerate every bridge")
+        await person.eventually("Accelerate all bridges")
         await person.press("y")
         await person.until(lambda: pretended.fast.targets == ("all",), "all of them")
 
@@ -214,10 +214,10 @@ async def test_without_a_bridge_there_is_nothing_to_do_and_that_is_said() -> Non
     async with accelerating(host.snapshot()) as (person, _):
         await select(person, "networks", "lan")
         await person.press("f")
-        await person.eventually("lan: macvlan hands frames from card to container by itself")
+        await person.eventually("lan: macvlan connects containers to the NIC without a bridge")
         await select(person, "containers", "monitor")
         await person.press("f")
-        await person.eventually("nothing is forwarded, nothing to do")
+        await person.eventually("nothing is forwarded, so nothing to accelerate")
         await person.press("8", "f")
         await person.eventually("Try: select a bridge, a network, a container or a flow")
 
@@ -235,7 +235,7 @@ async def test_while_it_compiles_the_screen_lives_and_says_so() -> None:
     async with accelerating(go=go) as (person, _):
         await select(person, "networks", "app")
         await person.press("f")
-        await person.eventually("Do it?")
+        await person.eventually("Apply?")
         await person.press("y")
         await person.eventually("Compiling the program for this kernel…")
         await person.press("escape")
@@ -248,13 +248,13 @@ async def test_errors_and_missing_requirements_are_told_in_words() -> None:
     async with accelerating(error="the program cannot be compiled: no BCC") as (person, pretended):
         await select(person, "networks", "app")
         await person.press("f")
-        await person.eventually("Do it?")
+        await person.eventually("Apply?")
         await person.press("y")
         await person.eventually("the program cannot be compiled: no BCC")
         await person.press("escape")
         pretended.refused = ("needs BCC, but it is not installed",)
         await person.press("f")
-        await person.eventually("Not possible on this machine")
+        await person.eventually("Not possible on this host")
         assert "needs BCC, but it is not installed" in person.text
         await person.press("y")
         assert not pretended.fast.is_running
@@ -269,7 +269,7 @@ async def test_why_it_is_paused_is_in_the_banner(size: tuple[int, int]) -> None:
         banner = next(line for line in person.lines if "» fast path" in line)
         assert why[:30] in banner and len(banner) <= size[0]
         pretended.fast = accelerated("app", state="silent")
-        await person.eventually("its process does not answer")
+        await person.eventually("process doesn't answer")
         pretended.fast = accelerated("app", state="changing")
         await person.eventually("» fast path changing")
 
@@ -336,8 +336,8 @@ async def test_it_is_let_go_at_the_end_and_a_file_has_none() -> None:
         await person.press("f")
         assert len(person.app.screen_stack) == 1
         await person.type(":fastpath⏎")
-        await person.eventually("The state of the fast path is not kept in a file")
-        assert "turns it on" not in person.text
+        await person.eventually("Files and recordings don't contain the fast path's state")
+        assert "to turn it on" not in person.text
 
 
 async def test_names_from_outside_stay_text() -> None:

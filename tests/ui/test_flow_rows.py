@@ -239,12 +239,12 @@ async def test_what_flows_are_added_up_by_is_told() -> None:
         assert "8 flow" in person.lines[1]
         for by in GROUPINGS[1:-1]:
             await person.press("b")
-            assert f"By {by}" in person.text and "not in this list" not in person.text
+            assert f"By {by}" in person.text and "no longer in this list" not in person.text
             assert f"Flows by {by}" in person.text
         await person.press("b")
-        assert "Who sends to whom" in person.text
+        assert "Traffic matrix" in person.text
         await person.press("b")
-        assert "One by one" in person.text
+        assert "Not grouped" in person.text
 
 
 async def test_lines_above_the_columns_end_in_an_ellipsis_where_they_are_cut() -> None:
@@ -297,7 +297,7 @@ async def test_the_keys_of_the_view() -> None:
         await person.eventually("1.0 Mbit/s")
         assert person.row() == "198.51.100.9:5000"
         await person.eventually("7 flows, each once")
-        await person.eventually("traffic not counted (W, then A, turns it on)")
+        await person.eventually("traffic not counted (to count it: W, then A)")
         await person.press("o")
         await person.eventually("7 flows per hop")
         await person.press("b")

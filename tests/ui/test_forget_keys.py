@@ -99,14 +99,14 @@ async def test_the_head_of_the_view(tracked: ThrowawayHost) -> None:
     own = {tracked.inode: snapshot.conntracks[tracked.inode]}
     async with dashboard(replace(snapshot, conntracks=own)) as person:
         await person.type(":conntrack⏎")
-        await person.eventually(f"2 of {limit:,} (under 1%) · no failures · most by 192.0.2.9 100%")
+        await person.eventually(f"2 of {limit:,} (under 1%) · no failures · top sources: 192.0.2.9 100%")
         head, titles = (next(place for place, line in enumerate(person.lines) if text in line)
                         for text in ("no failures", "inside"))  # fmt: skip
         assert titles == head + 1
         await person.press("j")
         assert person.dashboard.table.cursor == 1
         await person.type("/no-such-thing⏎")
-        assert "no failures" in person.text and "No line matches" in person.text
+        assert "no failures" in person.text and "No row matches" in person.text
         await person.type(":overview⏎")
         await person.settle()
         assert "no failures" not in person.text

@@ -258,7 +258,7 @@ async def test_names_from_outside_are_shown_as_text(inside_host: ThrowawayHost) 
 async def test_the_command_log(inside_host: ThrowawayHost) -> None:
     async with writer() as person:
         await person.press("L")
-        await shows(person, "No command was run")
+        await shows(person, "No commands have run")
         await person.press("escape")
         await make_network(person)
         await person.press("L")

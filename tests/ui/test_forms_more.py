@@ -288,9 +288,9 @@ async def test_what_was_made_is_selected_beside_a_bridge_that_sounds_like_it(
 async def test_a_hint_makes_way_for_what_is_wrong(inside_host: ThrowawayHost) -> None:
     async with writer() as person:
         await keys(person, "n", *NET, "tab", "tab")
-        assert "a free one" in person.text
+        assert "a free subnet" in person.text
         await keys(person, *"10.250.0.0/24")
-        assert "a free one" not in person.text
+        assert "a free subnet" not in person.text
         await keys(person, "tab", *"10.251.0.1")
         line = next(line for line in person.lines if "gateway" in line)
         assert '"10.251.0.1"' in line.partition("10.251.0.1 ")[2] and "the first address" not in line
@@ -301,7 +301,7 @@ async def test_a_field_with_choices_takes_no_other_text(inside_host: ThrowawayHo
     async with writer() as person:
         await keys(person, "n", *NET)
         await keys(person, "up", *"maybe")
-        assert 'can\'t use "maybe" as VLAN-aware' in person.text
+        assert 'can\'t use "maybe" as VLAN filtering' in person.text
         await keys(person, *["backspace"] * 5, "y")
         assert "can't use" not in person.text
         await person.press("escape")

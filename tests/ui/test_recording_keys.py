@@ -40,7 +40,7 @@ async def test_r_records_visibly_and_r_ends_it(folder: Path, size: tuple[int, in
     async with dashboard(STORY[0].snapshot, size) as person:
         await person.press("R")
         assert "● REC 0:0" in person.lines[0]
-        await person.eventually("R ends it")
+        await person.eventually("R stops it")
         assert person.source.demands[-1] >= RECORDING_DEMAND
         await person.feed(STORY[1].snapshot, rates=rates_of(STORY[1].snapshot), changes=STORY[1].changes)
         await person.press("p")

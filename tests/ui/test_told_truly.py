@@ -42,15 +42,15 @@ def detail_of(name: str, context: ViewContext = SCENE) -> Detail:
 
 def attention(detail: Detail) -> list[tuple[str, Ref | None]]:
     section = detail.sections[0]
-    told = section.lines if section.title == "Attention" else ()
+    told = section.lines if section.title == "Findings" else ()
     return [(cell.text, ref) for label, cell, ref in told if label != "try"]
 
 
 def test_a_detail_begins_with_what_is_wrong() -> None:
     told = attention(detail_of("web2"))
     assert [words.partition(":")[0] for words, _ in told] == [
-        "eth0 of web2 has MTU 1400, its bridge br-app 1500",
-        "A rule has dropped 17 packets of web2",
+        "eth0 of web2 has MTU 1400, but its bridge br-app has 1500",
+        "A rule dropped 17 packets of web2",
     ]
     assert [ref.kind for _, ref in told if ref] == ["link", "nat"]
     assert not attention(detail_of("db"))
@@ -75,7 +75,7 @@ def test_ns_means_the_holder_of_either_end(view: str) -> None:
 def test_a_dead_joined_namespace_is_not_its_own() -> None:
     (matrix,) = [section for section in detail_of("orphan").sections if section.title == "Namespaces"]
     (net,) = [cell for title, cell, _ in matrix.lines if title.startswith("net")]
-    assert (net.text, net.tone) == ("dead: was ffffffffffff's", "bad")
+    assert (net.text, net.tone) == ("gone: was ffffffffffff's", "bad")
 
 
 def test_a_dead_join_leads_to_the_one_made_anew() -> None:
@@ -86,7 +86,7 @@ def test_a_dead_join_leads_to_the_one_made_anew() -> None:
     context = ViewContext(Topology(host.snapshot()))
     (matrix,) = [section for section in detail_of("side", context).sections if section.title == "Namespaces"]
     (line,) = [line for line in matrix.lines if line[0].startswith("net")]
-    assert (line[1].text, line[2]) == ("dead: was db's", container_ref("docker", target.id))
+    assert (line[1].text, line[2]) == ("gone: was db's", container_ref("docker", target.id))
 
 
 def filters() -> ViewContext:
@@ -169,7 +169,7 @@ def test_what_hangs_from_no_rail_stands_under_its_reason() -> None:
         for rail in rails(filters().topology)
         if not rail.drawn
     }
-    assert told == {"closed": ["vault"], "wired": ["world"], "cut off": ["orphan"]}
+    assert told == {"closed": ["vault"], "no bridge": ["world"], "cut off": ["orphan"]}
 
 
 def test_one_that_cannot_be_entered_is_unknown() -> None:
@@ -210,7 +210,7 @@ async def test_enter_in_the_panel_goes_to_a_finding() -> None:
     async with dashboard(small_host()) as person:
         assert " 3 findings " in person.lines[0] and "not read" not in person.lines[0]
         await person.press("exclamation_mark")
-        assert "A rule has dropped 17 packets of web2" in person.text
+        assert "A rule dropped 17 packets of web2" in person.text
         await person.press("j", "enter")
         await person.settle()
         assert "Veth pairs" in person.lines[2] or "Veth pairs" in person.text

@@ -107,7 +107,7 @@ def test_a_bridge_counts_each_frame_once_and_its_network_says_the_same() -> None
     rates = speeds(snapshot)
     ports = len(Topology(snapshot).ports_of(named(snapshot, "br-app")))
     for ref in (link_ref(named(snapshot, "br-app")), network_ref("net-app")):
-        carries = trends_of(snapshot, rates, ref)["carries"]
+        carries = trends_of(snapshot, rates, ref)["rate"]
         assert carries.text == formatting.bits(80e6 * ports + 8e6)
         assert max(carries.curves[0].values[1:-1]) == pytest.approx(80e6 * ports + 8e6)
 
@@ -175,7 +175,10 @@ async def test_a_storm_is_told_on_top_of_its_bridge() -> None:
         await person.type("/br-app⏎")
         await person.eventually("Broadcast storm on br-app")
         told = " ".join(line.text for line in person.dashboard.pane.lines)
-        assert "about 12,000 frames/s, 97% of all that enter it; they enter by veth-web1 (from" in told
+        assert (
+            "about 12,000 frames/s, 97% of all frames that enter it; they enter through veth-web1 (from"
+            in told
+        )
 
 
 def test_what_translated_connections_carry_is_told_of_their_rule() -> None:

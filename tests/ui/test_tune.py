@@ -100,7 +100,7 @@ async def test_dns_alone_by_keyboard(inside_host: ThrowawayHost) -> None:
         await person.press("escape")
         write_rules(f"/run/netns/{name}")
         await keys(person, "T")
-        await shows(person, "nothing differs", "DNS untracked")
+        await shows(person, "nothing differs", "no-track DNS")
         assert values(person)["no_track_dns"] == "off"
         await choose(person, "no_track_dns", "right")
         await shows(person, "table netdev vnet_untracked", "replace Docker's DNS rules")

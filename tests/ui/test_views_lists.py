@@ -171,7 +171,7 @@ def test_a_veth_whose_peer_is_out_of_sight() -> None:
     host = HostBuilder()
     host.link(HOST, "lonely", "veth", lower=9, lower_nsid=77)
     context = scene_of(host.snapshot())
-    assert the_row(context, "veths", "lonely")["peer"] == "out of sight"
+    assert the_row(context, "veths", "lonely")["peer"] == "unknown"
 
 
 def test_one_end_off_is_said_of_the_right_end() -> None:
@@ -180,7 +180,7 @@ def test_one_end_off_is_said_of_the_right_end() -> None:
     ns = host.namespace(HOST + 1, names=("x",))
     host.wire(ns, bridge, "v-x", state="down", admin_up=False, carrier=False)
     context = scene_of(host.snapshot())
-    assert the_row(context, "veths", "v-x")["state"] == "B is off"
+    assert the_row(context, "veths", "v-x")["state"] == "B is down"
 
 
 def test_bridges_carry_their_ports(context: ViewContext) -> None:
@@ -225,9 +225,9 @@ def test_the_model_card_and_its_matrix(context: ViewContext) -> None:
     told = {label.split()[0]: cell.text for label, cell, _ in matrix.lines}
     assert told == {
         "user": "■ the host's", "mnt": "□ its own", "pid": "□ its own", "uts": "□ its own",
-        "net": "◐ with web1", "ipc": "□ its own",
+        "net": "◐ shared with web1", "ipc": "□ its own",
     }  # fmt: skip
-    assert lines_of(detail)["asked for"] == "the network of web1"
+    assert lines_of(detail)["network mode"] == "container web1"
 
 
 def test_a_container_row_tells_ports_and_traffic(context: ViewContext) -> None:
@@ -292,10 +292,10 @@ def test_a_namespace_without_a_way_in_says_why_nothing_is_known_of_it() -> None:
     host = small_builder()
     hidden = host.namespace(HOST + 1, mounts=("/run/netns/covered",))
     told = lines_of(registry.detail(scene_of(host.snapshot()), namespace_ref(hidden)))
-    assert told["entered by"].startswith("nothing that can be reached from here")
+    assert told["entered through"].startswith("no path can be reached from here")
     host.spaces[hidden] = replace(host.spaces[hidden], entry="/run/netns/covered")
     told = lines_of(registry.detail(scene_of(host.snapshot()), namespace_ref(hidden)))
-    assert told["entered by"] == "/run/netns/covered"
+    assert told["entered through"] == "/run/netns/covered"
 
 
 def test_nat_entries_come_with_their_rules(context: ViewContext) -> None:
@@ -304,7 +304,7 @@ def test_nat_entries_come_with_their_rules(context: ViewContext) -> None:
     assert kinds == sorted(kinds, key=["published port", "masquerade", "filter"].index)
     published = rows.matching("port:8080").row(0)
     detail = registry.detail(context, published.ref)
-    rules = next(section for section in detail.sections if section.title == "Rules behind it")
+    rules = next(section for section in detail.sections if section.title == "Rules")
     assert "--to-destination 172.18.0.2:80" in rules.lines[0][1].text
     dropped = rows.matching("verdict:drop").row(0)
     assert any(cell.tone == "bad" for cell in dropped.cells)

@@ -112,7 +112,7 @@ def test_namespaces() -> None:
     assert changes_between(more) == [Change(12.5, "added", ref, "namespace lab appeared")]
     assert changes_between(OLD, more) == [Change(12.5, "removed", ref, "namespace lab is gone")]
     renamed = replace(OLD, namespaces={**OLD.namespaces, 77: Namespace(77, names=("lab", "b"))})
-    assert sentences(renamed, more) == ["namespace lab got the name b"]
+    assert sentences(renamed, more) == ["namespace lab was named b"]
     assert sentences(more, renamed) == ["namespace lab lost the name b"]
 
 

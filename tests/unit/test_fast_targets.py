@@ -93,7 +93,7 @@ def test_a_container_without_a_network_says_why() -> None:
     expected = {
         "joined": "another container's",
         "alone": "no network",
-        "near": "host's own",
+        "near": "uses the host's network",
         "plain": "known",
     }
     for name, words in expected.items():
@@ -134,7 +134,7 @@ def test_the_page_lists_every_verdict_in_its_words() -> None:
 def test_a_release_of_what_was_not_captured_says_so() -> None:
     message = describe_capture("10.9.0.3", [], [])
     assert message.startswith("10.9.0.3 was not captured, nothing changed; no address is captured")
-    assert describe_capture("10.9.0.3", ["10.9.0.3"], []).startswith("no address is captured now")
+    assert describe_capture("10.9.0.3", ["10.9.0.3"], []).startswith("no address is captured")
     assert "10.9.0.4" in describe_capture("", ["10.9.0.4"], ["10.9.0.4"])
 
 

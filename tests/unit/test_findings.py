@@ -46,7 +46,7 @@ def test_mtus_that_differ_concern_container_port_and_bridge() -> None:
     assert bridge is not None and topology.peer(link) is not None
     assert one.ref == link_ref(link.key) and link_ref(bridge.key) in one.related
     assert one.sentence == (
-        "eth0 of web2 has MTU 1400, its bridge br-app 1500: packets larger than 1400 bytes are lost."
+        "eth0 of web2 has MTU 1400, but its bridge br-app has 1500: packets larger than 1400 bytes are lost."
     )
     web2 = next(each for each in topology.containers.values() if each.name == "web2")
     assert one in findings_of(topology, container_ref(web2.runtime, web2.id))
@@ -106,12 +106,12 @@ def test_links_alone_that_overlap_are_no_finding() -> None:
 
 def test_a_dead_join_is_related_to_the_joined_container() -> None:
     (one,) = found(small_host(), "dead join")
-    assert one.sentence.startswith("orphan joined the container ffff")
+    assert one.sentence.startswith("orphan shares the network namespace of the container ffff")
 
 
 def test_dropped_packets_are_counted_with_their_rule() -> None:
     (one,) = found(small_host(), "dropped")
-    assert one.sentence.startswith("A rule has dropped 17 packets of web2: drop 172.18.0.3/32 -> *")
+    assert one.sentence.startswith("A rule dropped 17 packets of web2: drop 172.18.0.3/32 -> *")
     assert [ref.kind for ref in one.related] == ["nat"]
 
 
@@ -141,8 +141,8 @@ def test_a_storm_concerns_bridge_network_port_and_sender() -> None:
     (one,) = [each for each in findings(topology) if each.kind == "storm"]
     assert one.severity == "bad" and one.ref == link_ref(bridge.key)
     assert one.sentence.startswith(
-        "Broadcast storm on br-app: about 12,000 frames/s, 97% of all that enter it; "
-        "they enter by veth-web1 (from web1)."
+        "Broadcast storm on br-app: about 12,000 frames/s, 97% of all frames that enter it; "
+        "they enter through veth-web1 (from web1)."
     )
     web1 = next(each for each in topology.containers.values() if each.name == "web1")
     for ref in (link_ref(port.key), network_ref("net-app"), container_ref(web1.runtime, web1.id)):
@@ -164,9 +164,9 @@ def test_begin_and_end_of_a_storm_are_reported_once() -> None:
         for old, new in ((calm, storms[0]), (storms[0], storms[1]), (storms[1], calm))
     ]
     assert events == [
-        [("added", "Multicast storm on br-app: about 20,000 frames/s, 90% of all that enter it")],
+        [("added", "Multicast storm on br-app: about 20,000 frames/s, 90% of all frames that enter it")],
         [],
-        [("removed", "the multicast storm on br-app is over")],
+        [("removed", "the multicast storm on br-app has ended")],
     ]
 
 
@@ -208,7 +208,7 @@ def test_each_says_what_to_try() -> None:
     """Findings that the user can act on have advice."""
     advice = {one.kind: one.advice for one in findings(Topology(small_host()))}
     assert all(advice.values()) and "--mtu 1500" in advice["mtu"]
-    assert "delete the rule: iptables -t filter" in advice["dropped"]
+    assert "delete the rule; run: iptables -t filter" in advice["dropped"]
 
 
 def test_dockers_rules_that_nothing_leads_to_are_gone() -> None:
@@ -216,11 +216,16 @@ def test_dockers_rules_that_nothing_leads_to_are_gone() -> None:
     assert not found(host.snapshot(), "engine rules")
     host.rules = [rule for rule in host.rules if rule.chain != "FORWARD"]  # iptables -F
     (one,) = found(host.snapshot(), "engine rules")
-    assert one.severity == "bad" and one.sentence.startswith("Docker's rules are gone from filter: ")
-    assert one.advice == "systemctl restart docker" and network_ref("net-app") in one.related
+    assert one.severity == "bad" and one.sentence.startswith(
+        "Docker's rules are missing in the iptables table filter: "
+    )
+    assert (
+        one.advice == "restart Docker; run: systemctl restart docker"
+        and network_ref("net-app") in one.related
+    )
     host.rules = []
     (one,) = found(host.snapshot(), "engine rules")
-    assert "gone from nat and filter: published ports and masquerading don't work; " in one.sentence
+    assert "tables nat and filter: published ports and masquerading don't work; " in one.sentence
 
 
 def test_a_docker_that_makes_no_rules_is_only_doubted() -> None:

@@ -90,7 +90,7 @@ def test_isolated() -> None:
 
 def test_trusted_host_interfaces() -> None:
     _, modes = shown(answered(trusted_host_interfaces="up0:up1"))
-    assert modes["trusted"] == "what comes in by up0, up1 reaches containers directly"
+    assert modes["trusted"] == "packets from up0, up1 reach containers directly"
 
 
 def test_an_engine_that_makes_no_rules_translates_nothing() -> None:

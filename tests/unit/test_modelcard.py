@@ -108,7 +108,7 @@ def test_bridged_without_a_veth() -> None:
 def test_unread_links_are_unknown() -> None:
     card = deal(docker("app", APP), nets=())["app"]
     assert card.model == "unknown"
-    assert "could not be read" in card.why
+    assert "couldn't be read" in card.why
 
 
 @pytest.mark.parametrize("mode", ["container:app", "container:app-id"])
@@ -131,8 +131,8 @@ def test_joined_across_runtimes() -> None:
 @pytest.mark.parametrize(
     ("target", "word"),
     [
-        (docker("app", WEB), "another network namespace"),
-        (docker("app", None), "not running (exited)"),
+        (docker("app", WEB), "restarted with a new one"),
+        (docker("app", None), "isn't running (exited)"),
         (docker("else", WEB), "no longer exists"),
     ],
 )
@@ -162,10 +162,10 @@ def test_a_stopped_container_says_what_it_would_be() -> None:
         docker("orphan", None, "container:missing"),
         docker("br", None),
     )
-    for name, word in {"side": "app", "orphan": "missing, which is gone", "br": '"bridge"'}.items():
+    for name, word in {"side": "app", "orphan": "missing, which no longer exists", "br": '"bridge"'}.items():
         card = found[name]
         assert (card.model, card.joined_dead) == ("unknown", False)
-        assert "not running (exited)" in card.why and word in card.why
+        assert "isn't running (exited)" in card.why and word in card.why
         assert all(use == NamespaceUse(use.kind, 0, False) for use in card.namespaces)
 
 

@@ -353,13 +353,13 @@ def test_a_port_that_another_rule_redirects_is_refused() -> None:
     ],
 )
 def test_redirects_of_other_packets_do_not_conflict(request_: Publish, rule: dict[str, Any]) -> None:
-    assert not any("may not receive" in one for one in planned(request_, redirecting_host(**rule)).warnings)
+    assert not any("may not reach" in one for one in planned(request_, redirecting_host(**rule)).warnings)
 
 
 @pytest.mark.parametrize("rule", [{"iif": "br-x"}, {"src": "10.0.0.0/8"}, {"dport": "", "l4_proto": ""}])
 def test_a_redirect_of_some_packets_is_warned_of(rule: dict[str, str]) -> None:
     warned = planned(Publish("web", "8080"), redirecting_host(**rule)).warnings
-    assert any("hostnat" in one and "tcp/8080 may not receive those" in one for one in warned)
+    assert any("hostnat" in one and "may not reach tcp/8080" in one for one in warned)
 
 
 def test_a_free_port_is_proposed() -> None:
@@ -488,7 +488,7 @@ def test_deleting_a_foreign_bridge_lists_what_depends_on_it() -> None:
     deleting = planned(Delete(link_ref(bridge.key)), now)
     assert "disconnected from br-store: app" in deleting.hits
     assert any(one.startswith("published ports that stop working") and "8080" in one for one in deleting.hits)
-    assert any("vnet didn't make br-store" in one for one in deleting.warnings)
+    assert any("vnet didn't create br-store" in one for one in deleting.warnings)
 
 
 def test_another_table_drops_in_the_singular() -> None:
@@ -498,4 +498,4 @@ def test_another_table_drops_in_the_singular() -> None:
     firewall = replace(snapshot.firewalls[HOST], chains=(chain,))
     now = Topology(replace(snapshot, firewalls={HOST: firewall}))
     warned = planned(CreateNetwork("new"), now).warnings
-    assert any("hostfw drops new connections out of br-new, answers to br-new" in each for each in warned)
+    assert any("hostfw drops new connections from br-new and replies to br-new" in each for each in warned)

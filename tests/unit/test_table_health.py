@@ -52,7 +52,7 @@ def test_troubles_that_grow_are_found() -> None:
     ]  # fmt: skip
     assert "5 packets" in found[0].sentence and "within 58 s" in found[0].sentence
     line, most = conntrack_rows(here).head
-    assert most.text.startswith("most by web1")
+    assert most.text.startswith("top sources: web1")
     assert "3 failed inserts (+3 in 58s) · 7 drops (+5 in 58s) · 9 early drops" in line.text
     assert line.tone == "bad"
 
@@ -68,7 +68,7 @@ def test_the_head_names_who_fills_it_and_stays_with_the_rows() -> None:
     rows = conntrack_rows(Topology(SMALL))
     (line,) = rows.head
     assert "of 262,144 (under 1%)" in line.text and line.text.endswith(
-        "most by web1 33%, api 33%, 198.51.100.9 33%"
+        "top sources: web1 33%, api 33%, 198.51.100.9 33%"
     )
     assert rows.matching("nothing-such").head == rows.sorted_by("peer", True).head == rows.head
     assert conntrack.health_line(Topology(Snapshot())) == ()

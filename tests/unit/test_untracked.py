@@ -210,7 +210,7 @@ def test_the_error_names_the_change() -> None:
         "conntrack no longer tracks connections of web"
     ]
     assert [one.sentence for one in changes(on.snapshot, off.snapshot, 0)] == [
-        "conntrack again tracks connections of web"
+        "conntrack tracks connections of web again"
     ]
     again = changes(on.snapshot, topology(both(WEB), dns(LOG)).snapshot, 0)
     assert any("DOCKER_OUTPUT" in one.sentence and "added" in one.sentence for one in again)

@@ -85,7 +85,7 @@ def _remove_network(options: argparse.Namespace) -> int:
 
 def _agreed(plan: Plan) -> bool:
     print_plan(plan)
-    return not plan.hits or agreed("Remove it, and all that?")
+    return not plan.hits or agreed("Remove all of this?")
 
 
 def run(options: argparse.Namespace) -> int:

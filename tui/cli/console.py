@@ -50,7 +50,7 @@ def print_steps(steps: tuple[Operation, ...]) -> None:
     for step in steps[:_MOST_STEPS]:
         print(f"  {safe(step.describe())}")
     if len(steps) > _MOST_STEPS:
-        print(f"  ... and {len(steps) - _MOST_STEPS} steps more")
+        print(f"  ... and {len(steps) - _MOST_STEPS} more steps")
 
 
 def print_notes(plan: Plan) -> None:
@@ -70,7 +70,7 @@ def print_outcome(plan: Plan, outcome: Outcome | None, as_json: bool) -> int:
     elif outcome is None:
         print("nothing to do: nothing differs")
     elif outcome.done and is_final(plan.steps):
-        print("done; this cannot be undone")
+        print("done; this can't be undone")
     elif outcome.done:
         print(f"done; to undo: vnet-tui undo {outcome.entry_id}")
     return ended(outcome) if outcome else 0
@@ -190,7 +190,7 @@ def ask(outcome: run.Outcome, as_json: bool) -> int:
     if as_json or not is_person():
         print(f"vnet-tui: it is undone in {seconds:.0f} s unless confirmed: {how}", file=sys.stderr)
         return 0
-    if agreed(f"Is all well? It is undone in {seconds:.0f} s unless you say yes.", seconds - 1):
+    if agreed(f"Keep the change? It is undone in {seconds:.0f} s unless you answer y.", seconds - 1):
         return _confirm(outcome.entry_id, as_json=False)
     entry = journal.find(outcome.entry_id)
     print("undoing it")

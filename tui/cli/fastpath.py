@@ -53,9 +53,9 @@ def _capture(options: argparse.Namespace) -> int:
 
 
 def describe_capture(released: str, was: Sequence[str], captured: Sequence[str]) -> str:
-    """Describe what is captured now, and whether a released address had been."""
-    words = f"captured, left to the kernel where tcpdump sees it: {', '.join(map(safe, captured))}"
-    words = words if captured else "no address is captured now: the fast path carries them all"
+    """Describe the captured addresses, and whether a released one was captured."""
+    words = f"captured (left to the kernel, so that tcpdump sees it): {', '.join(map(safe, captured))}"
+    words = words if captured else "no address is captured"
     if released and set(was) == set(captured):
         return f"{safe(released)} was not captured, nothing changed; {words}"
     return words
@@ -91,7 +91,7 @@ def _switch(session: FastPathSession, options: argparse.Namespace) -> int:
 
 
 def _end_silent(session: FastPathSession, options: argparse.Namespace) -> int:
-    print("The process of the fast path does not answer: it is killed, and its settings are cleaned up.")
+    print("The fast path's process doesn't answer. It will be killed, and its settings cleaned up.")
     if options.dry_run or not (options.yes or _agreed()):
         return 0
     print(session.end_silent())
@@ -120,7 +120,7 @@ def _agreed() -> bool:
     sys.stdout.flush()
     if not is_person():
         raise CommandError("can't ask for confirmation: there is no terminal. Try: --yes")
-    return agreed("Do it?")
+    return agreed("Apply?")
 
 
 def _print(preview: FastPathPreview) -> None:
@@ -147,11 +147,11 @@ SCHEMA = 1
 _STATES = {
     "off": "off: the kernel forwards everything",
     "on": "on",
-    "paused": "paused: the kernel forwards everything, because",
+    "paused": "paused: the kernel forwards everything. Reasons:",
     "changing": "changing: the rules have just changed; the kernel forwards until they are stable",
     "hidden": "unknown: only root may ask. Try: sudo vnet-tui fastpath status",
-    "unknown": "not known",
-    "silent": "its process does not answer: once its lease is over, the kernel forwards everything",
+    "unknown": "unknown",
+    "silent": "its process doesn't answer: within two seconds the kernel forwards everything",
 }
 _MEASURING = 0.5  # seconds in which the cost of a packet is measured
 
@@ -207,19 +207,19 @@ def lines(fast: FastPath) -> Iterator[str]:
     for reason in fast.reasons:
         yield f"  - {safe(reason)}"
     if fast.left:
-        yield "a fast path that was killed left settings behind. Try: vnet-tui recover"
+        yield "a killed fast path left settings behind. Try: vnet-tui recover"
     if fast.state in ("off", "silent", "hidden"):
         return
     yield f"targets:   {_listed(fast.targets)}"
     if fast.unknown:
-        yield f"not there: {_listed(fast.unknown)} (accelerated as soon as there is a bridge of that name)"
+        yield f"not there: {_listed(fast.unknown)} (accelerated once a bridge of that name exists)"
     yield f"bridges:   {_listed(fast.bridges) or 'none with containers yet'}"
     if fast.captured:
-        yield f"captured:  {_listed(fast.captured)} (left to the kernel, where tcpdump sees them)"
+        yield f"captured:  {_listed(fast.captured)} (left to the kernel, so that tcpdump sees all packets)"
     for name, why in fast.refused.items():
         yield f"left out:  {safe(name)}: {safe(why)}"
     if fast.strict:
-        yield "strict:    yes (paused where a rule is about invalid packets)"
+        yield "strict:    yes (paused while rules match on `ct state invalid`)"
     if fast.tied:
         yield f"ends:      {ENDS_WITH}"
     yield f"flows:     {fast.flows or 0} of {fast.flows_limit or 0}"
@@ -242,7 +242,7 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def _verdicts(fast: FastPath) -> Iterator[str]:
-    yield f"{'packets':>14}  what became of them"
+    yield f"{'packets':>14}  verdict"
     for name, count in ranked(fast.verdicts):
         mark = "" if name == FAST else "to the kernel: "
         yield f"{count:>14,}  {mark}{fast.words.get(name, name)}"
@@ -255,7 +255,7 @@ def ranked(verdicts: Any) -> list[tuple[str, int]]:
 
 def _links(fast: FastPath) -> Iterator[str]:
     width = max((len(safe(one.name)) for one in fast.ports), default=4)
-    yield f"{'link':{width}}  {'role':9}  {'fast':>14}  {'kernel':>14}  most often to the kernel because"
+    yield f"{'link':{width}}  {'role':9}  {'fast':>14}  {'kernel':>14}  most frequent reason for the kernel"
     for one in fast.ports:
         by_fast = one.verdicts.get(FAST, 0)
         rest = [pair for pair in ranked(one.verdicts) if pair[0] != FAST]

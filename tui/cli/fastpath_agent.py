@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from core.metrics import FastPathNumbers
 
 
-RECOVERY = "puts right what a killed fast path left: settings, and the marks of its connections"
+RECOVERY = "cleans up after a killed fast path: its settings, and the marks of its connections"
 
 
 def needs_recovery() -> bool:
@@ -55,7 +55,7 @@ def recover_settings() -> str:
         raise CommandError(f"can't clean up after the fast path: {error.strerror}") from error
     finally:
         _unlock(lock)
-    return f"put right what a killed fast path left: settings, and the marks of {handed or 0} connections"
+    return f"cleaned up after a killed fast path: settings, and the marks of {handed or 0} connections"
 
 
 def _unlock(lock: int) -> None:

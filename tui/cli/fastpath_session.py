@@ -110,10 +110,10 @@ def _whole(
 def _becomes(strict: bool) -> str:
     if strict:
         return (
-            "Everything accelerated becomes strict: if a rule matches on `ct state invalid`, the kernel "
-            "forwards everything."
+            "Strict mode is turned on: while a rule matches on `ct state invalid`, the fast path is paused "
+            "and the kernel forwards everything."
         )
-    return "Nothing is strict any more: rules that match on `ct state invalid` don't pause it."
+    return "Strict mode is turned off: rules that match on `ct state invalid` don't pause the fast path."
 
 
 def _attached(observer: Observer, names: Iterable[str], foreign: Foreign) -> tuple[MapContents, set[int]]:
@@ -141,8 +141,8 @@ def _by_role(found: MapContents, without: Iterable[int]) -> tuple[str, ...]:
 def _on_links(count: int) -> str:
     return (
         f"A BPF program is attached to the ingress of {_links(count)}{' (below)' if count else ''}, and to "
-        "those that join later. What it does not handle goes on to the kernel unchanged, but for a FIN or "
-        "RST far from what its connection has acknowledged, which is dropped."
+        "links that are added later. Packets that it doesn't forward go to the kernel unchanged, except for "
+        "FINs and RSTs far outside the acknowledged range of their connection, which are dropped."
     )
 
 
@@ -164,26 +164,26 @@ def _held(tied: bool) -> list[str]:
     return [
         "Checksums and TCP windows of the packets that it forwards aren't verified, as with nftables' own "
         "flowtables; conntrack still checks all other connections.",
-        f"Bits {_MASK} of the ct mark say which rules a connection has passed; they are cleared at the end.",
-        "A chain of its own writes them, in the nftables table inet vnet_fastpath, behind every filter; the "
-        "kernel removes the table when its process ends.",
-        "One process runs it and a second one watches that: if the first is killed, the fast path stops and "
-        f"the second cleans up. Otherwise it ends {end}.",
+        f"Bits {_MASK} of the ct mark record which rules a connection passed; they are cleared at the end.",
+        "A chain in the nftables table inet vnet_fastpath writes them, after every filter; the kernel "
+        "removes the table when the fast path's process ends.",
+        "It runs in two processes: if the first is killed, the fast path stops and the second cleans up. "
+        f"Otherwise it ends {end}.",
     ]
 
 
 def _moves(more: int, fewer: int) -> str:
     if not more and not fewer:
-        return "No link is concerned now."
+        return "No link is affected now."
     if more:
         return f"The program is attached to {_links(more)} more."
-    return f"The program is detached from {_links(fewer)}; their connections go on through the kernel."
+    return f"The program is detached from {_links(fewer)}; the kernel forwards their connections."
 
 
 def _ends(count: int) -> list[str]:
     return [
-        f"The program is detached from {_links(count)}; connections go on through the kernel.",
-        f"The table inet vnet_fastpath and bits {_MASK} of the ct mark go.",
+        f"The program is detached from {_links(count)}; the kernel forwards their connections.",
+        f"The table inet vnet_fastpath is removed, and bits {_MASK} of the ct mark are cleared.",
     ]
 
 
@@ -193,8 +193,8 @@ def _invalid_notes(found: Preconditions, strict: bool) -> Iterator[str]:
         yield f"It would be paused now, because it is strict: {rules}"
     elif rules:
         yield (
-            f"These rules match on invalid packets, and would not see those that it forwards: {rules}. "
-            "--strict (s in the dashboard) pauses it instead."
+            f"These rules match on invalid packets, but don't see packets that the fast path forwards: "
+            f"{rules}. --strict (s in the dashboard) pauses it instead."
         )
 
 
@@ -203,16 +203,16 @@ def _notes(bridges: set[int], begins: bool, strict: bool) -> Iterable[str]:
     found = read_preconditions()
     if found.reasons:
         reasons = "; ".join(map(safe, found.reasons))
-        yield f"It would be paused now, and the kernel forward everything: {reasons}"
+        yield f"It would be paused now, and the kernel would forward everything: {reasons}"
     yield from _invalid_notes(found, strict)
     with suppress(build.CompileError):
         if begins and not build.is_compiled():
-            yield "The program is compiled for this kernel first, which takes a second or two, once."
+            yield "The program is compiled for this kernel first: a second or two, once."
     if read_sysctl("net.ipv4.ip_forward") == "0":
-        yield "net.ipv4.ip_forward is 0: nothing is routed, only traffic within a bridge can be accelerated."
+        yield "net.ipv4.ip_forward is 0: nothing is routed, so only traffic within a bridge is accelerated."
     yield (
         "tcpdump no longer sees accelerated packets on every link, and counters of rules and of conntrack "
-        "miss them; `vnet-tui accelerate --capture ADDRESS` leaves those of an address to the kernel."
+        "miss them; `vnet-tui accelerate --capture ADDRESS` leaves an address to the kernel."
     )
     if not bridges:
         yield "There is no bridge to accelerate yet."

@@ -100,7 +100,7 @@ def _ask(plan: Plan) -> bool:
     sys.stdout.flush()
     if not is_person():
         raise CommandError("can't ask for confirmation: there is no terminal. Try: --yes")
-    return agreed(f"Do these {len(plan.steps)} steps?")
+    return agreed(f"Run these {len(plan.steps)} steps?")
 
 
 def _strays(topology: Topology) -> list[Request]:

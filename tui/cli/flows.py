@@ -158,7 +158,7 @@ def _print_notes(looks: _FlowReadings) -> None:
         where = ", ".join(quiet[:3]) + (" and more" if len(quiet) > 3 else "")
         print(
             f"vnet-tui: can't measure traffic in {where}: it isn't counted there. "
-            "Try: sysctl -w net.netfilter.nf_conntrack_acct=1, which counts that of new connections",
+            "Try: sysctl -w net.netfilter.nf_conntrack_acct=1 (it counts new connections)",
             file=sys.stderr,
         )
 

@@ -37,7 +37,7 @@ from tui.cli.console import (
 )
 from tui.command import CommandError
 
-_ENDS = {"done": "done", "undone": "undone", "failed": "undone in part", "": "interrupted"}
+_ENDS = {"done": "done", "undone": "undone", "failed": "partly undone", "": "interrupted"}
 _MOST_LINES, _ALL = 50, sys.maxsize
 
 
@@ -152,7 +152,7 @@ def history(options: argparse.Namespace) -> int:
             print_json({"changes": [_document(entry) for entry in journal.latest(_ALL)]})
             return 0
         lines = [_line(entry) for entry in journal.latest(_MOST_LINES)]
-    nothing = "no change was made yet" if os.geteuid() == 0 else "you made no change yet"
+    nothing = "no changes yet" if os.geteuid() == 0 else "you have made no changes yet"
     print("\n".join(lines) if lines else nothing)
     return 0
 

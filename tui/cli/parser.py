@@ -15,19 +15,19 @@ TOPICS = (
 EXAMPLES = """\
 examples:
   vnet-tui                               open the dashboard (root sees all)
-  vnet-tui show veths                    every veth pair with both its ends
+  vnet-tui show veths                    veth pairs, both ends in one row
   vnet-tui show links --ns web1          the links of a namespace or container
   vnet-tui show nat --json | jq '.nat[]' for scripts; schema: docs/json.md
-  vnet-tui flows --by container          grouped flows; also --follow, rate:>1M
+  vnet-tui flows --by container          rates of connections, by container
   vnet-tui dump host.vnet                save a snapshot to a file
-  vnet-tui --from host.vnet              open that file, anywhere, without root
-  vnet-tui record now.vnetrec            record this host; `replay` shows it
-  vnet-tui bundle report.tar.gz          a readable file for a bug report
-  vnet-tui demo                          the dashboard on a demo lab
-  vnet-tui network create shop           a NAT network (--dry-run: only print)
+  vnet-tui --from host.vnet              open that file (needs no root)
+  vnet-tui record now.vnetrec            record this host; see also `replay`
+  vnet-tui bundle report.tar.gz          write an archive for a bug report
+  vnet-tui demo                          open the dashboard on a demo lab
+  vnet-tui network create shop --dry-run print the commands for a NAT network
   vnet-tui container create web --network shop
-  vnet-tui publish web 8080:80           forward port 8080 of the host to web
-  vnet-tui apply net.toml                create what a file describes
+  vnet-tui publish web 8080:80           forward host port 8080 to web's port 80
+  vnet-tui apply net.toml                create networks from a file
   vnet-tui undo                          undo the last change
   vnet-tui accelerate shop               turn on the fast path for a network
   vnet-tui completion bash > /etc/bash_completion.d/vnet-tui
@@ -44,7 +44,8 @@ PLAIN_SIZE, USUAL_SIZE = 65536, 262144
 _PORTS = "[HOST_IP:]HOST_PORTS[:CONTAINER_PORTS][/PROTO], such as 8080:80, 127.0.0.1:53/udp, [::]:8000-8010"
 
 FAST_PATH_COMMANDS = ("accelerate", "fastpath")
-_WHAT = "a bridge, a network of Docker, podman or vnet-tui, or all"
+_DEMO = "open the dashboard on a demo lab, or on a recording of it"
+_TARGETS = "a bridge, a network of Docker, podman or vnet-tui, or all"
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]?)(?:i?b)?", re.IGNORECASE)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
@@ -101,48 +102,47 @@ def make_parser() -> argparse.ArgumentParser:
     _add_looks(parser, False)
     parser.add_argument(
         "--read-only", action="store_true",
-        help="never allow changes; drop the rights to make them",
+        help="never allow changes, and give up the rights to make them",
     )  # fmt: skip
     _add_from(parser, None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    _add_show(commands.add_parser("show", help="print lists as text or JSON", allow_abbrev=False))
-    dump = commands.add_parser("dump", help="save a snapshot to a file", allow_abbrev=False)
-    dump.add_argument("file", metavar="FILE", help='where to write it ("-": standard output)')
+    _add_show(_command(commands, "show", "print lists as text or JSON"))
+    dump = _command(commands, "dump", "save a snapshot of this host to a file, for --from")
+    dump.add_argument("file", metavar="FILE", help='file to write ("-": standard output)')
     _add_from(dump, argparse.SUPPRESS)
     _add_keeping(commands)
     dashboard = commands.add_parser(
-        "demo", help="open the dashboard on a demo lab, or on a recording of it", allow_abbrev=False,
+        "demo", help=_DEMO, description=_DEMO, allow_abbrev=False,
         usage="vnet-tui demo [-h] [--ascii] [--write] [--no-traffic] [COMMAND ...]",
     )  # fmt: skip
     _add_looks(dashboard, argparse.SUPPRESS)
     dashboard.add_argument("--no-traffic", action="store_true", help="create no traffic in the lab")
     dashboard.add_argument(
-        "run", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this in the lab instead"
-    )
-    _add_flows(commands.add_parser("flows", help="list connections with their rates", allow_abbrev=False))
+        "run", nargs=argparse.REMAINDER, metavar="COMMAND",
+        help="run this command in the lab instead of the dashboard",
+    )  # fmt: skip
+    _add_flows(_command(commands, "flows", "list connections with their rates"))
     _change_commands(commands)
     _fast_path_commands(commands)
-    shell = commands.add_parser("completion", help="print a shell's completion script", allow_abbrev=False)
-    shell.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell to complete for")
+    shell = _command(commands, "completion", "print a script that completes commands in a shell")
+    shell.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
     return parser
 
 
 def _add_keeping(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands for recordings and bundles."""
-    record = commands.add_parser("record", help="record this host over time to a file", allow_abbrev=False)
-    record.add_argument("file", metavar="FILE", help="where to write it; it must not exist")
+    record = _command(commands, "record", "record this host over time to a file")
+    record.add_argument("file", metavar="FILE", help="file to write; it must not exist yet")
     record.add_argument(
         "--for", dest="seconds", type=seconds_of, metavar="TIME", help="duration (default 10m, at most 24h)"
     )
     record.add_argument(
         "--max-size", dest="size", type=bytes_of, metavar="SIZE", help="size limit (default 64M, at most 2G)"
     )
-    replay = commands.add_parser("replay", help="open a recording, with a time line", allow_abbrev=False)
+    replay = _command(commands, "replay", "open a recording in the dashboard, with a time line")
     replay.add_argument("file", metavar="FILE", help="a file from `vnet-tui record` or R in the dashboard")
-    bundle = commands.add_parser(
-        "bundle", help="write a readable archive of the current state, for a bug report", allow_abbrev=False
-    )
-    bundle.add_argument("file", metavar="FILE", help="where to write it: a .tar.gz")
+    bundle = _command(commands, "bundle", "write a readable archive of the current state, for a bug report")
+    bundle.add_argument("file", metavar="FILE", help="file to write, a .tar.gz")
     _add_from(bundle, argparse.SUPPRESS)
 
 
@@ -152,7 +152,7 @@ def _add_looks(parser: argparse.ArgumentParser, default: bool | str) -> None:
     With the default argparse.SUPPRESS, the value before the command stays.
     """
     for name, text in (
-        ("--ascii", "draw the dashboard with ASCII characters alone"),
+        ("--ascii", "draw the dashboard with ASCII characters only"),
         ("--write", "allow changes in the dashboard from the start"),
     ):
         parser.add_argument(name, action="store_true", default=default, help=text)
@@ -166,22 +166,26 @@ def _add_from(parser: argparse.ArgumentParser, default: str | None) -> None:
 
 
 def _add_show(show: argparse.ArgumentParser) -> None:
-    show.add_argument("topic", nargs="?", default="all", choices=("all", *TOPICS), help="what to print (all)")
+    show.add_argument(
+        "topic", nargs="?", default="all", choices=("all", *TOPICS), help="the list to print (default: all)"
+    )
     show.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
-    show.add_argument("--ns", metavar="NAME", help="only this namespace: its name, container, unit or inode")
+    show.add_argument(
+        "--ns", metavar="NAME", help="only this namespace, given by name, container, systemd unit or inode"
+    )
     _add_from(show, argparse.SUPPRESS)
 
 
 def _add_flows(flows: argparse.ArgumentParser) -> None:
     flows.add_argument(
-        "filter", nargs="*", metavar="FILTER", help="as in the dashboard: ct:web1 rate:>1M port:443"
+        "filter", nargs="*", metavar="FILTER", help="a filter as in the dashboard: ct:web1 rate:>1M port:443"
     )
     flows.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
     flows.add_argument(
         "--follow", action="store_true", help="repeat until Ctrl-C; with --json, one flow per line"
     )
     flows.add_argument(
-        "--per-hop", action="store_true", help="one row per namespace that tracks the connection"
+        "--per-hop", action="store_true", help="show a connection once for each namespace that tracks it"
     )
     flows.add_argument(
         "--by", choices=("container", "network", "peer", "port", "process", "client"), default="",
@@ -189,12 +193,12 @@ def _add_flows(flows: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     flows.add_argument(
         "--over", type=float, metavar="SECONDS", default=None,
-        help="measure rates over SECONDS (default 1; with --json 0, unless --top, --by or rate: needs rates)",
+        help="measure rates for SECONDS (default 1; with --json 0, unless --top, --by or rate: needs rates)",
     )  # fmt: skip
     flows.add_argument(
         "--top", type=int, metavar="COUNT", default=None, help="show only the fastest COUNT flows"
     )
-    flows.add_argument("--sockets", action="store_true", help="also read round-trip times and processes")
+    flows.add_argument("--sockets", action="store_true", help="also show round-trip times and processes")
     _add_from(flows, argparse.SUPPRESS)
 
 
@@ -218,15 +222,17 @@ def _change_commands(commands: _Commands) -> None:
     _tuning(commands)
     _files(commands)
     _journal(commands)
-    agent = _command(commands, "agent", "restore networks after container restarts and firewall reloads")
-    agent.add_argument("--unit", action="store_true", help="print a systemd unit for it instead")
+    agent = _command(
+        commands, "agent", "run a service that restores networks when containers or firewalls restart"
+    )
+    agent.add_argument("--unit", action="store_true", help="print a systemd unit for the service, and exit")
     agent.add_argument(
         "--metrics", metavar="HOST:PORT", default="",
-        help="serve Prometheus metrics there, such as 127.0.0.1:9742 (default: off)",
+        help="serve Prometheus metrics at this address, such as 127.0.0.1:9742 (default: off)",
     )  # fmt: skip
     agent.add_argument(
         "--accelerate", nargs="+", metavar="NETWORK", default=[],
-        help="keep the fast path on for these bridges and networks, or all (docs/fast-path.md)",
+        help="keep the fast path on for these bridges and networks, or for all (docs/fast-path.md)",
     )  # fmt: skip
     agent.add_argument("--strict", action="store_true", help="with --accelerate: like `accelerate --strict`")
 
@@ -245,40 +251,48 @@ def _changing(commands: _Commands, name: str, text: str) -> argparse.ArgumentPar
     command = _command(commands, name, text)
     command.add_argument("--dry-run", action="store_true", help="print the commands; change nothing")
     command.add_argument("--json", action="store_true", help="print the plan and its result as JSON")
-    command.add_argument("--auto-undo", action="store_true", help="first undo interrupted changes")
+    command.add_argument("--auto-undo", action="store_true", help="undo interrupted changes first")
     return command
 
 
 def _network(actions: _Commands) -> None:
     create = _changing(actions, "create", "create a network")
-    create.add_argument("name", metavar="NETWORK", help="its name, 15 bytes at most")
+    create.add_argument("name", metavar="NETWORK", help="its name, at most 15 bytes")
     create.add_argument(
-        "--kind", choices=KINDS, default="nat", help="how it reaches other networks (default nat)"
-    )
+        "--kind", choices=KINDS, default="nat",
+        help="nat: masqueraded (default); internal: no traffic to or from outside; routed: without NAT; "
+        "nic-bridged: on the LAN of a NIC",
+    )  # fmt: skip
     create.add_argument(
-        "--subnet", action="append", default=[], help="may be given for IPv4 and IPv6 (default: a free one)"
-    )
+        "--subnet", action="append", default=[],
+        help="an IPv4 or IPv6 subnet; repeat the option for both (default: a free one)",
+    )  # fmt: skip
     create.add_argument(
-        "--gateway", action="append", default=[], help="the host's address on it (default: the first)"
-    )
-    create.add_argument("--ipv6", action="store_true", help="also choose an IPv6 subnet")
-    create.add_argument("--mtu", type=int, default=0, help="default: the MTU of the uplink")
-    create.add_argument("--bridge", default="", help="its bridge's name (default: br-NETWORK)")
-    create.add_argument("--uplink", metavar="LINK", default="", help="the NIC of a nic-bridged network")
-    create.add_argument("--nat66", action="store_true", help="also translate IPv6")
-    create.add_argument("--vlan-filtering", action="store_true", help="make the bridge VLAN-aware")
+        "--gateway", action="append", default=[],
+        help="the host's address in the subnet (default: the first one)",
+    )  # fmt: skip
+    create.add_argument("--ipv6", action="store_true", help="also choose a free IPv6 subnet")
+    create.add_argument("--mtu", type=int, default=0, help="its MTU (default: the uplink's)")
+    create.add_argument("--bridge", default="", help="the name of its bridge (default: br-NETWORK)")
+    create.add_argument("--uplink", metavar="LINK", default="", help="the NIC to attach, if nic-bridged")
+    create.add_argument("--nat66", action="store_true", help="masquerade IPv6 too")
+    create.add_argument("--vlan-filtering", action="store_true", help="turn on the bridge's VLAN filtering")
     create.add_argument(
-        "--engine", choices=("vnet", "docker"), default="vnet", help="vnet or docker (default vnet)"
-    )
+        "--engine", choices=("vnet", "docker"), default="vnet",
+        help="create a network of vnet-tui or of Docker (default vnet)",
+    )  # fmt: skip
     _yes(_named(_changing(actions, "rm", "remove a network and detach its containers"), "NETWORK"))
     listing = _command(
-        actions, "ls", "list the networks of vnet-tui and the engines (all: vnet-tui show networks)"
+        actions, "ls", "list the networks of vnet-tui and of engines (`vnet-tui show networks` lists all)"
     )
     listing.add_argument("--json", action="store_true", help="print JSON")
-    for name, text in (("join", "let two networks reach each other"), ("part", "separate two networks")):
+    for name, text in (
+        ("join", "allow traffic between two networks of vnet-tui"),
+        ("part", "isolate two joined networks from each other again"),
+    ):
         pair = _changing(actions, name, text)
         pair.add_argument("network", metavar="NETWORK", help="one network")
-        pair.add_argument("other", metavar="OTHER", help="the other")
+        pair.add_argument("other", metavar="OTHER", help="the other one")
 
 
 def _named(command: argparse.ArgumentParser, what: str) -> argparse.ArgumentParser:
@@ -292,11 +306,15 @@ def _yes(command: argparse.ArgumentParser) -> None:
 
 def _container(actions: _Commands) -> None:
     create = _named(_changing(actions, "create", "create a plain container: a named namespace"), "CONTAINER")
-    create.add_argument("--model", choices=MODELS, help="how it is connected (default closed)")
-    create.add_argument("--network", default="", help="the network of a bridged container")
+    create.add_argument(
+        "--model", choices=MODELS,
+        help="closed: loopback only (default); bridged: on a network (default with --network); joined: in "
+        "another container's namespace (default with --joined-with); open: in the host's namespace",
+    )  # fmt: skip
+    create.add_argument("--network", default="", help="the network to attach it to")
     _address(create)
     create.add_argument(
-        "--joined-with", metavar="OTHER", default="", help="share the network namespace of this container"
+        "--joined-with", metavar="OTHER", default="", help="the container whose namespace it shares"
     )
     _named(_changing(actions, "rm", "delete a plain container"), "CONTAINER")
 
@@ -306,17 +324,19 @@ def _address(command: argparse.ArgumentParser) -> None:
         "--address",
         action="append",
         default=[],
-        help="may be given for IPv4 and IPv6 (default: a free one)",
+        help="an IPv4 or IPv6 address; repeat the option for both (default: a free one)",
     )
 
 
 def _members(commands: _Commands) -> None:
     attach = _member(commands, "attach", "attach a container to a network")
     _address(attach)
-    attach.add_argument("--link", default="", help="the link's name inside (default: the first free ethN)")
+    attach.add_argument(
+        "--link", default="", help="the link's name in the container (default: the first free ethN)"
+    )
     _member(commands, "detach", "detach a container from a network")
-    move = _member(commands, "move", "detach from NETWORK, attach to TO")
-    move.add_argument("to", metavar="TO", help="the network to move it to")
+    move = _member(commands, "move", "move a container to another network")
+    move.add_argument("to", metavar="TO", help="the network to attach it to")
     _address(move)
 
 
@@ -332,7 +352,7 @@ def _ports(commands: _Commands) -> None:
     publish.add_argument("container", metavar="CONTAINER", help="its name, RUNTIME:NAME or id")
     publish.add_argument("ports", metavar="PORTS", help=_PORTS)
     publish.add_argument(
-        "--network", default="", help="the network through which to reach it (default: the first possible)"
+        "--network", default="", help="the network to reach it through (default: the first possible)"
     )
     unpublish = _changing(commands, "unpublish", "unpublish a port")
     unpublish.add_argument("ports", metavar="PORTS", help="[HOST_IP:]HOST_PORTS[/PROTO], as it was published")
@@ -340,7 +360,7 @@ def _ports(commands: _Commands) -> None:
 
 def _links(commands: _Commands) -> None:
     links = _group(commands, "link", "change and delete links")
-    change = _inside(_changing(links, "set", "change a link"))
+    change = _inside(_changing(links, "set", "change a link's state, MTU, name or alias"))
     state = change.add_mutually_exclusive_group()
     state.add_argument("--up", action="store_true", default=None, help="set it up")
     state.add_argument("--down", action="store_false", dest="up", default=None, help="set it down")
@@ -348,41 +368,42 @@ def _links(commands: _Commands) -> None:
     change.add_argument("--name", metavar="NEW", help="rename it")
     change.add_argument("--alias", metavar="TEXT", help="set its alias")
     _inside(_changing(links, "rm", "delete a veth pair or a bridge"))
-    bridge = _inside(_changing(_group(commands, "bridge", "change bridges"), "set", "change a bridge"))
+    bridges = _group(commands, "bridge", "change bridges")
+    bridge = _inside(_changing(bridges, "set", "change a setting of a bridge"))
     bridge.add_argument("setting", metavar="SETTING", help="its name in ip-link(8), such as stp_state")
     bridge.add_argument("value", metavar="VALUE", type=int, help="a number, in the units of ip-link(8)")
-    port = _inside(_changing(_group(commands, "port", "change bridge ports"), "set", "change a bridge port"))
+    ports = _group(commands, "port", "change bridge ports")
+    port = _inside(_changing(ports, "set", "change a flag of a bridge port"))
     port.add_argument("flag", metavar="FLAG", help="its name in bridge(8), such as isolated")
     port.add_argument("state", choices=("on", "off"), help="on or off")
 
 
 def _inside(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     command.add_argument("link", metavar="LINK", help="the link's name")
-    command.add_argument(
-        "--ns", metavar="NAME", help="the namespace or container that it is in (default: the host)"
-    )
+    command.add_argument("--ns", metavar="NAME", help="the link's namespace or container (default: the host)")
     return command
 
 
 def _tuning(commands: _Commands) -> None:
-    tune = _changing(commands, "tune", "tune a bridge (or a network's bridge), its ports and containers")
-    tune.add_argument("network", metavar="NETWORK", help="the network's or the bridge's name")
+    tune = _changing(commands, "tune", "change packet sizes, offloads, RPS and filtering of a bridge")
+    tune.add_argument("network", metavar="NETWORK", help="the name of the bridge, or of its network")
     tune.add_argument(
         "--big-tcp", metavar="SIZE", nargs="?", const=USUAL_SIZE, type=_size,
-        help=f"the largest packets inside the host, in bytes ({USUAL_SIZE}), or off",
+        help=f"the largest packets between containers, in bytes (without SIZE {USUAL_SIZE}), or off",
     )  # fmt: skip
     tune.add_argument("--offloads", choices=("on", "off"), help="TSO, GSO, GRO and transmit checksums")
     tune.add_argument(
-        "--br-netfilter", choices=("on", "off"), help="whether bridged packets pass the host's firewall"
-    )
+        "--br-netfilter", choices=("on", "off"),
+        help="whether packets between its containers pass the host's firewall",
+    )  # fmt: skip
     tune.add_argument("--rps", metavar="CPUS", help="CPUs that process received packets: all, off or a mask")
     tune.add_argument(
         "--no-track-dns", choices=("on", "off"), nargs="?", const="on",
-        help="make Docker's DNS work without conntrack inside containers",
+        help="resolve names with Docker's DNS without conntrack in containers (without a value: on)",
     )  # fmt: skip
     tune.add_argument(
         "--only", metavar="CONTAINER", action="append", default=[],
-        help="with --no-track-dns: only this container; may be given several times",
+        help="with --no-track-dns: only in this container; the option can be repeated",
     )  # fmt: skip
 
 
@@ -391,33 +412,34 @@ def _size(text: str) -> int:
 
 
 def _files(commands: _Commands) -> None:
-    apply = _changing(commands, "apply", "create what a file describes, after showing the steps")
+    apply = _changing(commands, "apply", "create the networks and containers that a file describes")
     apply.add_argument(
-        "file", metavar="FILE", help='TOML, its keys in docs/changing.md ("-": standard input)'
+        "file", metavar="FILE", help='a TOML file; docs/changing.md lists its keys ("-": standard input)'
     )
     apply.add_argument(
-        "--prune", action="store_true", help="also remove vnet-tui's items that are not in the file"
-    )
+        "--prune", action="store_true",
+        help="also remove networks, containers and ports of vnet-tui that the file doesn't name",
+    )  # fmt: skip
     _yes(apply)
-    export = _command(commands, "export", "print the file that describes what vnet-tui created")
+    export = _command(commands, "export", "write a file for `apply` that describes vnet-tui's networks")
     export.add_argument(
-        "file", metavar="FILE", nargs="?", default="-", help="where to write it (default: standard output)"
+        "file", metavar="FILE", nargs="?", default="-", help="file to write (default: standard output)"
     )
     _yes(_changing(commands, "cleanup", "remove everything that vnet-tui created"))
 
 
 def _journal(commands: _Commands) -> None:
     undo = _changing(commands, "undo", "undo a change")
-    _entry(undo, "its id, or its number in `history` (default: the last one)")
-    history = _command(commands, "history", "list the changes that were made, the newest first")
+    _entry(undo, "the change's id, or its number in `history` (default: the last change)")
+    history = _command(commands, "history", "list earlier changes, the newest first")
     history.add_argument("--json", action="store_true", help="print JSON, each change with its commands")
-    recover = _changing(commands, "recover", "undo interrupted changes")
-    _entry(recover, "the change (default: all that were interrupted)")
+    recover = _changing(commands, "recover", "undo changes that a crash or kill interrupted")
+    _entry(recover, "the change (default: all interrupted changes)")
     recover.add_argument(
-        "--forget", action="store_true", help="leave the host as it is and forget the change"
+        "--forget", action="store_true", help="don't undo the change: leave the host as it is"
     )
-    confirm = _command(commands, "confirm", "confirm a guarded change before it is undone")
-    _entry(confirm, "the change (default: the one that waits)")
+    confirm = _command(commands, "confirm", "keep a guarded change, which is undone after 60 s otherwise")
+    _entry(confirm, "the change (default: the one that waits for confirmation)")
     confirm.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -427,34 +449,34 @@ def _entry(command: argparse.ArgumentParser, text: str) -> None:
 
 def _fast_path_commands(commands: _Commands) -> None:
     """Add every command of FAST_PATH_COMMANDS."""
-    text = "forward established connections of containers in eBPF, by the firewall's rules"
-    accelerate = commands.add_parser("accelerate", help=text, description=text, allow_abbrev=False)
+    text = "turn on the fast path: forward established connections of containers in eBPF"
+    accelerate = _command(commands, "accelerate", text)
     accelerate.add_argument(
-        "targets", nargs="*", metavar="NETWORK", help=f"{_WHAT}; added to those already on"
+        "targets", nargs="*", metavar="NETWORK", help=f"{_TARGETS}; added to the accelerated ones"
     )
-    accelerate.add_argument("--off", action="store_true", help="turn off for these networks, or entirely")
+    accelerate.add_argument(
+        "--off", action="store_true", help="turn it off for these networks, or (without NETWORK) for all"
+    )
     accelerate.add_argument(
         "--strict",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="pause if rules match on `ct state invalid`",
+        help="pause it while firewall rules match on `ct state invalid`",
     )
     which = accelerate.add_mutually_exclusive_group()
     which.add_argument(
         "--capture",
         metavar="ADDRESS",
         default="",
-        help="let the kernel forward this address, so that tcpdump sees it",
+        help="leave packets of this address to the kernel, so that tcpdump sees all of them",
     )
-    which.add_argument("--release", metavar="ADDRESS", default="", help="accelerate that address again")
-    accelerate.add_argument("--dry-run", action="store_true", help="print what would change; change nothing")
-    accelerate.add_argument("--yes", "-y", action="store_true", help="don't ask for confirmation")
-    text = "state and requirements of the fast path"
-    fastpath = commands.add_parser("fastpath", help=text, description=text, allow_abbrev=False)
-    actions = fastpath.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
+    which.add_argument("--release", metavar="ADDRESS", default="", help="accelerate this address again")
+    accelerate.add_argument("--dry-run", action="store_true", help="print the effects; change nothing")
+    _yes(accelerate)
+    actions = _group(commands, "fastpath", "show state and requirements of the fast path")
     for name, text in (
-        ("status", "what is accelerated, and the verdicts on its packets"),
-        ("check", "each requirement of the fast path, and whether it is met"),
+        ("status", "show what is accelerated, and packets by verdict"),
+        ("check", "check each requirement of the fast path"),
     ):
-        action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        action = _command(actions, name, text)
         action.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")

@@ -137,7 +137,7 @@ def _do(options: argparse.Namespace, planner: Planner, parts: Parts, approve: Ap
         if outcome or not plan.steps:
             break
         if approved:
-            print("vnet-tui: the host has changed meanwhile; the new plan", file=sys.stderr)
+            print("vnet-tui: the host has changed meanwhile; the new plan:", file=sys.stderr)
         if approve and not approve(plan):
             return 0
         approved = plan

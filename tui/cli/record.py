@@ -67,7 +67,7 @@ def record(path: Path, seconds: float | None, size: int | None) -> int:
     if over.wait(_BEGINNING):
         return _ended(path, recorder.progress)
     watcher.start()
-    _say(f"recording into {safe(str(path))}, {_words(limits)} at most; Ctrl-C ends it\n")
+    _say(f"recording to {safe(str(path))}, at most {_words(limits)}; Ctrl-C stops it\n")
     try:
         while not over.wait(_TELL_EVERY):
             if sys.stderr.isatty():

@@ -121,7 +121,7 @@ def _write(
         rows = view.rows(ViewContext(topology))
         empty = empty_text(view, topology.snapshot)
         if scope is not None and len(rows):
-            empty = f"None that concerns {safe(ns)}; {len(rows)} that do not."
+            empty = f"None in {safe(ns)}; {len(rows)} elsewhere."
         if len(topics) > 1:
             output.stream.write("\n" * bool(place) + _painted(view.title, "1", output) + "\n")
         output.stream.writelines(_head(rows if scope is None else _narrowed(rows, scope), output))

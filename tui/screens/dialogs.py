@@ -196,7 +196,7 @@ def change_lines(
     lines += [[], [(f"{count} command{'s' if count > 1 else ''}", "heading")]]
     for number, step in enumerate(steps):
         first, more, _ = step.command().partition("\n")
-        text = f"{first}   (its text is below)" if more else first
+        text = f"{first}   (input below)" if more else first
         lines += command_lines(text, _mark(number, done), width)
     for step in steps:
         if "\n" in step.command():
@@ -399,7 +399,7 @@ def lines_of(
             for part in _wrapped(line, width - 2):
                 lines.append(([("  ", ""), (part, "dim")], number))
     if findings:
-        lines += [(line, None) for line in ([], [("Enter: go there", "dim")])]
+        lines += [(line, None) for line in ([], [("Enter: go to it", "dim")])]
     if reading:
         lines.append(([(f"Still reading: {reading} parts are complete.", "dim")], None))
     elif not problems:

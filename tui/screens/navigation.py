@@ -155,7 +155,7 @@ class NavigationController:
             return
         if message.target is None:
             self._caught_up.set()
-            self._screen.notify("Nothing else is related to this.", markup=False)
+            self._screen.notify("No other item is related to this one.", markup=False)
             return
         self.state.current.state.top = self._screen.table.top
         self.state.follow(message.target, self._label())
@@ -276,7 +276,7 @@ class NavigationController:
             regrouped = self._drawn is entry and not self._same_columns(data)
             gone = entry.state.ref is not None and data.rows.index(entry.state.ref) is None
             if gone and len(data.rows) and not regrouped and not entry.state.filter:
-                screen.notify("The selected item is not in this list now.", markup=False, timeout=3)
+                screen.notify("The selected item is no longer in this list.", markup=False, timeout=3)
             table.show(data.columns or self.view.columns, data.rows, entry.state.ref, entry.state.top)
         self._drawn = entry
         screen.reserve_lines(
@@ -299,8 +299,8 @@ class NavigationController:
             return READING
         text = self.state.current.state.filter
         if text and data.total:
-            wanted = [f"No line matches {safe(text)}", *map(safe, data.remarks)]
-            return "\n".join((*wanted, f"Esc shows all {data.total} again."))
+            wanted = [f"No row matches {safe(text)}", *map(safe, data.remarks)]
+            return "\n".join((*wanted, f"Esc shows all {data.total} rows again."))
         mode = self._presenter.mode
         from_file = mode == "offline" or (mode == "replay" and not self.view.is_recorded)
         return (from_file and self.view.empty_file) or data.empty

@@ -59,7 +59,7 @@ class RecordController:
         self._ticker = screen.set_interval(_TICK, screen.show_bars)
         most = f"{limits.seconds / 60:g} min or {size_of(limits.size)}"
         screen.notify(
-            f"Recording into {display_path(path)}, {most} at most. R ends it.", markup=False, timeout=6
+            f"Recording to {display_path(path)} (at most {most}). R stops it.", markup=False, timeout=6
         )
         screen.show_bars()
 

@@ -136,8 +136,8 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
             *cells.section("Bridge", _settings(topology, bridge)),
             *cells.section("Ports", (_port_line(topology, port) for port in topology.ports_of(bridge.key))),
             *_ovs_sections(topology, bridge),
-            *common_sections(topology, bridge, rates, "Traffic of its own link"),
-            *cells.section("VLANs of the bridge itself", _own_vlans(bridge)),
+            *common_sections(topology, bridge, rates, "Traffic of the bridge link"),
+            *cells.section("VLANs of the bridge link", _own_vlans(bridge)),
             *_fdb_section(topology, bridge),
         ),
         cells.related(topology, ref),
@@ -161,14 +161,14 @@ def _settings(topology: Topology, bridge: Link) -> Iterator[Line]:
     yield "bridge id", cells.text(settings.bridge_id), None
     if settings.stp and settings.root_id:
         root = "this bridge" if settings.root_id == settings.bridge_id else safe(settings.root_id)
-        yield "root of the tree", Cell(root), None
+        yield "root bridge", Cell(root), None
     yield "priority", cells.number(settings.priority), None
     yield "ageing", Cell(f"{settings.ageing_time:g} s"), None
     yield "forward delay", Cell(f"{settings.forward_delay:g} s"), None
     yield "multicast snooping", cells.yes(settings.mcast_snooping), None
     yield "group forward mask", Cell(f"{settings.group_fwd_mask:#x}"), None
-    yield "iptables sees it", cells.yes(settings.nf_call_iptables), None
-    yield "ip6tables sees it", cells.yes(settings.nf_call_ip6tables), None
+    yield "nf_call_iptables", cells.yes(settings.nf_call_iptables), None
+    yield "nf_call_ip6tables", cells.yes(settings.nf_call_ip6tables), None
 
 
 def _port_line(topology: Topology, port: Link) -> Line:
@@ -234,13 +234,13 @@ def _fdb_line(topology: Topology, bridge: Link, entry: FdbEntry) -> Line:
 
 VIEW = ListView(
     "bridges", "Bridges", ("br", "bridge"), COLUMNS, rows,
-    empty="No bridge yet: a bridge is a switch inside the kernel. Container engines make one for each "
-    "network, `ip link add name br0 type bridge` makes one by hand.",
+    empty="No bridge yet. A bridge is a switch inside the kernel. Container engines create one for each "
+    "network; `ip link add name br0 type bridge` creates one.",
     help=(
         ("h l", "fold and unfold a bridge's ports"),
         ("bridge:NAME", "one bridge with its ports"),
         ("ct:NAME", "the ports of one container"),
-        ("state:blocking", "ports that spanning tree holds back"),
+        ("state:blocking", "ports that spanning tree blocks"),
     ),
     demand=frozenset({Demand.RATES}),
     maker_parts=(Part.OVS,),

@@ -76,7 +76,7 @@ def state(link: Link) -> Cell:
     if link.kind == "loopback" and link.admin_up:
         return Cell("up", "dim")
     if not link.admin_up:
-        return Cell("off", "warn" if link.master is not None else "dim")
+        return Cell("down", "warn" if link.master is not None else "dim")
     if link.state == "up" or (link.state == "unknown" and link.carrier):
         return Cell("up", "ok")
     if link.carrier:
@@ -136,7 +136,7 @@ def bridge_lines(topology: Topology, bridge: Link, rates: Rates | None) -> Itera
     within, above = _pasts(rates, "links", ports), _pasts(rates, "links", [bridge.key])
     carried = own.tx_bps + sum(rate.rx_bps for rate in came)
     curves = _curves([_added(one, 0, other, 1) for one, other in zip(within, above, strict=True)], 0)
-    yield "carries", Trend(formatting.bits(carried), unit=formatting.bits, curves=curves), None
+    yield "rate", Trend(formatting.bits(carried), unit=formatting.bits, curves=curves), None
     frames = own.tx_pps + sum(rate.rx_pps for rate in came)
     curves = _curves([_added(one, 2, other, 3) for one, other in zip(within, above, strict=True)], 0)
     yield "frames", Trend(formatting.packets(frames), unit=formatting.packets, curves=curves), None

@@ -215,19 +215,19 @@ def rows(context: ViewContext) -> ConntrackRows:
 
 VIEW = ListView(
     "conntrack", "Conntrack", ("conn", "ct", "connections"), COLUMNS, rows,
-    empty="No connection is tracked. The kernel tracks connections in a namespace as soon as a rule there "
-    "translates or asks for their state; reading them needs root.",
+    empty="No connection is tracked. The kernel tracks the connections of a namespace once a rule there uses "
+    "NAT or matches on their state. Reading them needs root.",
     sort="inside",
     help=(
-        ("ns:NAME", "a namespace's own table, and what begins or ends at it; also ct:NAME"),
-        ("← →", "who called: the peer, or the inside"),
-        ("addr:10.0.0.0/8", "by address or prefix, before or after translation; also src: and dst:"),
-        ("net:NAME", "what begins or ends at a container's address on a network"),
+        ("ns:NAME", "a namespace's table, and connections from or to it; also ct:NAME"),
+        ("← →", "opened by the peer, or by the inside"),
+        ("addr:10.0.0.0/8", "by address or prefix, before or after NAT; also src: and dst:"),
+        ("net:NAME", "connections from or to containers on a network"),
         ("port:443", "by port, either end; also sport: and dport:"),
         ("state:est", "by state; state:unreplied and state:assured hold for every protocol"),
-        ("nat:snat", "what is translated: nat:snat, nat:dnat"),
+        ("nat:snat", "translated connections: nat:snat, nat:dnat"),
         ("proto:udp", "by protocol"),
-        ("d", "have the kernel forget the connection; there is no undo"),
+        ("d", "delete the connection, as conntrack -D does; this can't be undone"),
     ),
     demand=frozenset({Demand.CONNTRACK}),
     parts=frozenset({Part.CONNTRACK}),
@@ -287,10 +287,10 @@ def _translation(flow: Flow) -> str:
     """Return the translation as a sentence."""
     parts = []
     if flow.dnat:
-        parts.append(f"what is sent to {flow.dnat} goes to {_bare(flow.responder)}")
+        parts.append(f"packets to {flow.dnat} go to {_bare(flow.responder)}")
     if flow.snat:
-        parts.append(f"{_bare(flow.origin)} is seen as {flow.snat}")
-    return "; ".join(parts) or "none: both ends see each other's own address"
+        parts.append(f"packets from {_bare(flow.origin)} get the source {flow.snat}")
+    return "; ".join(parts) or "none: both ends see each other's address"
 
 
 def _bare(end: End) -> str:
@@ -328,7 +328,7 @@ def _why_uncounted(table: Conntrack) -> str:
 def _marks(topology: Topology, table: Conntrack, entry: ConntrackEntry) -> Iterator[Line]:
     if entry.start:
         began = entry.start / 1e9
-        yield "began", Cell(formatting.age(began, table.taken_at)), None
+        yield "started", Cell(formatting.age(began, table.taken_at)), None
     yield "mark", Cell(f"{entry.mark:#x}" if entry.mark else "0", "" if entry.mark else "dim"), None
     yield "zone", cells.number(entry.zone), None
     yield "id", Cell(str(entry.id)), None
@@ -352,7 +352,7 @@ def health_line(topology: Topology, scope: Collection[int] | None = None) -> tup
     fullest = max(tables, key=lambda table: (len(table.entries), table.ns == topology.host))
     level, troubles = _level(topology, fullest, len(tables) > 1), [*_troubles(tables)]
     text = _sources(sources(topology, fullest.ns, _MOST_SOURCES), len(fullest.entries))
-    most, tone = [f"most by {text}"] if text else [], _tone(topology, tables)
+    most, tone = [f"top sources: {text}"] if text else [], _tone(topology, tables)
     if not troubles:
         fine = ["no failures"] if any(table.stats for table in tables) else []
         return (Cell(" · ".join([level, *fine, *most]), tone),)

@@ -242,7 +242,7 @@ def _model_lines(topology: Topology, container: Container, card: ModelCard | Non
     yield "model", model(topology, container), None
     if card is None:
         return
-    yield "because", cells.text(card.why, "bad" if card.joined_dead else ""), None
+    yield "reason", cells.text(card.why, "bad" if card.joined_dead else ""), None
     for uid in card.joined_with:
         other = topology.containers.get(uid)
         if other is not None:
@@ -265,7 +265,7 @@ def _use_line(topology: Topology, container: Container, card: ModelCard, use: Na
     target = joined(topology, container)
     name = target.name if target else container.network_mode.partition(":")[2][:12]
     title = f"{use.kind:<5}{KIND_WORDS.get(use.kind, '')}"
-    return title, cells.text(f"dead: was {name}'s", "bad"), _ref_of(target) if target else None
+    return title, cells.text(f"gone: was {name}'s", "bad"), _ref_of(target) if target else None
 
 
 def _ref_of(container: Container) -> Ref:
@@ -282,7 +282,7 @@ def matrix_line(topology: Topology, use: NamespaceUse) -> Line:
         return title, Cell("■ the host's"), None
     if others:
         names = ", ".join(other.name for other in others)
-        return title, cells.text(f"◐ with {names}"), container_ref(others[0].runtime, others[0].id)
+        return title, cells.text(f"◐ shared with {names}"), container_ref(others[0].runtime, others[0].id)
     return title, Cell("□ its own"), namespace_ref(use.inode) if use.kind == "net" else None
 
 
@@ -345,29 +345,29 @@ def _identity(topology: Topology, container: Container) -> Iterator[Line]:
     if container.created:
         yield "created", cells.text(container.created), None
     if container.network_mode:
-        yield "asked for", cells.text(_asked_for(topology, container.network_mode)), None
+        yield "network mode", cells.text(_mode_text(topology, container.network_mode)), None
     if container.netns is not None:
         label = topology.label(container.netns)
         yield "namespace", cells.text(label), namespace_ref(container.netns)
 
 
-def _asked_for(topology: Topology, mode: str) -> str:
+def _mode_text(topology: Topology, mode: str) -> str:
     """Return a network mode with a container's name instead of its id."""
     kind, _, wanted = mode.partition(":")
     if kind != "container":
         return mode
     found = next((one.name for one in topology.containers.values() if wanted in (one.id, one.name)), "")
-    return f"the network of {found}" if found else f"the network of {wanted[:12]}, which is gone"
+    return f"container {found}" if found else f"container {wanted[:12]}, which no longer exists"
 
 
 VIEW = ListView(
     "containers", "Containers", ("con", "co", "docker", "podman", "ps"), COLUMNS, rows,
-    empty="No container yet. `vnet-tui container create NAME` makes a plain one (c in the dashboard); "
-    "Docker's, podman's, and named namespaces of `ip netns` appear here as well.",
+    empty="No container yet. `vnet-tui container create NAME` creates a plain one (c in the dashboard). "
+    "Containers of Docker and podman and named namespaces (`ip netns`) appear here too.",
     help=(
         ("model:open", "containers by network model: closed, bridged, joined, open"),
         ("net:NAME", "the containers of a network"),
-        ("port:8080", "by published or inner port"),
+        ("port:8080", "by port of the host or container"),
         ("label:tier=front", "by label"),
     ),
     demand=frozenset({Demand.RATES, Demand.CONNECTION_COUNT}),

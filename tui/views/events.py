@@ -14,7 +14,7 @@ from tui.views.rows import Cell, Column, Detail, ListView, Row, Tone, ViewContex
 COLUMNS = (
     Column("time", "time", 8),
     Column("sentence", "what happened", 76, grow=1),
-    Column("state", "what", 7, priority=1),
+    Column("state", "action", 7, priority=1),
     Column("kind", "kind", 9, priority=1),
 )
 _TONES: dict[str, Tone] = {"added": "ok", "removed": "warn", "changed": ""}
@@ -65,9 +65,9 @@ VIEW = ListView(
     "removed or changed are listed here.",
     empty_file="A file shows one moment: nothing changes in it.",
     help=(
-        ("state:removed", "what went away; also added, changed"),
-        ("kind:container", "what happened to containers"),
-        ("ct:NAME ns:NAME", "what happened to that one"),
+        ("action:removed", "removed items; also added, changed"),
+        ("kind:container", "events of containers"),
+        ("ct:NAME ns:NAME", "events that name a container or namespace"),
     ),
     parts=frozenset(),
     problem_parts=(),

@@ -14,19 +14,19 @@ from core.text import safe, words_of
 from core.topology import Topology
 
 _NOTHING = {
-    "macvlan": "macvlan hands frames from card to container by itself: no bridge, nothing to do",
-    "ipvlan": "ipvlan hands packets from card to container by itself: no bridge, nothing to do",
-    "host": "its containers use the host's own network: nothing is forwarded, nothing to do",
-    "none": "its containers have no network: nothing to do",
-    "overlay": "an overlay is carried in tunnels, which stay with the kernel",
+    "macvlan": "macvlan connects containers to the NIC without a bridge: nothing to accelerate",
+    "ipvlan": "ipvlan connects containers to the NIC without a bridge: nothing to accelerate",
+    "host": "its containers use the host's network: nothing is forwarded, so nothing to accelerate",
+    "none": "its containers have no network: nothing to accelerate",
+    "overlay": "an overlay sends through tunnels, which the fast path leaves to the kernel",
 }
 _NO_NETWORK = {
-    "joined": "it is in another container's network: accelerate that container",
-    "host": "it uses the host's own network: nothing is forwarded, nothing to do",
-    "none": "it has no network: nothing to do",
-    "": "it is on no network that is known here: select its bridge",
+    "joined": "it shares another container's network: accelerate that container",
+    "host": "it uses the host's network: nothing is forwarded, so nothing to accelerate",
+    "none": "it has no network: nothing to accelerate",
+    "": "its network isn't known: select its bridge",
 }
-_SWITCH = "Open vSwitch forwards by its own tables: nothing to do"
+_SWITCH = "Open vSwitch bridges can't be accelerated: they forward by their own tables"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Choice:
     nothing: str = ""
 
 
-EVERYTHING = Choice("every bridge, those to come as well", ALL, "", frozenset({ALL}))
+EVERYTHING = Choice("all bridges, including new ones", ALL, "", frozenset({ALL}))
 
 
 def choices_of(topology: Topology, ref: Ref | None) -> tuple[Choice, ...]:
@@ -115,7 +115,7 @@ def of_network(topology: Topology, network: Network) -> Choice:
         return Choice(label, nothing=_NOTHING[network.kind])
     bridge = topology.bridge_link(network)
     if bridge is None:
-        return Choice(label, nothing="it has no bridge here: nothing to do")
+        return Choice(label, nothing="it has no bridge here: nothing to accelerate")
     return of_bridge(topology, bridge)
 
 
@@ -127,9 +127,7 @@ def of_bridge(topology: Topology, bridge: Link) -> Choice:
     if bridge.kind != "bridge":
         return Choice(label, nothing=_SWITCH)
     if bridge.ns != topology.host:
-        return Choice(
-            label, nothing="it is in another network namespace: only the host's own are accelerated"
-        )
+        return Choice(label, nothing="it is in another namespace: only bridges of the host are accelerated")
     names = frozenset(_names(topology, bridge))
     here = [net for net in topology.networks if net.ns in (None, bridge.ns)]
     same = [net for net in here if net.name == name and net.bridge and net.bridge != bridge.name]

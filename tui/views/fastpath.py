@@ -19,12 +19,12 @@ COLUMNS = (
     Column("state", "", 9),
     Column("packets", "packets", 8, align="right"),
     Column("share", "share", 6, align="right", priority=1),
-    Column("words", "what became of them", 18, grow=3),
+    Column("words", "meaning", 18, grow=3),
 )
 _COLUMNS_OF_REQUIREMENTS = (
     Column("name", "requirement", 25, grow=1),
     Column("state", "met", 9),
-    Column("words", "what was found", 22, grow=2),
+    Column("words", "found", 22, grow=2),
 )
 # Long names of requirements, as the table has room for them; the details pane shows them whole.
 _SHORT_NAMES = {
@@ -34,14 +34,14 @@ _SHORT_NAMES = {
     "headers of the C library": "C library headers",
 }
 STATES = {
-    "off": "off", "on": "on", "paused": "paused", "changing": "on, the rules are changing",
-    "silent": "its process does not answer", "hidden": "not known, only root may ask",
-    "unknown": "not known",
+    "off": "off", "on": "on", "paused": "paused", "changing": "on (the rules are changing)",
+    "silent": "process doesn't answer", "hidden": "unknown (only root can read it)",
+    "unknown": "unknown",
 }  # fmt: skip
 _TONES: Mapping[str, Tone] = {"on": "ok", "changing": "ok", "paused": "warn", "silent": "bad", "off": "dim"}
-COST_IS = "the program's own time, an average: learning and packets left to the kernel included"
+COST_IS = "the program's average run time, including packets that it leaves to the kernel"
 ENDS_WITH = "with the dashboard or agent that started it"
-_NOT_HELD = "The state of the fast path is not kept in a file or a recording; flows show their path."
+_NOT_STORED = "Files and recordings don't contain the fast path's state; flows show their path."
 _FORWARDS = ("on", "changing")
 _ALL, _NEEDS = "all links", "requirements"
 
@@ -76,9 +76,9 @@ def state_change(before: FastPath, now: FastPath, at: float) -> tuple[Change, ..
     """
     words, action = "", "changed"
     if now.state == "off" and before.is_running:
-        words, action = "fast path ended: the kernel forwards everything", "removed"
+        words, action = "fast path stopped: the kernel forwards everything", "removed"
     elif now.state == "silent" != before.state:
-        words = "fast path: its process does not answer"
+        words = "fast path: its process doesn't answer"
     elif now.state == "paused" and (before.state, before.reasons) != (now.state, now.reasons):
         words = f"fast path paused: {_reasons(now)}"
     elif now.state in _FORWARDS and before.state == "off":
@@ -86,7 +86,7 @@ def state_change(before: FastPath, now: FastPath, at: float) -> tuple[Change, ..
     elif now.state in _FORWARDS and before.state not in _FORWARDS:
         words = "fast path forwards again"
     elif now.is_running and before.targets and now.targets and now.targets != before.targets:
-        words = f"fast path accelerates from now on: {', '.join(now.targets)}"
+        words = f"fast path now accelerates: {', '.join(now.targets)}"
     return (Change(at, action, _ref("all", _ALL), words),) if words else ()
 
 
@@ -101,7 +101,7 @@ def _ref(*key: str) -> Ref:
 
 def _counted(fast: FastPath, name: str, role: str, verdicts: Mapping[str, int]) -> Iterator[Row]:
     seen, by_fast = sum(verdicts.values()), verdicts.get(FAST, 0)
-    words = f"{formatting.count(by_fast)} forwarded by the fast path" if seen else "no packet yet"
+    words = f"{formatting.count(by_fast)} forwarded by the fast path" if seen else "no packets yet"
     terms = {"name": safe(name), "state": role}
     yield Row(
         _ref("link" if role else "all", name),
@@ -142,7 +142,7 @@ def _requirements(fast: FastPath, counting: bool = False) -> Iterator[Row]:
         return
     met = sum(one.met for one in found)
     tone: Tone = "ok" if all(one.met for one in found if one.needed) else "bad"
-    words = "all is there" if met == len(found) else f"{len(found) - met} missing"
+    words = "all met" if met == len(found) else f"{len(found) - met} missing"
     yield Row(
         _ref("needs", _NEEDS),
         (Cell(_NEEDS), Cell(f"{met} of {len(found)}", tone), *blank, Cell(words, tone)),
@@ -166,14 +166,14 @@ def _met(one: Requirement) -> Cell:
 
 def _head(fast: FastPath) -> Iterator[Cell]:
     if fast.state == "unknown":
-        yield Cell(_NOT_HELD, "dim")
+        yield Cell(_NOT_STORED, "dim")
         return
     words = [f"fast path {STATES[fast.state]}"]
     if fast.state == "hidden":
-        yield Cell(f"{words[0]}: run it as root (sudo vnet-tui)", "dim")
+        yield Cell(f"{words[0]}: run sudo vnet-tui", "dim")
         return
     if not fast.is_running:
-        yield Cell(f"{words[0]}: the kernel forwards everything. W, then f turns it on.", "dim")
+        yield Cell(f"{words[0]}: the kernel forwards everything. Press W, then f to turn it on.", "dim")
         return
     words += [", ".join(map(safe, fast.targets))]
     words += [f"{fast.flows:,} flows"] if fast.flows is not None else []
@@ -196,23 +196,23 @@ def detail(context: ViewContext, ref: Ref) -> Detail:
         return _verdict(fast, str(ref.key[2]))
     if kind == "link":
         port = next((one for one in fast.ports if one.name == name), None)
-        return _port(context, port) if port else Detail(f"{safe(name)} is not accelerated any more")
+        return _port(context, port) if port else Detail(f"{safe(name)} is no longer accelerated")
     return Detail("fast path", (*cells.section("Fast path", _standing(fast)), *_left_out(fast)))
 
 
 def _standing(fast: FastPath) -> Iterator[Line]:
     yield "state", Cell(STATES[fast.state], _TONES.get(fast.state, "")), None
     for reason in fast.reasons:
-        yield "because", cells.text(reason, "warn"), None
+        yield "reason", cells.text(reason, "warn"), None
     if fast.left:
-        yield "left behind", Cell("settings of one that was killed: vnet-tui recover", "warn"), None
+        yield "left behind", Cell("a killed fast path left settings; run: vnet-tui recover", "warn"), None
     if not fast.is_running:
         return
     for target in fast.targets:
         gone = target in fast.unknown
         yield (
             "target",
-            cells.text(f"{target}, not there now" if gone else target, "warn" if gone else ""),
+            cells.text(f"{target} (doesn't exist now)" if gone else target, "warn" if gone else ""),
             None,
         )
     for bridge in fast.bridges:
@@ -225,7 +225,7 @@ def _standing(fast: FastPath) -> Iterator[Line]:
     yield "", Cell(COST_IS, "dim"), None
     for address in fast.captured:
         yield "captured", cells.text(address), None
-    yield "rules", cells.text(f"generation {fast.generation} of 15"), None
+    yield "generation", cells.text(f"{fast.generation} of 15"), None
     yield "ct mark", Cell(f"bits 0x{fast.mark_mask:08x}"), None
     if fast.strict:
         yield "strict", Cell("yes"), None
@@ -298,11 +298,11 @@ VIEW = ListView(
     "fastpath", "Fast path", ("fast", "accelerate"), COLUMNS, rows,
     empty="The fast path is off: the kernel forwards everything.",
     help=(
-        ("f", "turn it on for every bridge, and off"),
-        ("verdict:WORD", "what became of packets: verdict:mtu"),
-        ("share", "of the packets that came in there"),
+        ("f", "turn it on for all bridges, or off"),
+        ("verdict:WORD", "packets with a verdict: verdict:mtu"),
+        ("share", "of the packets that the link received"),
     ),
-    empty_file=_NOT_HELD,
+    empty_file=_NOT_STORED,
     parts=frozenset(),
     problem_parts=(),
     stays_on_top=True,

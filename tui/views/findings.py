@@ -1,4 +1,4 @@
-"""Present findings: in few words for the drawing, in sentences for the details."""
+"""Format findings: short for the overview, as sentences for the details."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def of_network(topology: Topology, network: Network) -> tuple[Cell, ...]:
     found = (
         one for one in findings_of(topology, ref) if one.kind in ("bridge", "overlap", "storm", "forward")
     )
-    return tuple(Cell(safe(_seen_from(topology, one, ref)), one.severity) for one in found)
+    return tuple(Cell(safe(_short_text(topology, one, ref)), one.severity) for one in found)
 
 
-def _seen_from(topology: Topology, finding: Finding, ref: Ref) -> str:
+def _short_text(topology: Topology, finding: Finding, ref: Ref) -> str:
     """Return a finding's short text; an overlap names the other side."""
     if finding.kind == "overlap" and finding.ref != ref:
         return f"overlaps {name_of(topology, finding.ref)}"
@@ -76,7 +76,7 @@ def _by_kind(finding: Finding) -> int:
 
 def findings_sections(topology: Topology, ref: Ref) -> tuple[Section, ...]:
     """Return the section with the findings of an object, for its details' top."""
-    return cells.section("Attention", _lines(topology, ref))
+    return cells.section("Findings", _lines(topology, ref))
 
 
 def _lines(topology: Topology, ref: Ref) -> Iterator[Line]:
@@ -107,7 +107,7 @@ def empty_text(view: ListView, snapshot: Snapshot) -> str:
     if missing := [name for name in view.capabilities if name in lacking]:
         return f"Can't read this: it needs {_listed(missing)}. {_AS_ROOT}"
     if parts and (hidden := out_of_sight(snapshot)):
-        return f"Nothing is there in what could be read; {hidden}"
+        return f"Nothing found in the namespaces that could be read. {hidden}"
     if failed := _first(snapshot.problems, parts):
         return failed
     unmade = _first(snapshot.problems, view.maker_parts)
@@ -132,7 +132,7 @@ def out_of_sight(snapshot: Snapshot) -> str:
     missing = [name for name in _TO_ENTER if name in snapshot.host.missing_capabilities]
     if not missing:
         return ""
-    return f"looking into the other network namespaces needs {_listed(missing)}. {_AS_ROOT}"
+    return f"Reading other network namespaces needs {_listed(missing)}. {_AS_ROOT}"
 
 
 def _first(problems: Iterable[Problem], parts: Iterable[str]) -> str:

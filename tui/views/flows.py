@@ -32,7 +32,7 @@ from tui.views.rows import (
 
 COLUMNS = (
     Column("from", "from", 21, grow=3, full=27, ends=True),
-    Column("via", "seen as", 15, grow=1, priority=1, ends=True),
+    Column("via", "NAT", 15, grow=1, priority=1, ends=True),
     Column("to", "to", 21, grow=3, full=27, ends=True),
     Column("proto", "proto", 6),
     Column("rate", "rate", 11, align="right"),
@@ -43,7 +43,7 @@ COLUMNS = (
     Column("rtt", "rtt", 7, align="right", priority=6),
     Column("process", "process", 14, grow=1, priority=7),
     Column("age", "age", 7, align="right", priority=8),
-    Column("timeout", "left", 7, align="right", priority=9),
+    Column("timeout", "timeout", 8, align="right", priority=9),
     Column("packets", "packets", 7, align="right", priority=10),
     Column("ns", "namespace", 10, grow=1, priority=11),
 )
@@ -143,7 +143,7 @@ class FlowRows:
         flow_options: FlowViewOptions = DEFAULT_OPTIONS,
         order: np.ndarray | None = None,
     ) -> None:
-        self._topology, self._picture, self._lens = topology, picture, flow_options
+        self._topology, self._picture, self._options = topology, picture, flow_options
         if order is None:
             order = np.arange(len(picture)) if flow_options.per_hop else np.flatnonzero(picture.index.edge)
         self._order = order
@@ -161,7 +161,7 @@ class FlowRows:
         now = picture.table.columns.place(row)[0]
         flow = flow_of(entry_of(now.entries[place]), picture.index.columns.names(table.ns))
         ref = talk_ref(table.ns, flow.entry.id)
-        return Row(ref, cells_of(self._topology, picture, row, flow, ref in self._lens.pins))
+        return Row(ref, cells_of(self._topology, picture, row, flow, ref in self._options.pins))
 
     def keys(self) -> Collection[str]:
         """Return the keys that filters can use, with column titles."""
@@ -196,7 +196,7 @@ class FlowRows:
     @cached_property
     def head(self) -> Sequence[Cell]:
         """What is said about the whole."""
-        return head_of(self._topology, self._picture, self._lens, self._order)
+        return head_of(self._topology, self._picture, self._options, self._order)
 
     @property
     def numbers(self) -> np.ndarray:
@@ -207,7 +207,9 @@ class FlowRows:
 
     def seen_through(self, flow_options: FlowViewOptions) -> FlowRows:
         """Return all rows, shown with these options."""
-        return self if flow_options == self._lens else FlowRows(self._topology, self._picture, flow_options)
+        return (
+            self if flow_options == self._options else FlowRows(self._topology, self._picture, flow_options)
+        )
 
     def matching(self, text: str) -> FlowRows:
         """Return the rows that match a filter, and the pinned ones."""
@@ -221,18 +223,18 @@ class FlowRows:
 
     def grouped(self) -> FlowRows | ListRows:
         """Group the flows if the options ask for it."""
-        if not self._lens.by:
+        if not self._options.by:
             return self
         from tui.views.flows_groups import group_rows
 
-        return group_rows(self._topology, self._picture, self._order, self._lens, self.head)
+        return group_rows(self._topology, self._picture, self._order, self._options, self.head)
 
     def _with(self, order: np.ndarray) -> FlowRows:
-        return FlowRows(self._topology, self._picture, self._lens, order)
+        return FlowRows(self._topology, self._picture, self._options, order)
 
     @cached_property
     def _pinned(self) -> np.ndarray:
-        rows = (self._row_of(ref) for ref in self._lens.pins)
+        rows = (self._row_of(ref) for ref in self._options.pins)
         return np.array(sorted(row for row in rows if row is not None), np.intp)
 
     # ---- order
@@ -327,19 +329,19 @@ def rows(context: ViewContext) -> FlowRows:
 
 VIEW = ListView(
     "flows", "Flows", ("flow", "fl", "talkers", "traffic"), COLUMNS, rows,
-    empty="No connection is tracked. The kernel tracks connections in a namespace as soon as a rule there "
-    "translates or asks for their state; reading them needs root.",
+    empty="No connection is tracked. The kernel tracks the connections of a namespace once a rule there uses "
+    "NAT or matches on their state. Reading them needs root.",
     sort="rate",
     reverse=True,
     help=(
-        ("rate:>1M", "by size: rate: in bits a second, bytes: packets: age: timeout: in seconds, rtt: in ms"),
-        ("ct:NAME net:NAME", "what begins or ends at a container, or on a network"),
-        ("from:NAME to:NAME", "by who opened it, by who answers: a name or an address"),
-        ("client:outside", "who calls a container: outside, host, beside, other network, itself"),
+        ("rate:>1M", "by number: rate: in bit/s, bytes: packets: age: timeout: in seconds, rtt: in ms"),
+        ("ct:NAME net:NAME", "flows from or to a container, or containers on a network"),
+        ("from:NAME to:NAME", "by the end that opened it or answers: a name or an address"),
+        ("client:outside", "by a container's client: outside, host, beside (same network), other network"),
         ("process:NAME", "by the process at either end"),
-        ("path:fast", "what the fast path carries (nearly) all of; path:part, path:kernel"),
+        ("path:fast", "(nearly) all packets forwarded by the fast path; path:part, path:kernel"),
         ("port:443 proto:udp", "by port, by protocol; also sport: dport: addr: src: dst: state: nat:"),
-        ("hops:>1", "what passes several namespaces that track it"),
+        ("hops:>1", "flows that several namespaces track"),
     ),
     demand=frozenset({Demand.FLOWS}),
     problem_parts=(Part.CONNTRACK,),
@@ -369,7 +371,7 @@ def head_of(
     if uncounted:
         names = ", ".join(safe(topology.label(ns)) for ns in uncounted[:3])
         more = f" and {len(uncounted) - 3} more" if len(uncounted) > 3 else ""
-        lines.append(Cell(f"traffic not counted (W, then A, turns it on): {names}{more}", "warn"))
+        lines.append(Cell(f"traffic not counted (to count it: W, then A): {names}{more}", "warn"))
     return lines
 
 

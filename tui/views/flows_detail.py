@@ -116,7 +116,7 @@ def _traffic(topology: Topology, picture: FlowView, row: int) -> Iterator[Line]:
     else:
         for way, title in enumerate(("sent", "received")):
             yield title, _way(picture, row, way), None
-    yield "began", _began(float(table.age[row])), None
+    yield "started", _started(float(table.age[row])), None
     yield "round trip", rtt_cell(float(picture.ends.rtt[row])), None
 
 
@@ -132,7 +132,7 @@ def _way(picture: FlowView, row: int, way: int) -> Cell:
     return Cell(", ".join(words))
 
 
-def _began(age: float) -> Cell:
+def _started(age: float) -> Cell:
     found = duration(age)
     return found if found is cells.NONE else Cell(f"{found.text} ago")
 
@@ -161,7 +161,7 @@ def group_title(selects: str) -> str:
 
 
 def talkers(context: ViewContext, ref: Ref) -> Detail:
-    """Return the details of grouped flows: how many, their clients, the biggest."""
+    """Return the details of grouped flows: total, clients, largest flows."""
     topology, picture = context.topology, context.flow_picture
     selects = str(ref.key[1])
     mask = flows_mask_of(query.parse(selects), topology, picture)
@@ -170,23 +170,23 @@ def talkers(context: ViewContext, ref: Ref) -> Detail:
     if not rows.size:
         return gone("this group")
     bits = np.nan_to_num(picture.table.bits[rows])
-    biggest = rows[np.argsort(-bits, kind="stable")[:_TOP]].tolist()
+    largest = rows[np.argsort(-bits, kind="stable")[:_TOP]].tolist()
     return Detail(
         safe(group_title(selects)),
         (
-            *cells.section("Together", _together(picture, rows)),
+            *cells.section("Total", _total(picture, rows)),
             *cells.section("Clients", _clients(picture, rows)),
-            *cells.section("Biggest flows", _biggest(picture, biggest)),
+            *cells.section("Largest flows", _largest(picture, largest)),
         ),
-        tuple((safe(flow_text(picture, row)), _ref(picture, row)) for row in biggest[:3]),
+        tuple((safe(flow_text(picture, row)), _ref(picture, row)) for row in largest[:3]),
     )
 
 
-def _together(picture: FlowView, rows: np.ndarray[Any, Any]) -> Iterator[Line]:
+def _total(picture: FlowView, rows: np.ndarray[Any, Any]) -> Iterator[Line]:
     table = picture.table
     yield "flows", cells.number(len(rows)), None
     yield "rate", cells.bits(float(np.nansum(table.bits[rows])) if table.measured else None), None
-    yield "in all", cells.size(int(table.octets[rows].sum())), None
+    yield "bytes", cells.size(int(table.octets[rows].sum())), None
     yield (
         "fast",
         Cell(f"{int((table.path[rows] == FAST).sum())} of {_count(len(rows))}{_share(table, rows)}"),
@@ -215,7 +215,7 @@ def _count(flows: int) -> str:
     return f"{flows} flow{'s' * (flows != 1)}"
 
 
-def _biggest(picture: FlowView, rows: list[int]) -> Iterator[Line]:
+def _largest(picture: FlowView, rows: list[int]) -> Iterator[Line]:
     for row in rows:
         yield "", cells.text(flow_text(picture, row)), _ref(picture, row)
 

@@ -232,10 +232,10 @@ def _matrix(picture: FlowView, order: Array, head: Sequence[Cell]) -> GroupRows:
         Column("name", "from \\ to", 16, grow=1),
         *(Column(f"to-{called[code]}", called[code], 11, align="right", priority=ranks[code], counted=True)
           for code in shown.tolist()),
-        Column("rate", "in all", 11, align="right"),
+        Column("rate", "total", 11, align="right"),
     )  # fmt: skip
     if len(talked) > len(shown):
-        words = f"the {len(shown)} of {len(talked)} ends that carried most so far; the others are left out"
+        words = f"the {len(shown)} busiest of {len(talked)} ends; the others are left out"
         head = (*head, Cell(words, "dim"))
     word = formatting.bits if table.measured else formatting.size
     rows = []

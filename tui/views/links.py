@@ -64,7 +64,7 @@ def terms(topology: Topology, link: Link) -> dict[str, str]:
         "ct": safe(container.name) if container else "",
         "net": safe(network.name) if network else "",
         "kind": safe(link.kind),
-        "state": "up" if link.state == "up" else safe(link.state),
+        "state": safe(link.state) if link.admin_up else f"{safe(link.state)} off",
         "addr": safe(cells.addresses(link)),
         "mac": link.mac,
         "mtu": str(link.mtu),
@@ -86,8 +86,8 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
 
 VIEW = ListView(
     "links", "Links", ("link", "if"), COLUMNS, rows,
-    empty="No link is in sight. Every namespace has at least its loopback: reading has not ended, or rights "
-    "are missing.",
+    empty="No link could be read. Every namespace has at least a loopback link: either reading isn't "
+    "complete, or rights are missing.",
     help=(
         ("kind:veth", "links of one kind"),
         ("state:down", "links that are down"),
@@ -136,9 +136,9 @@ def _identity(topology: Topology, link: Link) -> Iterator[Line]:
     if link.alias:
         yield "alias", cells.text(link.alias), None
     if link.altnames:
-        yield "also called", cells.text(", ".join(link.altnames)), None
+        yield "altnames", cells.text(", ".join(link.altnames)), None
     if link.qdisc:
-        yield "queueing", cells.text(link.qdisc), None
+        yield "qdisc", cells.text(link.qdisc), None
     if link.promiscuous:
         yield "promiscuous", cells.yes(True), None
     for name, value in link.details.items():
@@ -152,7 +152,7 @@ def _hardware(link: Link) -> Iterator[Line]:
         yield "GSO, GRO", Cell(f"{link.sizes.gso}, {link.sizes.gro} bytes"), None
     ipv4 = (link.sizes.gso_ipv4, link.sizes.gro_ipv4)
     if any(ipv4) and ipv4 != (link.sizes.gso, link.sizes.gro):
-        yield "of IPv4", Cell(f"{ipv4[0]}, {ipv4[1]} bytes"), None
+        yield "GSO, GRO IPv4", Cell(f"{ipv4[0]}, {ipv4[1]} bytes"), None
     if link.offloads:
         yield "offloads", Cell(f"{len(link.offloads)} on"), None
 
@@ -222,7 +222,7 @@ def rate_lines(key: LinkKey, rates: Rates | None) -> Iterator[Line]:
         yield title, Cell(f"{formatting.size(octets)} in {formatting.several(packets, 'packet')}"), None
         if errors or dropped:
             yield (
-                f"{title}: lost",
+                f"{title}: errors",
                 Cell(f"{formatting.several(errors, 'error')}, {formatting.count(dropped)} dropped", "warn"),
                 None,
             )

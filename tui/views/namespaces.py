@@ -14,7 +14,7 @@ from tui.views.links import gone
 from tui.views.lists import ListRows
 from tui.views.rows import Cell, Column, Detail, ListView, Row, ViewContext
 
-_NO_WAY = Cell("nothing that can be reached from here", "warn")
+_NOT_ENTERED = Cell("no path can be reached from here", "warn")
 
 COLUMNS = (
     Column("name", "namespace", 18, grow=1),
@@ -119,13 +119,13 @@ def _identity(topology: Topology, space: Namespace) -> Iterator[Line]:
         yield "name", cells.text(name), None
     yield "held by", held_by(topology, space), None
     if space.nsid is not None:
-        yield "id from the host", Cell(str(space.nsid)), None
+        yield "nsid", Cell(str(space.nsid)), None
     if space.command:
         yield "first process", cells.text(f"{space.command} ({space.pids[0] if space.pids else '?'})"), None
     if space.unit:
         yield "unit", cells.text(space.unit), None
-    way = cells.text(space.entry) if space.entry else _NO_WAY
-    yield "entered by", way, None
+    entry = cells.text(space.entry) if space.entry else _NOT_ENTERED
+    yield "entered through", entry, None
 
 
 def _containers(topology: Topology, space: Namespace) -> Iterator[Line]:

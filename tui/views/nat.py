@@ -56,7 +56,7 @@ def _row(topology: Topology, entry: NatEntry) -> Row:
         nat_ref(entry.ns, entry.entry_id),
         (
             cells.text(entry.kind), cells.text(_name(entry), verdict_tone(entry)),
-            cells.text(whose(topology, entry)),
+            cells.text(owner_text(topology, entry)),
             cells.text(entry.verdict, verdict_tone(entry)), cells.text(entry.l4_proto),
             cells.text(entry.outside if entry.outside != entry.inside else ""), cells.text(entry.inside),
             hits(entry), cells.size(entry.bytes) if entry.kind == "filter" else cells.NONE,
@@ -81,7 +81,7 @@ def _name(entry: NatEntry) -> str:
     return entry.name.removeprefix(f"{entry.kind} ")
 
 
-def whose(topology: Topology, entry: NatEntry) -> str:
+def owner_text(topology: Topology, entry: NatEntry) -> str:
     """Return whom an entry is for; for a filter, the direction of the packets."""
     if entry.kind != "filter":
         return " ".join((*_container_names(topology, entry), *_network_names(topology, entry)))
@@ -145,10 +145,10 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
     return Detail(
         f"{safe(entry.kind)}: {safe(_name(entry))}",
         (
-            *cells.section("What it does", _meaning(topology, entry)),
+            *cells.section("Meaning", _meaning(topology, entry)),
             *cells.section("Traffic", rule_lines(entry, rates)),
-            *cells.section("For", _whose(topology, entry)),
-            *cells.section("Rules behind it", _rules(topology, entry)),
+            *cells.section("For", _owner_lines(topology, entry)),
+            *cells.section("Rules", _rules(topology, entry)),
         ),
         cells.related(topology, ref),
     )
@@ -167,12 +167,12 @@ def _meaning(topology: Topology, entry: NatEntry) -> Iterator[Line]:
         yield "bytes", cells.size(entry.bytes), None
     else:
         yield "connections", cells.count(entry.packets), None
-        yield "", Cell("rules that translate see a connection's first packet only", "dim"), None
+        yield "", Cell("NAT rules see only the first packet of a connection", "dim"), None
     yield "family", cells.text(entry.family), None
     yield "namespace", cells.text(topology.label(entry.ns)), namespace_ref(entry.ns)
 
 
-def _whose(topology: Topology, entry: NatEntry) -> Iterator[Line]:
+def _owner_lines(topology: Topology, entry: NatEntry) -> Iterator[Line]:
     for uid in entry.containers:
         container = topology.containers.get(uid)
         if container is not None:
@@ -198,18 +198,18 @@ def _rule_words(rule: FirewallRule) -> str:
     words = [f"by {safe(rule.backend)}"]
     words += [] if rule.packets is None else [f"{rule.packets} packet{'s' * (rule.packets != 1)}"]
     words += [f"comment: {safe(rule.comment)}"] if rule.comment else []
-    words += [] if rule.understood else ["has a match that is only shown as text"]
+    words += [] if rule.understood else ["some matches are only shown as text"]
     return ", ".join(words)
 
 
 VIEW = ListView(
     "nat", "NAT", ("nat", "firewall", "rules"), COLUMNS, rows,
-    empty="No rule translates or filters forwarded traffic. A container engine adds some with its first "
-    "network: a masquerade for the way out, a published port for the way in.",
+    empty="No rule translates or filters forwarded traffic. A container engine adds a masquerade for the "
+    "outgoing traffic of its first network, and a rule for each published port.",
     help=(
         ("kind:published", "published ports only; also masquerade, dnat, filter"),
-        ("ct:NAME", "what concerns one container"),
-        ("verdict:drop", "what is dropped"),
+        ("ct:NAME", "entries of one container"),
+        ("verdict:drop", "rules that drop packets"),
         ("port:8080", "by port, outside or inside"),
     ),
     demand=frozenset({Demand.RATES, Demand.CONNECTION_COUNT, Demand.NAT_RATES, Demand.RULE_COUNTERS}),

@@ -45,7 +45,7 @@ _MODES = {
     "nat": "nat: sources are translated; from outside only published ports, at the host's address",
     "nat-unprotected": "nat-unprotected: sources are translated; every port is open from outside",
     "routed": "routed: sources are kept; from outside only published ports, at the containers' addresses",
-    "isolated": "isolated: the bridge has no address, so the host takes no part",
+    "isolated": "isolated: the bridge has no address, so the host isn't on the network",
 }
 
 
@@ -131,14 +131,14 @@ def _identity(topology: Topology, network: Network) -> Iterator[Line]:
         if words := _mode_words(network, mode):
             yield _FAMILIES[family], cells.text(words), None
     if network.trusted_links:
-        words = f"what comes in by {', '.join(network.trusted_links)} reaches containers directly"
+        words = f"packets from {', '.join(network.trusted_links)} reach containers directly"
         yield "trusted", cells.text(words), None
     for subnet in network.subnets:
         yield "subnet", cells.text(subnet), None
     for gateway in topology.gateways(network):
         yield "gateway", cells.text(gateway), None
     if network.bridge:
-        missing = cells.text(f"{network.bridge}, which is gone", "bad")
+        missing = cells.text(f"{network.bridge}, which doesn't exist", "bad")
         yield (
             "bridge",
             cells.text(bridge.name) if bridge else missing,
@@ -150,7 +150,7 @@ def _identity(topology: Topology, network: Network) -> Iterator[Line]:
     if mtu(topology, network):
         yield "MTU", cells.number(mtu(topology, network)), None
     ours = bridge is not None and "net" in (words_of(bridge.alias) or ())
-    yield "made by", cells.text("vnet" if ours else f"{network.engine}, driver {network.driver}"), None
+    yield "created by", cells.text("vnet" if ours else f"{network.engine}, driver {network.driver}"), None
     yield "id", cells.text(network.id), None
 
 
@@ -187,8 +187,8 @@ def _nat(topology: Topology, network: Network) -> Iterator[Line]:
 
 VIEW = ListView(
     "networks", "Networks", ("net", "network"), COLUMNS, rows,
-    empty="No network yet. `vnet-tui network create NAME` makes one (n in the dashboard); so do "
-    "`docker network create` and a bridge with an address.",
+    empty="No network yet. `vnet-tui network create NAME` creates one (n in the dashboard), and so does "
+    "`docker network create`. Bridges are listed here too.",
     help=(
         ("kind:internal", "networks by kind: nat, internal, routed, host, none, ..."),
         ("ct:NAME", "the networks of a container"),

@@ -15,7 +15,7 @@ from tui.views.rows import Cell, Column, ListView, Row, Tone, ViewContext
 COLUMNS = (
     Column("name", "network / container", 22, grow=1),
     Column("model", "model", 9),
-    Column("addr", "what", 30, grow=2),
+    Column("addr", "details", 30, grow=2),
     Column("goal", "uplink", 22, grow=1, priority=1),
 )
 
@@ -103,10 +103,10 @@ VIEW = ListView(
     "overview", "Overview", ("over", "ov", "home", "topology"), COLUMNS, rows,
     empty="\n".join(EMPTY),
     help=(
-        ("j k", "from rail to rail, and between the rows of a rail"),
-        ("h l", "along a rail: the network, its containers, its uplink"),
+        ("j k", "to the next or previous network (rail), or row of it"),
+        ("h l", "along a rail: network, containers, uplink"),
         ("◆ ◇ ◐ □ ■", "bridged, routed, joined, closed and open containers"),
-        ("/ word", "the same as a list, filtered"),
+        ("/ word", "show the overview as a filtered list"),
     ),
     demand=frozenset({Demand.RATES}),
 )  # fmt: skip

@@ -212,7 +212,7 @@ ADDRESS_KEYS = frozenset({"addr", "src", "dst"})
 HELP = (
     ("word", "any cell contains the word"),
     ("key:value", "that column or term contains the value: ns:web, state:up"),
-    ("title:value", "the same by the column's title: uplink:eth0; join two words by a hyphen"),
+    ("title:value", "the same by the column's title; a hyphen joins words: other-end:eth0"),
     ("key:=value", "exactly this value"),
     ("key:>10k", "a number above that, or <10 below it"),
     ("port:80-90", "a port, or a range of them"),
@@ -311,7 +311,11 @@ def _figure(text: str) -> float:
 
 
 # Former titles of columns by title: filters may still use them.
-_FORMER_TITLES = {"uplink": "way-out", "dev": "by-link", "owner": "lies-in"}
+_FORMER_TITLES = {
+    "uplink": "way-out", "dev": "by-link", "owner": "lies-in", "NAT": "seen-as", "timeout": "left",
+    "total": "in-all", "meaning": "what-became-of-them", "found": "what-was-found", "action": "what",
+    "details": "what",
+}  # fmt: skip
 
 
 def titles(columns: Iterable[Column]) -> dict[str, str]:

@@ -254,11 +254,11 @@ def _aside_rails(topology: Topology, shown: Iterable[Network]) -> list[Rail]:
             by_model = {"closed": closed, "unknown": unread}
             by_model.get(card.model if card else "unknown", elsewhere).append(container)
     asides = (
-        ("closed", "loopback only, no way in or out", closed),
-        ("wired", "connected by their own links, not by a bridge of this host", elsewhere),
-        ("cut off", "the container that they joined is gone", cut_off),
-        ("unknown", "their namespaces could not be read", unread),
-        ("not running", "without a namespace now", stopped),
+        ("closed", "loopback link only, so no network", closed),
+        ("no bridge", "connected without a bridge of this host", elsewhere),
+        ("cut off", "the container whose network they share is gone", cut_off),
+        ("unknown", "their namespaces couldn't be read", unread),
+        ("not running", "no network namespace now", stopped),
     )
     return [
         Rail(name, None, name, (Cell(words, "dim"),), (), _cards(topology, found, None), drawn=False)

@@ -151,14 +151,14 @@ _RATE_WIDTH, _TREND_WIDTH = 11, 8
 
 _COMMANDS = (
     "  docker run -d nginx   a container on Docker's own bridge",
-    "  ip netns add blue     a namespace that stands alone: closed",
+    "  ip netns add blue     a network namespace without links",
 )
-_DEMO = "a whole lab of containers and traffic, apart from this host"
+_DEMO = "a lab of containers and traffic, isolated from this host"
 EMPTY = (
     "No virtual network on this host yet.",
-    "As soon as there is one, it is drawn here.",
+    "Networks and containers will be drawn here.",
     "",
-    "Ways to get one:",
+    "To create one:",
     *_COMMANDS,
     f"  vnet-tui demo         {_DEMO}",
 )
@@ -206,16 +206,16 @@ def _hint(canvas: Canvas, context: ViewContext, has_networks: bool) -> None:
     """Explain why there is so little to see, and what to do; the demo first."""
     x, hidden = _LEFT + 2, out_of_sight(context.snapshot)
     thing = "container" if has_networks else "virtual network"
-    nothing = f"No {thing} on this host yet: the first one will be drawn here."
+    nothing = f"No {thing} on this host yet. It will be drawn here."
     if hidden:
-        nothing = f"No container in what could be read; {hidden}"
+        nothing = f"No container in the namespaces that could be read. {hidden}"
     for line in wrapped(nothing, max(8, canvas.width - 2 * x)):
         canvas.put(x, canvas.height, line)
     y = canvas.height + 1
     key, way = ("E", "opens the demo:") if context.offers_demo else ("vnet-tui demo", "opens")
     canvas.put_all(x, y, [(key, "accent"), (f" {way} {_DEMO}", "")])
     if not hidden:
-        canvas.put(x, y + 2, "Or make one:")
+        canvas.put(x, y + 2, "Or create one:")
         for line in _COMMANDS:
             canvas.put(x, canvas.height, line, "dim")
 

@@ -218,8 +218,8 @@ def _rule_lines(topology: Topology, net: NetState, ref: Ref) -> list[Line]:
     if rule is None:
         return []
     pairs = (
-        ("priority", str(rule.priority)), ("whom", selector(rule)), ("comes in by", rule.iif),
-        ("goes out by", rule.oif), ("does", action(rule)), ("family", f"IPv{rule.family}"),
+        ("priority", str(rule.priority)), ("selector", selector(rule)), ("iif", rule.iif),
+        ("oif", rule.oif), ("action", action(rule)), ("family", f"IPv{rule.family}"),
     )  # fmt: skip
     return [(title, cells.text(value), None) for title, value in pairs if value]
 
@@ -244,12 +244,12 @@ _LINES = {"route": _route_lines, "rule": _rule_lines, "neighbour": _neighbour_li
 
 VIEW = ListView(
     "routes", "Routes and neighbours", ("rt", "route", "neigh", "arp"), COLUMNS, rows,
-    empty="No route yet: without one, packets only reach the link's own subnet.",
+    empty="No route yet. Without routes, packets only reach the host itself.",
     help=(
         ("h l", "fold and unfold a namespace"),
         ("kind:route", "routes only; also rule, neighbour, local, blackhole"),
         ("ns:NAME", "one namespace"),
         ("!table:local", "without the kernel's own local routes"),
-        ("state:failed", "neighbours that do not answer"),
+        ("state:failed", "neighbours that don't answer"),
     ),
 )  # fmt: skip

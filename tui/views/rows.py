@@ -197,7 +197,7 @@ class FlowViewOptions:
     @property
     def title(self) -> str:
         """The grouping as text."""
-        return {"": "one by one", "matrix": "who sends to whom"}.get(self.by, f"by {self.by}")
+        return {"": "not grouped", "matrix": "traffic matrix"}.get(self.by, f"by {self.by}")
 
     def grouped_next(self) -> FlowViewOptions:
         """Return the options with the next grouping."""

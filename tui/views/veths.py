@@ -65,7 +65,7 @@ def _row(context: ViewContext, a: Link, b: Link | None) -> Row:
         (
             cells.text(cells.name_and_place(topology, a)), _state(a, b),
             cells.text(master.name if master else ""),
-            *(_far_end(topology, b) if b else (Cell("out of sight", "dim"), cells.NONE, cells.NONE)),
+            *(_far_end(topology, b) if b else (Cell("unknown", "dim"), cells.NONE, cells.NONE)),
             mtu(a, b), cells.bits(rate.tx_bps if rate else None), cells.bits(rate.rx_bps if rate else None),
             cells.trend(rate.history, rate.rx_bps + rate.tx_bps) if rate else cells.NONE,
         ),
@@ -83,11 +83,11 @@ def _reverse(rate: LinkRate | None) -> LinkRate | None:
 
 
 def _state(a: Link, b: Link | None) -> Cell:
-    """Return the cell of the pair's state; if one end is off, it is named."""
+    """Return the cell of the pair's state; if one end is down, it is named."""
     if b is not None and a.admin_up and not b.admin_up:
-        return Cell("B is off", "bad")
+        return Cell("B is down", "bad")
     if b is not None and b.admin_up and not a.admin_up:
-        return Cell("A is off", "bad")
+        return Cell("A is down", "bad")
     return cells.state(a)
 
 
@@ -111,7 +111,7 @@ def _terms(topology: Topology, a: Link, b: Link | None) -> dict[str, str]:
         **found,
         "net": safe(network.name) if network else "",
         "mtu": mtu(a, b).text if b is None or a.mtu == b.mtu else f"{a.mtu} {b.mtu} differs {NOT_EQUAL}",
-        "state": _state(a, b).text,
+        "state": f"{_state(a, b).text} {found['state']}",
     }
 
 
@@ -124,7 +124,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
     return Detail(
         f"veth {safe(link.name)} in {safe(topology.label(link.ns))}",
         (
-            *cells.section("Cable", _cable(topology, link, peer)),
+            *cells.section("Pair", _pair(topology, link, peer)),
             *common_sections(topology, link, rates),
             *_other_end(topology, peer, rates),
         ),
@@ -133,17 +133,21 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
     )
 
 
-def _cable(topology: Topology, link: Link, peer: Link | None) -> Iterator[Line]:
+def _pair(topology: Topology, link: Link, peer: Link | None) -> Iterator[Line]:
     for title, end in (("this end", link), ("other end", peer)):
         if end is None:
-            yield title, Cell("out of sight: its namespace cannot be entered", "warn"), None
+            yield title, Cell("unknown: its namespace can't be entered", "warn"), None
             continue
         yield title, cells.text(f"{end.name} in {topology.label(end.ns)}"), link_ref(end.key)
     bridge = topology.bridge_of(link)
     if bridge is not None:
-        yield "plugged into", cells.text(bridge.name), link_ref(bridge.key)
+        yield "bridge", cells.text(bridge.name), link_ref(bridge.key)
     if peer is not None and peer.mtu != link.mtu:
-        yield "MTU", Cell(f"{link.mtu} here, {peer.mtu} there: large packets will be lost", "warn"), None
+        yield (
+            "MTU",
+            Cell(f"{link.mtu} here, {peer.mtu} at the other end: large packets are lost", "warn"),
+            None,
+        )
 
 
 def _other_end(topology: Topology, peer: Link | None, rates: Rates | None) -> tuple[Section, ...]:
@@ -160,11 +164,11 @@ def _other_end(topology: Topology, peer: Link | None, rates: Rates | None) -> tu
 
 VIEW = ListView(
     "veths", "Veth pairs", ("veth", "pairs"), COLUMNS, rows,
-    empty="No veth pair yet: a veth is a cable with two ends, mostly one in a container and one in a bridge. "
-    "One appears when a container starts on a bridge network, or by `ip link add a type veth peer name b`.",
+    empty="No veth pair yet. A veth pair is a virtual cable, usually between a container and a bridge. It "
+    "appears when a container starts on a bridge network; `ip link add a type veth peer name b` creates one.",
     help=(
-        ("ct:NAME", "the cables of one container"),
-        ("master:NAME", "the cables in one bridge"),
+        ("ct:NAME", "the pairs of one container"),
+        ("master:NAME", "the pairs with an end on one bridge"),
         ("addr:172.18", "by the address of either end"),
         ("mtu:differs", "pairs whose ends differ in MTU"),
     ),

@@ -124,7 +124,7 @@ def detail_lines(detail: Detail, width: int, window: int = _FIVE_MINUTES) -> Ite
     further = [(label, ref) for label, ref in detail.related if ref not in linked]
     if further:
         yield DetailLine("", "")
-        yield DetailLine("", "Leads to", "heading")
+        yield DetailLine("", "Related", "heading")
         for label, ref in further:
             yield DetailLine("→ ", cut(safe(label), width - 4), "", "accent", ref)
 

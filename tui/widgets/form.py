@@ -267,7 +267,7 @@ Outcome = Literal["typed", "accepted", "given up", ""]
 
 HINTS: dict[Kind, str] = {
     "/": "word  key:value  !not      Enter: keep  Esc: show all",
-    ":": "the name of a view      Tab: complete  Enter: go there",
+    ":": "name of a view or item      Tab: complete  Enter: go there",
 }
 
 

@@ -114,7 +114,7 @@ class AccelerateScreen(Dialog[str]):
     def _lines(self, width: int) -> list[Line]:
         lines = list(_preview_lines(self.preview, width)) if self.preview else []
         if self.phase == "asking":
-            return [*lines, [], [("Do it? y / n", "accent")], *([(one, tone)] for one, tone in self._words)]
+            return [*lines, [], [("Apply? y / n", "accent")], *([(one, tone)] for one, tone in self._words)]
         return [
             *lines,
             *([(part, tone)] for words, tone in self._words for part in ["", *wrapped(words, width)]),
@@ -131,12 +131,12 @@ class AccelerateScreen(Dialog[str]):
             self._text.scroll_by(scrolled[event.key])
         elif self.phase == "asking" and event.key == "y":
             self.phase = "running"
-            self._say(("Under way…", "accent"))
+            self._say(("Running…", "accent"))
             self._work(self._do)
         elif self.phase == "asking" and event.key == "s" and self._on and self.preview:
             self._strict = not self.preview.strict
             self.phase = "looking"
-            self._say(("looking again…", "dim"))
+            self._say(("reading the host…", "dim"))
             self._work(self._look)
         elif self.phase == "asking" and event.key == "enter":
             self._say(("y: apply, n: cancel", "warn"))
@@ -151,13 +151,13 @@ def _preview_lines(preview: FastPathPreview, width: int) -> Iterator[Line]:
         yield from _bullet(words, "dim", width)
     if preview.refused:
         yield []
-        yield [("Not possible on this machine", "heading")]
+        yield [("Not possible on this host", "heading")]
         for words in preview.refused:
             yield from _bullet(words, "bad", width)
         return
     if preview.changes:
         yield []
-        yield [("What changes", "heading")]
+        yield [("Changes", "heading")]
         for words in preview.changes:
             yield from _bullet(words, "", width)
     if preview.links:

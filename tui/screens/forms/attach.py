@@ -138,9 +138,9 @@ def attach_form(ref: Ref | None) -> Form:
     """Return a form that starts with the selected row's object."""
     fields = (
         Field("container", "container", "its name"),
-        Field("network", "network", "no network of vnet-tui or Docker: n creates one"),
-        Field("address", "address", "a free one"),
-        Field("link", "link inside", "the first free ethN"),
+        Field("network", "network", "no network yet: Esc, then n creates one"),
+        Field("address", "address", "a free address"),
+        Field("link", "link name", "the first free ethN"),
     )
     return form_about(ref, "Attach a container", fields, _fill_attach, _attach)
 
@@ -159,10 +159,10 @@ def move_form(ref: Ref | None) -> Form:
     fields = (
         Field("container", "container", "its name"),
         Field("network", "from", "no network of vnet-tui or Docker"),
-        Field("to", "to", "n creates another network"),
-        Field("address", "address", "a free one"),
+        Field("to", "to", "no other one: Esc, then n creates one"),
+        Field("address", "address", "a free address"),
     )
-    return form_about(ref, "Move a container to another network", fields, _fill_move, _move)
+    return form_about(ref, "Move a container", fields, _fill_move, _move)
 
 
 def _fill_attach(topology: Topology, values: Values, ref: Ref | None) -> FormState:

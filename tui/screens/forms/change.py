@@ -339,7 +339,7 @@ class ChangeScreen(Dialog[ChangeResult | None]):
         """Do what is shown; where the commands are not in sight, show them first."""
         worked = self.worked
         if worked is None or not self._is_current(worked):
-            self.say(("can't apply it: its commands weren't shown yet. Try: press the key again", "warn"))
+            self.say(("The commands weren't on screen yet: press the key again.", "warn"))
             return
         if isinstance(worked.plan, Refused) or not worked.plan.steps:
             return
@@ -433,5 +433,5 @@ def _after(ended: ChangeResult) -> tuple[str, str]:
     if ended.end == "undone":
         return "Everything was undone: the host is as it was before.", "ok"
     if ended.end == "kept":
-        return "Nothing was undone: the host is as it was before.", "ok"
+        return "Nothing was undone: the host is unchanged.", "ok"
     return "can't undo everything: see the errors above. Try: Esc, then u", "warn"

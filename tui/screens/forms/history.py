@@ -28,7 +28,7 @@ from tui.widgets.lines import LinesPane, Span, strip_of
 _UNDER = "can't undo it: later changes depend on it. Try: undo those first"
 _ENDS = {
     "done": ("done", "ok"), "undone": ("undone", "dim"),
-    "failed": ("in part", "bad"), "": ("interrupted", "bad"),
+    "failed": ("partial", "bad"), "": ("interrupted", "bad"),
 }  # fmt: skip
 
 
@@ -137,7 +137,7 @@ class HistoryScreen(Dialog[ChangeResult | None]):
     def compose(self) -> ComposeResult:
         with Container(id="change-box") as box:
             box.border_title = " Interrupted changes " if self._only_open else " Changes "
-            box.border_subtitle = " Enter: undo · f: forget an interrupted one · Esc: close "
+            box.border_subtitle = " Enter: undo · f: forget (if interrupted) · Esc: close "
             yield self._list
             yield self._preview
 
@@ -149,7 +149,7 @@ class HistoryScreen(Dialog[ChangeResult | None]):
 
     def _read_journal(self) -> None:
         try:
-            entries, message = self._change_service.history(), "no change was made yet"
+            entries, message = self._change_service.history(), "no changes yet"
         except CommandError as error:
             entries, message = (), safe(str(error))
         found = tuple(one for one in entries if one.is_open or not self._only_open)
@@ -175,11 +175,11 @@ class HistoryScreen(Dialog[ChangeResult | None]):
         entry = self._list.selected
         plan = undo_plan(entry) if entry else None
         if entry and isinstance(plan, Plan):
-            self.app.push_screen(UndoScreen(entry, self._change_service), self._taken_back)
+            self.app.push_screen(UndoScreen(entry, self._change_service), self._undo_ended)
         elif isinstance(plan, Refused):
             self.notify(plan.reasons[0], markup=False)
 
-    def _taken_back(self, ended: ChangeResult | None) -> None:
+    def _undo_ended(self, ended: ChangeResult | None) -> None:
         if ended is not None:
             self.dismiss(ended)
         else:
@@ -219,8 +219,8 @@ def _undo_lines(past: PastChange, known: Mapping[str, str], width: int) -> list[
 
 
 _LOG_ENDS = {
-    "done": ("done", "ok"), "undone": ("undone", "warn"), "failed": ("undone in part", "bad"),
-    "": ("not begun", "bad"), "…": ("under way", "accent"),
+    "done": ("done", "ok"), "undone": ("undone", "warn"), "failed": ("partly undone", "bad"),
+    "": ("not started", "bad"), "…": ("running", "accent"),
 }  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def log_overlay(log: Sequence[LoggedChange]) -> Overlay:
 def lines_of(log: Sequence[LoggedChange], width: int) -> list[Line]:
     """Return each change with its commands, wrapped to the width."""
     if not log:
-        return [[("No command was run in this session.", "dim")]]
+        return [[("No commands have run in this session.", "dim")]]
     lines: list[Line] = []
     for logged in reversed(log):
         word, tone = _LOG_ENDS[logged.end]
@@ -278,7 +278,7 @@ class ConfirmScreen(Dialog[str]):
     def compose(self) -> ComposeResult:
         with Container(id="confirm-box") as box:
             box.border_title = " Keep it? "
-            box.border_subtitle = " y: keep it · n: undo it now "
+            box.border_subtitle = " y: keep · n: undo now "
             yield self._text
 
     def on_mount(self) -> None:
@@ -294,7 +294,7 @@ class ConfirmScreen(Dialog[str]):
         return [
             *([(part, "title")] for part in wrapped(safe(self._waiting.title), width)),
             [],
-            [("Keep it? y / n", "accent"), (f"   undone in {left} s unless you say yes", "warn")],
+            [("Keep it? y / n", "accent"), (f"   undone in {left} s unless you press y", "warn")],
             [(self._hint, "warn")],
         ]
 
@@ -310,12 +310,12 @@ class ConfirmScreen(Dialog[str]):
         event.stop()
         event.prevent_default()
         if event.key in ("enter", "escape", "q") and not self._answered:
-            self._hint = "y keeps it, n undoes it."
+            self._hint = "y: keep it, n: undo it"
             self._text.show(self._lines)
         if event.key in ("y", "n") and not self._answered:
             self._answered = True
-            self._text.show(lambda width: [[("Under way…", "accent")]])
-            work = self._keep if event.key == "y" else self._take_back
+            self._text.show(lambda width: [[("Running…", "accent")]])
+            work = self._keep if event.key == "y" else self._undo_now
             threading.Thread(target=lambda: self._end(work), name="keep").start()
 
     def _end(self, work: Callable[[], str]) -> None:
@@ -330,7 +330,7 @@ class ConfirmScreen(Dialog[str]):
         kept = self._change_service.confirm(self._waiting.entry_id)
         return f"Kept: {self._waiting.title}" if kept else _TOO_LATE
 
-    def _take_back(self) -> str:
+    def _undo_now(self) -> str:
         for entry in self._change_service.history():
             if entry.entry_id == self._waiting.entry_id:
                 ended = self._change_service.undo(entry, lambda operation: None)

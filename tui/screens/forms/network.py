@@ -35,16 +35,16 @@ _NO_PORT = ("bridge", "loopback", "ovs-bridge")
 def network_form() -> Form:
     """Return an empty form."""
     fields = (
-        Field("name", "name", "15 bytes at most"),
+        Field("name", "name", "at most 15 bytes"),
         Field("kind", "kind", options=KINDS),
-        Field("uplink", "network card", "the link that becomes its port", hidden=True),
-        Field("subnet", "subnet", "a free one"),
+        Field("uplink", "uplink NIC", "the NIC that becomes its port", hidden=True),
+        Field("subnet", "subnet", "a free subnet"),
         Field("gateway", "gateway", "the first address"),
         Field("ipv6", "IPv6 subnet"),
-        Field("nat66", "translate IPv6", options=("no", "yes"), hidden=True),
-        Field("mtu", "MTU", "that of the uplink"),
-        Field("vlans", "VLAN-aware", options=("no", "yes")),
-        Field("engine", "made by", options=("vnet", "docker"), hidden=True),
+        Field("nat66", "masquerade IPv6", options=("no", "yes"), hidden=True),
+        Field("mtu", "MTU", "the uplink's"),
+        Field("vlans", "VLAN filtering", options=("no", "yes")),
+        Field("engine", "engine", options=("vnet", "docker"), hidden=True),
     )
     return Form("New network", "light", lambda values, topology: (_request(values),), fields, _fill)
 
@@ -121,14 +121,14 @@ def _request(values: Values) -> CreateNetwork:
 def container_form(ref: Ref | None) -> Form:
     """Return a form that starts with the selected network."""
     fields = (
-        Field("name", "name", "15 bytes at most"),
+        Field("name", "name", "at most 15 bytes"),
         Field("model", "model", options=MODELS),
-        Field("network", "network", "n creates one"),
-        Field("address", "address", "a free one"),
+        Field("network", "network", "no network yet: Esc, then n creates one"),
+        Field("address", "address", "a free address"),
         Field("joined", "joined with", "the container whose namespace it shares"),
     )
     return form_about(
-        ref, "New plain container (a named namespace)", fields, _fill_container, _container_request
+        ref, "New plain container (named namespace)", fields, _fill_container, _container_request
     )
 
 
@@ -168,7 +168,7 @@ def join_form(ref: Ref | None) -> Form:
     fields = (
         Field("network", "network", "a network of vnet-tui"),
         Field("other", "other", "another one"),
-        Field("state", "shall be", options=_STATES),
+        Field("state", "state", options=_STATES),
     )
     return form_about(ref, "Join or separate two networks", fields, _fill_join, _join_request)
 
@@ -199,10 +199,10 @@ def publish_form(ref: Ref | None) -> Form:
     """Return a form that starts with the selected container."""
     fields = (
         Field("container", "container", "its name"),
-        Field("host", "port of the host", "or a range, 8000-8010"),
-        Field("inside", "port inside", "as on the host"),
+        Field("host", "host port", "or a range, 8000-8010"),
+        Field("inside", "container port", "the host port"),
         Field("proto", "protocol", options=PROTOCOLS),
-        Field("address", "host's address", "every address"),
+        Field("address", "host address", "all addresses"),
     )
     return form_about(ref, "Publish a port", fields, _publish_state, _publish_request, "publishing")
 
@@ -234,7 +234,7 @@ def _publish_request(values: Values, topology: Topology) -> Publish:
 
 def delete_form(ref: Ref) -> Form:
     """Return the form that asks whether to delete the selected object."""
-    title = "Withdraw" if ref.kind == "nat" else "Delete"
+    title = "Unpublish" if ref.kind == "nat" else "Delete"
     return Form(title, "whole", lambda values, topology: (_delete_request(ref, topology),), asks=True)
 
 
@@ -251,12 +251,12 @@ def _delete_request(ref: Ref, topology: Topology) -> Request:
 
 
 def forget_form(request: DeleteFlow) -> Form:
-    """Return the form that asks whether the kernel shall forget a connection."""
-    return Form("Forget a connection", "light", lambda values, topology: (request,), asks=True)
+    """Return the form that asks whether to delete a connection from conntrack."""
+    return Form("Delete a connection", "light", lambda values, topology: (request,), asks=True)
 
 
 def counting_form(namespaces: tuple[int, ...]) -> Form | None:
     """Return the form for namespaces that don't count, None without any."""
     request = CountTraffic(namespaces)
-    title = "Count traffic"
+    title = "Traffic accounting"
     return Form(title, "light", lambda values, topology: (request,), asks=True) if namespaces else None

@@ -22,14 +22,14 @@ _UP = ("down", "up")
 def settings_form(ref: Ref | None) -> Form:
     """Return a form for the selected link, or the links of the selected object."""
     return Form(
-        "Settings of a link",
+        "Link settings",
         "light",
         lambda values, topology: tuple(_requests(values, _links(topology, ref))),
         (
             Field("link", "link"),
             Field("state", "state", options=_UP),
             Field("mtu", "MTU"),
-            Field("name", "name", "15 bytes at most"),
+            Field("name", "name", "at most 15 bytes"),
             Field("alias", "alias", "none"),
             *(_bridge_field(name) for name in BRIDGE_SETTINGS),
             *(Field(f"port.{name}", name, options=_ON, hidden=True) for name in PORT_FLAGS),
@@ -134,19 +134,19 @@ def _requests(values: Values, links: dict[str, Link]) -> Iterator[Request]:
         )
 
 
-_DIFFERS = "differs from link to link"
-_DIFFERS_INSIDE = "differs from container to container"
+_DIFFERS = "differs between links"
+_DIFFERS_INSIDE = "differs between containers"
 
 
 def tune_form(ref: Ref | None) -> Form:
     """Return a form for the bridge of the selected object."""
     fields = (
-        Field("bridge", "bridge", "one of the host's"),
+        Field("bridge", "bridge", "a bridge of the host"),
         Field("big_tcp", "BIG TCP", f"off, or bytes up to {LARGEST_SIZE}, such as {USUAL_SIZE}"),
         Field("offloads", "offloads", _DIFFERS, _ON),
         Field("br_netfilter", "br_netfilter", options=_ON),
         Field("rps", "RPS", "all, off or a mask of CPUs"),
-        Field("no_track_dns", "DNS untracked", _DIFFERS_INSIDE, _ON),
+        Field("no_track_dns", "no-track DNS", _DIFFERS_INSIDE, _ON),
     )
     return form_about(ref, "Tune a bridge", fields, _fill_tune, _request, "tuning")
 
