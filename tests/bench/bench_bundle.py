@@ -29,16 +29,16 @@ def run() -> list[Figure]:
     """Measure all figures in a new namespace."""
     with room_for_entries(2 * COUNT):
         found = in_a_namespace("tests.bench.bench_bundle")
-    seconds, still = ([one[name] for one in found] for name in ("seconds", "standstill"))
+    seconds, stalls = ([one[name] for one in found] for name in ("seconds", "stall"))
     what = f"`B`, a bundle of a host with {COUNT:,} connections"
     how = f"median of {_TIMES}; {min(seconds):.1f} to {max(seconds):.1f} s; {found[-1]['size'] / 1e6:.1f} MB"
     return [
         Figure(what, "<= 15 s", f"{statistics.median(seconds):.1f} s", how),
         Figure(
-            "the longest standstill of the event loop meanwhile",
+            "the longest stall of the event loop meanwhile",
             "<= 50 ms",
-            f"{max(still) * 1000:.0f} ms",
-            f"the longest of {_TIMES} bundles, the others from {min(still) * 1000:.0f} ms on",
+            f"{max(stalls) * 1000:.0f} ms",
+            f"maximum of {_TIMES} bundles, the minimum is {min(stalls) * 1000:.0f} ms",
         ),
     ]
 
@@ -60,7 +60,7 @@ async def measure(folder: Path) -> list[dict[str, float]]:
             seconds = time.monotonic() - began
             heart.stop()
             size = bundles[-1].stat().st_size
-            found.append({"seconds": seconds, "standstill": heart.worst, "size": size})
+            found.append({"seconds": seconds, "stall": heart.worst, "size": size})
     return found
 
 

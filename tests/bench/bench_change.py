@@ -1,7 +1,7 @@
 """Measure creating networks and attachments, against Docker and netavark.
 
-Many at once, and no change at all, too. It runs on a small machine (tests.support.machine), so that other
-networks of this one don't count.
+Also many at once, and a file that changes nothing. It runs on a small machine (tests.support.machine), so
+that other networks of this one don't count.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tui.cli.perform import LIGHT
 
 NETAVARK = "/usr/lib/podman/netavark"
 CURVE = sized((10, 100, 500), (3,))
-_TURNS = sized(15, 2)
+_REPETITIONS = sized(15, 2)
 # Seconds until kernel and engine have removed what a measurement made.
 _SETTLED = 0.15
 _NET, _WEB = "vtbench", "bweb"
@@ -42,17 +42,17 @@ _CONTAINER_ID, _NETWORK_ID = "c" * 64, "d" * 64
 
 
 def side_by_side(docker: DockerHost) -> Iterator[Figure]:
-    """Measure one NAT network with one container on each side in turns."""
+    """Measure one NAT network with one container, alternating with the other engine."""
     plain = docker.host.namespace("plain")
     docker.container(_WEB)
-    how = f"in turns, median of {_TURNS}; ours with its look, plan and journal"
-    against_docker = paired(lambda: ours(plain), lambda: theirs(docker), _TURNS)
+    how = f"alternating, median of {_REPETITIONS}; vnet-tui's time includes reading, plan and journal"
+    against_docker = paired(lambda: by_vnet(plain), lambda: by_docker(docker), _REPETITIONS)
     yield Figure(
-        "NAT network + one container, engine time", "<= 0.1 x docker", against_docker.with_fastest(), how
+        "NAT network + one container, engine time", "<= 0.1 x docker", against_docker.with_minima(), how
     )
     if Path(NETAVARK).exists():
-        against = paired(lambda: ours(plain), lambda: netavarks(docker.host, plain), _TURNS)
-        yield Figure("the same", "<= 0.33 x netavark setup", against.with_fastest(), how)
+        against = paired(lambda: by_vnet(plain), lambda: by_netavark(docker.host, plain), _REPETITIONS)
+        yield Figure("the same", "<= 0.33 x netavark setup", against.with_minima(), how)
 
 
 def run() -> list[Figure]:
@@ -81,7 +81,7 @@ def measured() -> list[Figure]:
         return figures + [figure for count in CURVE for figure in many(count)]
 
 
-def ours(container: str) -> float:
+def by_vnet(container: str) -> float:
     """Create the network and attach the container; undo outside the measured time."""
     requests = (CreateNetwork(_NET), Attach(container, _NET))
     seconds, _ = timed(lambda: change(lambda _: requests))
@@ -103,7 +103,7 @@ def change(requests: Callable[[Topology], tuple[Request, ...]]) -> int:
         return len(plan.steps)
 
 
-def theirs(docker: DockerHost) -> float:
+def by_docker(docker: DockerHost) -> float:
     """Do the same by the `docker` command."""
     seconds, _ = timed(
         lambda: (docker.run("network", "create", _NET), docker.run("network", "connect", _NET, _WEB))
@@ -114,27 +114,27 @@ def theirs(docker: DockerHost) -> float:
     return seconds
 
 
-def netavarks(host: ThrowawayHost, container: str) -> float:
+def by_netavark(host: ThrowawayHost, container: str) -> float:
     """Do the same by netavark."""
     network = {
         "name": _NET, "id": _NETWORK_ID, "driver": "bridge", "network_interface": "nv0", "internal": False,
         "ipv6_enabled": False, "dns_enabled": False, "ipam_options": {"driver": "host-local"},
         "subnets": [{"subnet": "10.99.0.0/24", "gateway": "10.99.0.1"}],
     }  # fmt: skip
-    wish = {
+    configuration = {
         "container_id": _CONTAINER_ID, "container_name": "plain", "network_info": {_NET: network},
         "networks": {_NET: {"interface_name": "eth0", "static_ips": ["10.99.0.2"]}},
     }  # fmt: skip
-    seconds, _ = timed(lambda: _netavark("setup", container, wish))
-    _netavark("teardown", container, wish)
+    seconds, _ = timed(lambda: _netavark("setup", container, configuration))
+    _netavark("teardown", container, configuration)
     time.sleep(_SETTLED)
     return seconds
 
 
-def _netavark(verb: str, container: str, wish: dict[str, object]) -> None:
+def _netavark(verb: str, container: str, configuration: dict[str, object]) -> None:
     subprocess.run(
         [NETAVARK, "-c", tempfile.gettempdir(), verb, f"/run/netns/{container}"],
-        input=json.dumps(wish), text=True, check=True, capture_output=True,
+        input=json.dumps(configuration), text=True, check=True, capture_output=True,
     )  # fmt: skip
 
 

@@ -50,24 +50,24 @@ def measure() -> list[Figure]:
     insert(COUNT, timeout=36_000)
     namespace = Namespace(inode_of(HOST_PATH), is_host=True, entry=HOST_PATH)
 
-    def ours() -> float:
+    def read_table() -> float:
         began = time.perf_counter()
         table = read_conntrack(namespace)
         took = time.perf_counter() - began
         assert len(table.entries) == COUNT, table.problems
         return took
 
-    def theirs() -> float:
+    def run_conntrack() -> float:
         began = time.perf_counter()
         subprocess.run(["conntrack", "-L"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
         return time.perf_counter() - began
 
     before = _peak_memory()
-    ours()
+    read_table()
     growth = _peak_memory() - before
-    ratio = paired(ours, theirs, repetitions=sized(11, 2))
+    ratio = paired(read_table, run_conntrack, repetitions=sized(11, 2))
     began = time.process_time()
-    ours()
+    read_table()
     cpu = time.process_time() - began
     return [
         Figure(
@@ -76,9 +76,9 @@ def measure() -> list[Figure]:
             str(ratio),
             "median of 11",
         ),
-        Figure("CPU of one such reading", "(report)", f"{cpu * 1000:.0f} ms", "kernel's dump included"),
+        Figure("CPU time of one such read", "(report)", f"{cpu * 1000:.0f} ms", "kernel's dump included"),
         Figure(
-            "peak memory of the first such reading",
+            "peak memory of the first such read",
             "(report)",
             f"+{growth:.0f} MB",
             "table of 13 MB included",

@@ -36,7 +36,7 @@ def run() -> list[Figure]:
         ("bytecode", Lab(LabSettings(traffic=False))),
         ("idle", Lab(LabSettings(traffic=False))),
         ("latency", Lab(LabSettings(traffic=False))),
-        ("crowd", Lab(LabSettings(traffic=False, namespaces=sized(200, 10)))),
+        ("large_host", Lab(LabSettings(traffic=False, namespaces=sized(200, 10)))),
     ):
         with lab:
             figures += _inside(lab, name)
@@ -102,8 +102,8 @@ def bytecode() -> list[Figure]:
                 shutil.copytree(root / name, Path(folder, name), ignore=ignored)
         subprocess.run([sys.executable, "-m", "compileall", "-q", compiled], check=True)
         ratio = paired(lambda: _first_paint(compiled), lambda: _first_paint(plain), _STARTS)
-    how = "in turns, medians of 7, PYTHONDONTWRITEBYTECODE=1"
-    return [Figure("first paint with bytecode, against without", "(report)", str(ratio), how)]
+    how = "alternating, medians of 7, PYTHONDONTWRITEBYTECODE=1"
+    return [Figure("first paint, with / without bytecode", "(report)", str(ratio), how)]
 
 
 def _first_paint(folder: str) -> float:
@@ -160,7 +160,7 @@ def latency() -> list[Figure]:
     ]  # fmt: skip
 
 
-def crowd() -> list[Figure]:
+def large_host() -> list[Figure]:
     """Measure 200 namespaces and 100,000 conntrack entries in the conntrack view."""
     from tests.support.bulk_conntrack import insert
 
@@ -212,7 +212,7 @@ def _drained_cpu(terminal: Terminal, seconds: float) -> float:
 
 
 if __name__ == "__main__":
-    made = {"start": start, "bytecode": bytecode, "idle": idle, "latency": latency, "crowd": crowd}[
+    made = {"start": start, "bytecode": bytecode, "idle": idle, "latency": latency, "large_host": large_host}[
         sys.argv[1]
     ]()
     with os.fdopen(int(os.environ["BENCH_OUT"]), "w") as out:

@@ -28,7 +28,7 @@ def run() -> list[Figure]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the lab is removed
     found = []
     for figure in _figures():
-        print(f"{figure.what}: {figure.measured}", file=sys.stderr, flush=True)
+        print(f"{figure.name}: {figure.result}", file=sys.stderr, flush=True)
         found.append(figure)
     return found
 

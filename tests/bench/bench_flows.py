@@ -1,4 +1,4 @@
-"""Measure 100,000 flows: repaint, command against conntrack(8); speeds, iperf3."""
+"""Measure 100,000 flows: repaint, command against conntrack(8), rates against iperf3."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ def run() -> list[Figure]:
 
 
 def _against_iperf3() -> Iterator[Figure]:
-    """Measure unlimited traffic by the tests' own measurement."""
+    """Measure unlimited traffic with the measurement of the tests."""
     from tests.kernel import test_flow_rates
     from tests.support.host import ThrowawayHost
 
     for fast, streams in sized(tuple(product((False, True), (1, 20))), ((True, 1),)):
         host = ThrowawayHost()
         try:
-            road = test_flow_rates.made_road(host)
-            with test_flow_rates.accelerated(road) if fast else nullcontext() as reader:
-                sums, report, _ = test_flow_rates.measured(road, streams, "0", reader)
+            nat_host = test_flow_rates.make_nat_host(host)
+            with test_flow_rates.accelerated(nat_host) if fast else nullcontext() as reader:
+                sums, report, _ = test_flow_rates.measured(nat_host, streams, "0", reader)
         finally:
             host.close()
-        ours = float(np.median(sorted(sums)[len(sums) // 3 :]))
-        theirs = float(np.median([one["sum"]["bits_per_second"] for one in report["intervals"]]))
+        measured = float(np.median(sorted(sums)[len(sums) // 3 :]))
+        reported = float(np.median([one["sum"]["bits_per_second"] for one in report["intervals"]]))
         yield Figure(
-            f"speed of {streams} unlimited iperf3 stream{'s' * (streams > 1)}" + ", on the fast path" * fast,
-            "within 3 % of its report",
-            f"{100 * (ours / theirs - 1):+.1f} %",
-            f"{ours / 1e9:.2f} against {theirs / 1e9:.2f} Gbit/s, medians of 7 s",
+            f"rate of {streams} unlimited iperf3 stream{'s' * (streams > 1)}" + ", on the fast path" * fast,
+            "within 3 % of iperf3's report",
+            f"{100 * (measured / reported - 1):+.1f} %",
+            f"{measured / 1e9:.2f} against {reported / 1e9:.2f} Gbit/s, medians of 7 s",
         )
 
 
@@ -121,11 +121,11 @@ def _fast_flows(table, count):
     entries, parts = table.entries[:count], []
     for one, other in (("orig", "reply"), ("reply", "orig")):
         flows = np.zeros(count, FASTFLOW_DTYPE)
-        ways = (("src", f"{one}_src"), ("dst", f"{one}_dst"), ("new_src", f"{other}_dst"),
+        fields = (("src", f"{one}_src"), ("dst", f"{one}_dst"), ("new_src", f"{other}_dst"),
                 ("new_dst", f"{other}_src"), ("sport", f"{one}_sport"), ("dport", f"{one}_dport"),
                 ("new_sport", f"{other}_dport"), ("new_dport", f"{other}_sport"))  # fmt: skip
-        for ours, theirs in (*ways, ("family", "family"), ("l4_proto", "l4_proto")):
-            flows[ours] = entries[theirs]
+        for field, source in (*fields, ("family", "family"), ("l4_proto", "l4_proto")):
+            flows[field] = entries[source]
         flows["packets"], flows["bytes"], flows["live"] = 10, 1000, True
         parts.append(flows)
     return FastFlows(table.ns, np.concatenate(parts))
@@ -141,10 +141,10 @@ def _best(work: Callable[[], None]) -> float:
 
 
 def _command() -> Figure:
-    def ours() -> float:
+    def run_flows() -> float:
         return _timed([sys.executable, "-m", "tui.cli", "flows", "--json"])
 
-    ratio = paired(ours, lambda: _timed(["conntrack", "-L"]), repetitions=sized(7, 2))
+    ratio = paired(run_flows, lambda: _timed(["conntrack", "-L"]), repetitions=sized(7, 2))
     return Figure(
         f"`flows --json` on {COUNT:,} entries", "<= 2.5 x `conntrack -L`", str(ratio), "median of 7"
     )

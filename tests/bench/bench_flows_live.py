@@ -34,7 +34,7 @@ def run() -> list[Figure]:
     """Measure all figures in a new namespace, without other processes and mounts."""
     with room_for_entries(int(RATE * SECONDS * 1.2)):
         cpu = in_a_namespace("tests.bench.bench_flows_live")
-        flood = in_a_namespace("tests.support.flooded", str(RATE), str(SECONDS))
+        flood = in_a_namespace("tests.support.dashboard_flood", str(RATE), str(SECONDS))
     return [*(Figure(**figure) for figure in cpu), _flood(flood)]
 
 
@@ -51,13 +51,13 @@ def in_a_namespace(module: str, *words: str):
 
 def _flood(found) -> Figure:
     count = int(RATE * SECONDS)
-    right = (found["sent"], found["rows"], found["packets"]) == (count, count, count)
+    correct = (found["sent"], found["rows"], found["packets"]) == (count, count, count)
     return Figure(
-        f"flood of {RATE:,} new connections a second for {SECONDS:.0f} s: longest standstill of the screen",
-        "<= 200 ms, memory bounded, totals right afterwards",
+        f"flood of {RATE:,} new connections a second for {SECONDS:.0f} s: longest stall",
+        "<= 200 ms, memory bounded, correct totals afterwards",
         f"{found['worst'] * 1000:.0f} ms, +{found['memory_most'] - found['memory_before']:.0f} MB, "
-        f"totals {'right' if right else 'WRONG'}",
-        f"{found['longest'] * 1000:.0f} ms with what the machine took; "
+        f"totals {'correct' if correct else 'WRONG'}",
+        f"{found['longest'] * 1000:.0f} ms including the waits for a CPU; "
         f"{found['memory_now']:.0f} MB with {count:,} flows",
     )
 
@@ -68,12 +68,12 @@ def measure() -> list[Figure]:
 
     Path("/proc/sys/net/netfilter/nf_conntrack_acct").write_text("1")
     insert(COUNT, timeout=36_000)
-    with _moving():
+    with _active_flows():
         dashboard = _share(f"{sys.executable} -m tui.cli", ":flows", "each once", settle=sized(12, 4))
         watch = _share(POLLING, "", "src=", settle=sized(4, 2))
     return [
         Figure(
-            f"dashboard CPU, flows view, {COUNT:,} flows of which {ACTIVE:,} move",
+            f"dashboard CPU, flows view, {COUNT:,} flows of which {ACTIVE:,} are active",
             "<= 15 % of a core",
             f"{dashboard:.1f} %",
             f"{SECONDS:.0f} s at a 1 s refresh",
@@ -82,13 +82,13 @@ def measure() -> list[Figure]:
             "the same against `watch -n1 conntrack -L` that reads the whole table",
             "<= 1/2",
             f"{dashboard / watch:.2f} x",
-            f"that takes {watch:.1f} %; piped into `tail`, for `watch` itself hangs up after a screenful",
+            f"`watch` takes {watch:.1f} %; piped into `tail`, or `watch` closes the pipe after a screenful",
         ),
     ]
 
 
 @contextmanager
-def _moving() -> Iterator[None]:
+def _active_flows() -> Iterator[None]:
     """Keep the counters of 2,000 connections moving.
 
     UDP to loopback, from as many sources.

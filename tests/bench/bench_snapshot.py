@@ -18,27 +18,27 @@ from tests.bench.report import Figure, paired, percentile
 from tests.bench.size import sized
 
 NAMESPACES = sized(200, 4)
-_TURNS = sized(9, 2)
+_REPETITIONS = sized(9, 2)
 _PREFIX = f"vtbench{os.getpid()}x"
 
 
 def run() -> list[Figure]:
-    """Measure the ratios of snapshots and of their parts, in turns with `ip`."""
+    """Measure the ratios of snapshots and of their parts, alternating with `ip`."""
     with many_namespaces():
         found, _ = read_namespaces(deep=False)
-        ours = [ns for ns in found.values() if any(name.startswith(_PREFIX) for name in ns.names)]
-        count = sum(len(net.links) for net in read_nets(ours).values())
-        how = f"in turns with `ip -all netns exec ip -o addr`; {count} links, median of {_TURNS}"
-        whole = paired(seconds(first_snapshot), seconds(ip_addresses), _TURNS)
-        parts = paired(seconds(read_namespaces_and_links), seconds(ip_addresses), _TURNS)
-        again = repeated(lambda: read_nets(ours, found.values()))
+        namespaces = [ns for ns in found.values() if any(name.startswith(_PREFIX) for name in ns.names)]
+        count = sum(len(net.links) for net in read_nets(namespaces).values())
+        how = f"alternating with `ip -all netns exec ip -o addr`; {count} links, median of {_REPETITIONS}"
+        whole = paired(seconds(first_snapshot), seconds(ip_addresses), _REPETITIONS)
+        parts = paired(seconds(read_namespaces_and_links), seconds(ip_addresses), _REPETITIONS)
+        again = repeated(lambda: read_nets(namespaces, found.values()))
         scans = repeated(lambda: read_namespaces(deep=False))
-        counters = repeated(lambda: read_stats(ours))
+        counters = repeated(lambda: read_stats(namespaces))
     return [
         Figure(f"first full snapshot, {NAMESPACES} namespaces x 2 links", "<= 0.5 x ip", str(whole), how),
-        Figure("of it: namespaces, links, addresses, routes, neighbours, bridges", "", str(parts), how),
+        Figure("of which: namespaces, links, addresses, routes, neighbours, bridges", "", str(parts), how),
         Figure("the same links again", "", f"{again:.1f} ms", f"{count} links, median"),
-        Figure("cheap look for namespaces", "", f"{scans:.1f} ms", f"{len(found)} namespaces, median"),
+        Figure("quick scan for namespaces", "", f"{scans:.1f} ms", f"{len(found)} namespaces, median"),
         Figure("all link counters", "", f"{counters:.1f} ms", f"{count} links, median"),
     ]
 

@@ -19,10 +19,10 @@ from scapy.packet import Raw
 
 from bpf import syscall
 from core.netlink.netns import entered
+from tests.bench.fastpath_alternating import measure_paths
 from tests.bench.fastpath_flood import warm_up
 from tests.bench.fastpath_lab import CPU, FLOOD, Case, FastPath, Lab, named, one_cpu, read_udp_arrivals
 from tests.bench.fastpath_traffic import Floods
-from tests.bench.fastpath_turns import in_turns
 from tests.bench.report import Figure
 from tests.bench.size import sized
 
@@ -46,15 +46,15 @@ def figures(lab: Lab, fast: FastPath, floods: Floods) -> Iterator[Figure]:
         def through_the_host() -> float:
             return _inject(speaker, published, host, "up0", floods)
 
-        turns = in_turns(
+        results = measure_paths(
             fast,
             through_the_host,
             through_the_host,
             lambda: _inject(near, limit, limit.server, "eth0", floods),
         )
     yield Figure(
-        "frames as from a card, published port", ">= 2.8 x, <= 1.10 of the limit's time",
-        turns.as_text(is_time=True), "ns a frame; 64 B of UDP, XDP live frames",
+        "frames as from a NIC, published port", ">= 2.8 x, <= 1.10 of the limit's time",
+        results.as_text(is_time=True), "ns a frame; 64 B of UDP, XDP live frames",
     )  # fmt: skip
 
 

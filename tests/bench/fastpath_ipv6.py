@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from statistics import median
 
 from tests.bench.cpu_time import bits
+from tests.bench.fastpath_alternating import SECONDS, alternate, gain
 from tests.bench.fastpath_lab import Case, named
-from tests.bench.fastpath_turns import SECONDS, alternate, gain
 from tests.bench.report import Figure
 from tests.bench.size import sized
 from tests.kernel.fastlab import BRIDGES, V6, FastLab
@@ -17,7 +17,7 @@ _BYTES = SECONDS << sized(31, 27)
 
 
 def figures() -> Iterator[Figure]:
-    """Measure BIG TCP against none, and the fast path against the kernel."""
+    """Measure with and without BIG TCP, and with and without the fast path."""
     with FastLab() as lab:
         case = Case("IPv6", *(named(lab.host.full(name)) for name in ("a", "b")), V6["b"])
 
@@ -28,15 +28,15 @@ def figures() -> Iterator[Figure]:
         usual, big = alternate(
             lambda: _allow_frames_of(lab, _USUAL), lambda: _allow_frames_of(lab, _BIG), measure
         )
-        yield _figure("BIG TCP against none, fast path", ">= 1.5 x", usual, big)
+        yield _figure("with / without BIG TCP, fast path", ">= 1.5 x", usual, big)
         kernel, fast = alternate(lab.end_fast, lambda: _accelerate(lab), measure)
-        yield _figure("fast path against the kernel's, BIG TCP", ">= 1.0 x", kernel, fast)
+        yield _figure("fast path / kernel's path, BIG TCP", ">= 1.0 x", kernel, fast)
 
 
-def _figure(what: str, to_reach: str, before: list[float], after: list[float]) -> Figure:
+def _figure(what: str, target: str, before: list[float], after: list[float]) -> Figure:
     measured = f"{gain(after, before)}; {median(before):,.0f} / {median(after):,.0f}"
     return Figure(
-        f"bulk TCP over IPv6, same bridge: {what}", to_reach, measured, "Mbit a CPU second of both ends"
+        f"bulk TCP over IPv6, same bridge: {what}", target, measured, "Mbit a CPU second of both ends"
     )
 
 

@@ -87,8 +87,8 @@ def _memory(lab: Lab, fast: FastPath) -> Iterator[Figure]:
     added = f"{int(done.stdout) / 1024:.1f} MB"
     yield Figure("resident memory added to the dashboard", "<= 40 MB", added, "reading all flows, 20 times")
     private, resident = (sum(each) / 1024 for each in zip(*own, strict=True))
-    how = f"{resident:.0f} MB resident with what is shared; the maps are the kernel's"
-    yield Figure("memory of supervisor and daemon", "(report)", f"{private:.0f} MB of their own", how)
+    how = f"{resident:.0f} MB resident including shared memory; the maps are kernel memory"
+    yield Figure("memory of supervisor and daemon", "(report)", f"{private:.0f} MB private", how)
 
 
 def _kilobytes(pid: int) -> tuple[int, int]:

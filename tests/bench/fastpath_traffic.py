@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median
 
-from tests.bench import fastpath_turns
+from tests.bench import fastpath_alternating
+from tests.bench.fastpath_alternating import measure_paths
 from tests.bench.fastpath_lab import (
     CONTROL,
     CPU,
@@ -21,7 +22,6 @@ from tests.bench.fastpath_lab import (
     has_netperf,
     inside,
 )
-from tests.bench.fastpath_turns import in_turns
 from tests.bench.report import Figure
 from tests.bench.size import sized
 
@@ -44,7 +44,7 @@ def netperf(test: str, case: Case) -> float:
     Both ends are on the measured CPU.
     """
     words = ["netperf", "-H", case.address, "-p", str(CONTROL), "-t", test, "-P", "0"]
-    words += ["-l", str(fastpath_turns.SECONDS), "-T", f"{CPU},{CPU}", "--", "-P", f",{DATA}"]
+    words += ["-l", str(fastpath_alternating.SECONDS), "-T", f"{CPU},{CPU}", "--", "-P", f",{DATA}"]
     words += ["-k", "THROUGHPUT"]
     done = subprocess.run(
         inside(case.client, *words), capture_output=True, text=True, check=False, timeout=60
@@ -67,7 +67,13 @@ class Floods:
 
     def measure(self, case: Case) -> float:
         """Return the datagrams a second that arrive, sent by the measured CPU."""
-        words = case.address, str(FLOOD), str(fastpath_turns.SECONDS), str(CPU), str(self.receiver(case))
+        words = (
+            case.address,
+            str(FLOOD),
+            str(fastpath_alternating.SECONDS),
+            str(CPU),
+            str(self.receiver(case)),
+        )
         done = subprocess.run(
             inside(case.client, sys.executable, "-m", _FLOOD, "send", *words),
             capture_output=True, text=True, check=False, timeout=60,
@@ -80,16 +86,16 @@ def figures(lab: Lab, fast: FastPath, floods: Floods) -> Iterator[Figure]:
     """Measure everything on every path through the host."""
     cases = sized(lab.cases, lab.cases[-1:])
     if has_netperf():
-        for test, to_reach, unit in _TESTS:
+        for test, target, unit in _TESTS:
             for case in cases:
-                yield _figure(lab, fast, case, test, to_reach, partial(netperf, test), unit)
+                yield _figure(lab, fast, case, test, target, partial(netperf, test), unit)
         for case in cases:
             yield _with_big_tcp(lab, fast, case)
     else:
         yield Figure("TCP_RR, UDP_RR, TCP_CRR, TCP_STREAM", "", "not measured", "netperf is not installed")
     for case in cases:
-        to_reach = ">= 1.9 x" if case.name == "SNAT" else ">= 1.75 x"
-        yield _figure(lab, fast, case, "UDP 64 B, one flow", to_reach, floods.measure, "packets a second")
+        target = ">= 1.9 x" if case.name == "SNAT" else ">= 1.75 x"
+        yield _figure(lab, fast, case, "UDP 64 B, one flow", target, floods.measure, "packets a second")
 
 
 def _figure(
@@ -97,20 +103,22 @@ def _figure(
     fast: FastPath,
     case: Case,
     what: str,
-    to_reach: str,
+    target: str,
     measure: Callable[[Case], float],
     unit: str,
 ) -> Figure:
-    turns = in_turns(fast, lambda: measure(case), lambda: measure(case), lambda: measure(lab.limit_of(case)))
-    how = f"{unit}; {median(turns.shares):.1%} of the packets fast"
-    return Figure(f"{what}, {case.name}", to_reach, turns.as_text(), how)
+    results = measure_paths(
+        fast, lambda: measure(case), lambda: measure(case), lambda: measure(lab.limit_of(case))
+    )
+    how = f"{unit}; {median(results.shares):.1%} of the packets fast"
+    return Figure(f"{what}, {case.name}", target, results.as_text(), how)
 
 
 def _with_big_tcp(lab: Lab, fast: FastPath, case: Case) -> Figure:
     """Measure Docker's default against the fast path with larger frames."""
-    turns = in_turns(fast, lambda: netperf("TCP_STREAM", case), lambda: _big(lab, case))
-    how = "Mbit/s; Docker's default as it is / the fast path with BIG TCP"
-    return Figure(f"TCP_STREAM with BIG TCP, {case.name}", ">= 2 x", turns.as_text(), how)
+    results = measure_paths(fast, lambda: netperf("TCP_STREAM", case), lambda: _big(lab, case))
+    how = "Mbit/s; Docker's default / the fast path with BIG TCP"
+    return Figure(f"TCP_STREAM with BIG TCP, {case.name}", ">= 2 x", results.as_text(), how)
 
 
 def _big(lab: Lab, case: Case) -> float:

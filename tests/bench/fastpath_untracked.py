@@ -9,8 +9,8 @@ from functools import partial
 from statistics import median
 
 from tests.bench.cpu_time import transactions
+from tests.bench.fastpath_alternating import SECONDS, alternate, gain
 from tests.bench.fastpath_lab import Case, FastPath, Lab, inside
-from tests.bench.fastpath_turns import SECONDS, alternate, gain
 from tests.bench.report import Figure
 from tests.bench.size import sized
 from tests.support.docker_dns import write_rules
@@ -22,9 +22,10 @@ type _Switch = Callable[[bool], None]
 
 
 def figures(lab: Lab, fast: FastPath) -> Iterator[Figure]:
-    """Measure transactions with the end that has the rules.
+    """Measure transactions with the container that has the rules.
 
-    With these alone and tuned, with these and with none, in turns. Afterwards that container has no rules.
+    Alternately with Docker's rules and tuned, then with Docker's rules and without any. Afterwards that
+    container has no rules.
     """
     case = next(each for each in lab.cases if each.has_dns_rules)
     yield from _figures(case, _tuning(lab), "tune --no-track-dns, the kernel's path", "(report)")
@@ -38,13 +39,13 @@ def figures(lab: Lab, fast: FastPath) -> Iterator[Figure]:
         fast.off()
 
 
-def _figures(case: Case, switch: _Switch, what: str, to_reach: str) -> Iterator[Figure]:
+def _figures(case: Case, switch: _Switch, what: str, target: str) -> Iterator[Figure]:
     for name, kind in _KINDS.items():
         measure = partial(transactions, case, kind, SECONDS * _COUNT)
         before, after = alternate(partial(switch, False), partial(switch, True), measure)
         measured = f"{gain(after, before)}; {median(before):,.0f} / {median(after):,.0f}"
-        how = "transactions a CPU second of both ends; Docker's rules alone / so, in turns"
-        yield Figure(f"{name} transactions, {case.name}: {what}", to_reach, measured, how)
+        how = "transactions a CPU second of both ends; Docker's rules / with this change, alternating"
+        yield Figure(f"{name} transactions, {case.name}: {what}", target, measured, how)
         switch(False)
 
 

@@ -1,4 +1,4 @@
-"""Format the figures of benchmarks: goal and measurement on one line."""
+"""Format the figures of benchmarks: target and result on one line."""
 
 from __future__ import annotations
 
@@ -9,52 +9,52 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure: name, goal, measurement, and method."""
+    """One measured figure: name, target, result, and method."""
 
-    what: str
-    to_reach: str
-    measured: str
-    how: str = ""
+    name: str
+    target: str
+    result: str
+    method: str = ""
 
 
 @dataclass(frozen=True)
 class PairedRatio:
-    """Ratios of two measurements in turns.
+    """Ratios of two alternating measurements: a program under test, and a reference.
 
-    Their median, least and greatest, the median times (s), and the least times, which other work on the
-    machine disturbs least.
+    Median, minimum and maximum ratio, the median times (s), and the minimum times, which other load on the
+    machine affects least.
     """
 
     median: float
-    least: float
-    greatest: float
-    ours: float
-    theirs: float
-    fastest: tuple[float, float]
+    minimum: float
+    maximum: float
+    seconds: float
+    reference: float
+    minima: tuple[float, float]
 
-    def with_fastest(self) -> str:
-        """Format the same with the least times."""
-        ours, theirs = self.fastest
-        least = f"{ours / theirs:.2f} x; {ours * 1000:.0f} ms against {theirs * 1000:.0f} ms"
-        return f"{self}; the fastest of each {least}"
+    def with_minima(self) -> str:
+        """Format the same with the minimum times."""
+        seconds, reference = self.minima
+        ratio = f"{seconds / reference:.2f} x; {seconds * 1000:.0f} ms against {reference * 1000:.0f} ms"
+        return f"{self}; minimum of each {ratio}"
 
     def __str__(self) -> str:
         return (
-            f"{self.median:.2f} x ({self.least:.2f} to {self.greatest:.2f}); "
-            f"{self.ours * 1000:.0f} ms against {self.theirs * 1000:.0f} ms"
+            f"{self.median:.2f} x ({self.minimum:.2f} to {self.maximum:.2f}); "
+            f"{self.seconds * 1000:.0f} ms against {self.reference * 1000:.0f} ms"
         )
 
 
-def paired(ours: Callable[[], float], theirs: Callable[[], float], repetitions: int = 7) -> PairedRatio:
-    """Time both in turns, in alternating order; each callable returns its seconds."""
+def paired(measure: Callable[[], float], reference: Callable[[], float], repetitions: int = 7) -> PairedRatio:
+    """Measure both alternately; each callable returns its seconds."""
     pairs = []
     for repetition in range(repetitions):
         if repetition % 2:
-            pairs.append((ours(), theirs()))
+            pairs.append((measure(), reference()))
         else:
-            other = theirs()
-            pairs.append((ours(), other))
-    ratios = [ours_s / theirs_s for ours_s, theirs_s in pairs]
+            other = reference()
+            pairs.append((measure(), other))
+    ratios = [seconds / other for seconds, other in pairs]
     return PairedRatio(
         statistics.median(ratios), min(ratios), max(ratios),
         statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs),
@@ -70,6 +70,6 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def table(figures: Sequence[Figure]) -> str:
     """Format the figures as a Markdown table."""
-    lines = ["| what | to reach | measured | how |", "| --- | --- | --- | --- |"]
-    lines += [f"| {f.what} | {f.to_reach} | {f.measured} | {f.how} |" for f in figures]
+    lines = ["| measurement | target | result | method |", "| --- | --- | --- | --- |"]
+    lines += [f"| {f.name} | {f.target} | {f.result} | {f.method} |" for f in figures]
     return "\n".join(lines)

@@ -61,7 +61,7 @@ def send(rig: Rig, packet: Packet, port: str, count: int = MANY) -> dict[str, in
 
 @BOTH
 @pytest.mark.parametrize("flags", [CONTAINER, UNTRACKED])
-def test_a_source_that_is_not_its_own_is_noted_nowhere(floods: Rig, family: int, flags: int) -> None:
+def test_spoofed_sources_are_not_stored(floods: Rig, family: int, flags: int) -> None:
     floods.port("p1", flags, "b0", slot=1)
     before = young(floods)
     spoofed = plain("tcp", family, src=OWN[family][1], dst="192.0.2.9" if family == 4 else "2001:db8::9")
@@ -73,7 +73,7 @@ def test_a_source_that_is_not_its_own_is_noted_nowhere(floods: Rig, family: int,
 
 
 @BOTH
-def test_what_is_captured_takes_no_room(floods: Rig, family: int) -> None:
+def test_captured_packets_need_no_memory(floods: Rig, family: int) -> None:
     floods.capture(OWN[family][0])
     packet = plain("udp", family, src=OWN[family][0])
     assert send(floods, packet, "p1", 200) == {"CAPTURED": 200}
@@ -81,7 +81,7 @@ def test_what_is_captured_takes_no_room(floods: Rig, family: int) -> None:
 
 
 @BOTH
-def test_a_link_begins_only_so_many_flows_that_conntrack_does_not_count(floods: Rig, family: int) -> None:
+def test_uncounted_new_flows_are_limited_per_link(floods: Rig, family: int) -> None:
     for slot, port in enumerate(("p1", "p2"), 1):
         floods.port(port, UNTRACKED, "b0", slot=slot)
     there = plain("udp", family, src=OWN[family][0], dst="198.18.0.1" if family == 4 else "2001:2::1",

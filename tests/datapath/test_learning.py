@@ -42,7 +42,7 @@ PASSED = 0x11000000  # both directions, generation 1
 
 
 class Lab:
-    """A bridge with two containers' ports, an uplink, static neighbours and routes."""
+    """A bridge with ports of two containers, an uplink, static neighbours and routes."""
 
     def __init__(self, host: ThrowawayHost) -> None:
         self.host = host
@@ -234,13 +234,13 @@ def test_same_bridge_without_br_netfilter_needs_no_conntrack(lab: Lab, family: i
         ("HELPER", {"status": "ASSURED,SEEN_REPLY,FIXED_TIMEOUT"}),
     ],
 )
-def test_what_conntrack_does_not_vouch_for(lab: Lab, verdict: str, words: dict[str, str]) -> None:
+def test_packets_that_conntrack_does_not_confirm(lab: Lab, verdict: str, words: dict[str, str]) -> None:
     packet = masquerade(lab, "tcp", 4, **words)
     outcome = lab.rig.learn(packet, "p1")
     assert (outcome.verdict, outcome.result, outcome.packet) == (verdict, TO_KERNEL, bytes(packet))
 
 
-def test_one_direction_alone_is_no_leave_for_the_other(lab: Lab) -> None:
+def test_one_direction_does_not_admit_the_other(lab: Lab) -> None:
     packet = masquerade(lab, "tcp", 4, mark=str(0x01000000))
     assert lab.rig.learn(packet, "p1").verdict == "FAST"
     addresses = ADDRESSES[4]
@@ -250,12 +250,12 @@ def test_one_direction_alone_is_no_leave_for_the_other(lab: Lab) -> None:
     assert lab.rig.learn(answer, "up0").verdict == "GENERATION"
 
 
-def test_no_entry_no_flow(lab: Lab) -> None:
+def test_without_an_entry_there_is_no_flow(lab: Lab) -> None:
     assert lab.rig.run(outgoing("udp", 4), "p1").verdict == "NO_CONNTRACK"
 
 
 @BOTH
-def test_foreign_sources_take_no_room_in_the_cache(lab: Lab, family: int) -> None:
+def test_spoofed_sources_are_not_cached(lab: Lab, family: int) -> None:
     """A container that sends from any address would replace the flows of all others."""
     flows = lab.rig.loaded.maps["flows4" if family == 4 else "flows6"]
     size = (layout.KEY4 if family == 4 else layout.KEY6).itemsize
@@ -294,7 +294,7 @@ def test_a_spoofed_source_gains_nothing(lab: Lab, family: int) -> None:
 
 
 @BOTH
-def test_an_uplink_that_answers_would_not_leave_by(lab: Lab, family: int) -> None:
+def test_packets_from_an_uplink_that_replies_would_not_use(lab: Lab, family: int) -> None:
     addresses = ADDRESSES[family]
     packet = plain("udp", family, src=addresses["c2"], dst=addresses["host"], sport=5555, dport=8080,
                    eth_src=MACS["w"], eth_dst=UPLINK)  # fmt: skip
@@ -302,7 +302,7 @@ def test_an_uplink_that_answers_would_not_leave_by(lab: Lab, family: int) -> Non
     assert lab.rig.run(packet, "up0").verdict == "REVERSE_PATH"
 
 
-def test_reasons_of_the_way_out(lab: Lab) -> None:
+def test_verdicts_of_routes_and_neighbours(lab: Lab) -> None:
     packet = masquerade(lab, "udp", 4)
 
     def verdict() -> str:
@@ -329,7 +329,7 @@ def test_reasons_of_the_way_out(lab: Lab) -> None:
 
 
 @BOTH
-def test_several_next_hops_choose_for_what_leaves_the_host_alone(lab: Lab, family: int) -> None:
+def test_several_next_hops_matter_only_for_outgoing_packets(lab: Lab, family: int) -> None:
     packet = masquerade(lab, "udp", family)
     lab.rig.configure(flags=layout.HAS_MULTIPATH)
     outcome = lab.rig.run(packet, "p1")
@@ -341,7 +341,7 @@ def test_several_next_hops_choose_for_what_leaves_the_host_alone(lab: Lab, famil
 
 
 @BOTH
-def test_reasons_of_frames_and_ports(lab: Lab, family: int) -> None:
+def test_verdicts_of_frames_and_ports(lab: Lab, family: int) -> None:
     """Frames for another host, an unknown port, the port they came from, a tunnel."""
     rig, addresses = lab.rig, ADDRESSES[family]
     aside = plain("udp", family, eth_src=MACS["w"], eth_dst=MACS["c2"], src=addresses["far"])
@@ -357,13 +357,13 @@ def test_reasons_of_frames_and_ports(lab: Lab, family: int) -> None:
     assert rig.run(own, "p1").verdict == "BRIDGED_DNAT"
 
 
-def test_a_route_with_an_encapsulation_is_the_kernels(lab: Lab) -> None:
+def test_a_route_with_encapsulation_is_left_to_the_kernel(lab: Lab) -> None:
     packet = masquerade(lab, "udp", 4)
     lab.host.run("ip route replace default encap ip id 5 dst 192.0.2.9 via 192.0.2.9 dev up0")
     assert lab.rig.run(packet, "p1").verdict == "TUNNEL"
 
 
-def test_an_address_kept_for_capture(lab: Lab) -> None:
+def test_a_captured_address(lab: Lab) -> None:
     packet = masquerade(lab, "udp", 4)
     assert lab.rig.run(packet, "p1").verdict == "FAST"
     lab.rig.capture(ADDRESSES[4]["far"])
@@ -387,7 +387,7 @@ def test_a_route_that_moves_a_translated_flow_asks_the_kernel_first(lab: Lab) ->
     assert lab.rig.run(packet, "p1").verdict == "ROUTE_CHANGED"
 
 
-def test_young_udp_is_shown_to_the_kernel_now_and_then(lab: Lab) -> None:
+def test_young_udp_flows_pass_the_kernel_periodically(lab: Lab) -> None:
     packet = masquerade(lab, "udp", 4, status="SEEN_REPLY")
     assert lab.rig.run(packet, "p1").verdict == "FAST"
     assert lab.rig.run(packet, "p1").verdict == "FAST"
@@ -397,7 +397,7 @@ def test_young_udp_is_shown_to_the_kernel_now_and_then(lab: Lab) -> None:
     assert lab.rig.run(packet, "p1").verdict == "FAST"
 
 
-def test_a_young_udp_flow_that_was_handed_back_is_fast_at_once(lab: Lab) -> None:
+def test_a_young_udp_flow_that_was_handed_back_becomes_fast_again(lab: Lab) -> None:
     """A new flow reuses the former memory, here that of the other direction."""
     packet = masquerade(lab, "udp", 4, status="SEEN_REPLY")
     lab.rig.flow(packet, "p1", action=layout.ACTION_NONE)
@@ -409,7 +409,7 @@ def remaining(lab: Lab, l4: str) -> int:
     return int(lab.host.run(f"conntrack -L -p {l4}").split()[2])
 
 
-def test_asking_renews_the_entrys_timer(lab: Lab) -> None:
+def test_asking_conntrack_renews_the_entrys_timer(lab: Lab) -> None:
     packet = masquerade(lab, "udp", 4)
     assert remaining(lab, "udp") <= 100
     lab.rig.configure(udp_timeout=500_000, recheck=0)
@@ -417,7 +417,7 @@ def test_asking_renews_the_entrys_timer(lab: Lab) -> None:
     assert 400 < remaining(lab, "udp") <= 500
 
 
-def test_an_entry_deleted_is_a_flow_ended(lab: Lab) -> None:
+def test_a_deleted_entry_ends_the_flow(lab: Lab) -> None:
     packet = masquerade(lab, "tcp", 4)
     assert lab.rig.learn(packet, "p1").verdict == "FAST"
     lab.host.run("conntrack -D -p tcp")
@@ -426,7 +426,7 @@ def test_an_entry_deleted_is_a_flow_ended(lab: Lab) -> None:
     assert lab.rig.run(packet, "p1").verdict == "NO_CONNTRACK"
 
 
-def test_an_acknowledgement_alone_does_not_ask(lab: Lab) -> None:
+def test_an_acknowledgement_does_not_ask_conntrack(lab: Lab) -> None:
     masquerade(lab, "tcp", 4)
     assert lab.rig.run(outgoing("tcp", 4, payload=b""), "p1").verdict == "NO_DATA"
 
@@ -440,7 +440,7 @@ def to_the_host(l4: str, family: int, payload: bytes = b"hello") -> Packet:
 
 @L4
 @BOTH
-def test_what_is_for_the_host_itself_waits_for_no_rules(lab: Lab, l4: str, family: int) -> None:
+def test_packets_to_the_host_need_no_generation(lab: Lab, l4: str, family: int) -> None:
     addresses, packet = ADDRESSES[family], to_the_host(l4, family)
     lab.track(packet, (addresses["host"], addresses["c1"], 8080, 5555), mark="0")
     assert lab.rig.learn(packet, "p1").verdict == "LOCAL"
@@ -450,7 +450,7 @@ def test_what_is_for_the_host_itself_waits_for_no_rules(lab: Lab, l4: str, famil
 
 
 @BOTH
-def test_acknowledgements_of_what_the_host_itself_sends(lab: Lab, family: int) -> None:
+def test_acknowledgements_of_the_hosts_own_data(lab: Lab, family: int) -> None:
     addresses, request = ADDRESSES[family], to_the_host("tcp", family)
     answered = to_the_host("tcp", family, b"")
     lab.track(request, (addresses["host"], addresses["c1"], 8080, 5555), mark="0")
@@ -465,7 +465,7 @@ def test_acknowledgements_of_what_the_host_itself_sends(lab: Lab, family: int) -
 
 @L4
 @BOTH
-def test_published_to_a_neighbour_is_switched_although_translated(lab: Lab, l4: str, family: int) -> None:
+def test_a_port_published_to_a_neighbour_is_switched_and_translated(lab: Lab, l4: str, family: int) -> None:
     addresses = ADDRESSES[family]
     packet = plain(
         l4,
@@ -502,7 +502,7 @@ def answer_to(packet: Packet, family: int, l4: str = "tcp", **fields: str | int)
 
 
 @BOTH
-def test_a_connections_first_data_is_the_kernels_and_the_next_asks(lab: Lab, family: int) -> None:
+def test_first_data_is_left_to_the_kernel_and_the_next_asks_conntrack(lab: Lab, family: int) -> None:
     packet = masquerade(lab, "tcp", family)
     assert lab.rig.run(packet, "p1").verdict == "YOUNG"
     assert lab.rig.flow_of(packet) is None
@@ -529,7 +529,7 @@ def test_conntrack_has_to_be_liberal_first(lab: Lab, family: int) -> None:
     ring.close()
 
 
-def test_only_what_is_answered_makes_an_entry_last(lab: Lab) -> None:
+def test_only_acknowledged_data_extends_the_entry(lab: Lab) -> None:
     """Repeated data to a peer that disappeared gets the short timeout."""
     packet = masquerade(lab, "tcp", 4)
     answer = answer_to(packet, 4)
@@ -546,7 +546,7 @@ def test_only_what_is_answered_makes_an_entry_last(lab: Lab) -> None:
     assert 400 < remaining(lab, "tcp") <= 500
 
 
-def test_a_keepalive_without_data_under_way_makes_an_entry_last(lab: Lab) -> None:
+def test_a_keepalive_without_data_in_flight_extends_the_entry(lab: Lab) -> None:
     packet = masquerade(lab, "tcp", 4)
     answer = answer_to(packet, 4)
     lab.rig.configure(tcp_timeout=500_000, tcp_unanswered=300_000)
@@ -566,7 +566,7 @@ def test_a_ct_mark_that_no_rule_reads_may_change(lab: Lab) -> None:
     packet = masquerade(lab, "udp", 4)
     lab.rig.configure(recheck=0)
     assert lab.rig.run(packet, "p1").verdict == "FAST"
-    with heard_by_the_daemon(lab) as asked_for:
+    with daemon_requests(lab) as asked_for:
         lab.host.run(f"conntrack -U -p udp --mark {PASSED | 1}/0xffffffff")
         assert lab.rig.run(packet, "p1").verdict == "FAST"
         assert asked_for() == set()
@@ -587,7 +587,7 @@ def test_rules_that_read_the_ct_mark_must_have_seen_it(lab: Lab, known: bool) ->
     if known:
         assert verdict() == "FAST"
     lab.rig.configure(flags=layout.READS_CT_MARKS)
-    with heard_by_the_daemon(lab) as asked_for:
+    with daemon_requests(lab) as asked_for:
         set_mark(PASSED | 1)
         assert (verdict(), asked_for()) == ("GENERATION", {layout.WANT_RULES})
         assert (verdict(), asked_for()) == ("GENERATION", {layout.WANT_RULES}), "not cleared yet"
@@ -605,7 +605,7 @@ def test_rules_that_read_the_ct_mark_must_have_seen_it(lab: Lab, known: bool) ->
 
 
 @contextmanager
-def heard_by_the_daemon(lab: Lab) -> Iterator[Callable[[], set[int]]]:
+def daemon_requests(lab: Lab) -> Iterator[Callable[[], set[int]]]:
     """Return the program's requests since the last call."""
     ring = RingBuffer(lab.rig.loaded.maps["wanted"], layout.WANTED_BYTES)
     ring.read()
@@ -619,7 +619,7 @@ _POLICY = """table ip t {
 }"""
 
 
-def test_a_time_out_policy_is_the_kernels(lab: Lab) -> None:
+def test_a_timeout_policy_is_left_to_the_kernel(lab: Lab) -> None:
     """Only an extension of the entry shows it, no status bit."""
     host = lab.host
     host.run(["nft", _POLICY])
@@ -636,7 +636,7 @@ def test_a_time_out_policy_is_the_kernels(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("flags", ["FA", "R"])
-def test_an_end_far_from_what_was_acknowledged_is_dropped(lab: Lab, flags: str) -> None:
+def test_a_fin_or_reset_far_from_the_acknowledged_number_is_dropped(lab: Lab, flags: str) -> None:
     """By any link; the kernel forwards one that is near."""
     packet = masquerade(lab, "tcp", 4)
     assert lab.rig.learn(packet, "p1").verdict == "FAST"
@@ -657,7 +657,7 @@ def test_an_end_far_from_what_was_acknowledged_is_dropped(lab: Lab, flags: str) 
 
 
 @BOTH
-def test_what_is_translated_to_a_captured_address_is_the_kernels_both_ways(lab: Lab, family: int) -> None:
+def test_flows_translated_to_a_captured_address_are_left_to_the_kernel(lab: Lab, family: int) -> None:
     addresses = ADDRESSES[family]
     packet = masquerade(lab, "udp", family)
     lab.rig.capture(addresses["c1"])

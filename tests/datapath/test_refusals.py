@@ -123,7 +123,7 @@ def test_no_frame_below_64_kb_has_a_jumbo_header(rig: Rig, jumbo: bool, verdict:
         ("LOCAL", {}, {"action": layout.ACTION_KERNEL, "rewrite": NUMBERS["LOCAL"]}),
     ],
 )
-def test_a_flow_that_does_not_hold(
+def test_an_invalid_flow(
     rig: Rig, verdict: str, configuration: dict[str, int], fields: dict[str, int]
 ) -> None:
     packet = plain("udp", 4)
@@ -146,7 +146,7 @@ def tracking(rig: Rig) -> Iterator[Rig]:
 
 @pytest.mark.parametrize("ago", [0, 1], ids=["just asked", "asked a second ago"])
 @pytest.mark.parametrize("flags", ["S", "FA", "R", "RA"])
-def test_what_closes_a_connection_hands_both_directions_back(tracking: Rig, flags: str, ago: int) -> None:
+def test_a_closing_packet_hands_both_directions_back(tracking: Rig, flags: str, ago: int) -> None:
     """It makes no difference whether conntrack has to be asked."""
     rig = tracking
     packet = plain("tcp", 4)
@@ -190,7 +190,7 @@ RESETS = {
 
 
 @pytest.mark.parametrize("name", RESETS)
-def test_a_reset_ends_a_connection_where_it_is_exact(tracking: Rig, name: str) -> None:
+def test_only_an_exact_reset_ends_a_connection(tracking: Rig, name: str) -> None:
     before, number, (verdict, action) = RESETS[name]
     rig = tracking
     packets = {
@@ -212,7 +212,7 @@ def test_a_reset_ends_a_connection_where_it_is_exact(tracking: Rig, name: str) -
 
 
 @pytest.mark.parametrize("flags", ["F", "FR", "RU", "SF", "SR"])
-def test_impossible_flags_end_nothing(rig: Rig, flags: str) -> None:
+def test_invalid_flags_end_no_connection(rig: Rig, flags: str) -> None:
     """Conntrack ignores such packets."""
     packet = plain("tcp", 4)
     rig.flow(packet, "p1", changed(packet, eth_src=SERVER, eth_dst=ROUTER, hops=63))
@@ -220,7 +220,7 @@ def test_impossible_flags_end_nothing(rig: Rig, flags: str) -> None:
     assert rig.flow_of(packet)["action"] == layout.ACTION_REDIRECT
 
 
-def test_another_sender_does_not_get_the_flow(rig: Rig) -> None:
+def test_another_sender_cannot_use_the_flow(rig: Rig) -> None:
     packet = plain("udp", 4)
     rig.flow(packet, "p1", changed(packet, eth_src=SERVER, eth_dst=ROUTER, hops=63))
     rig.port("p1", layout.LINK_BRIDGED | layout.LINK_CONTAINER | layout.LINK_IPTABLES, "b0")
@@ -234,7 +234,7 @@ def test_another_sender_does_not_get_the_flow(rig: Rig) -> None:
     assert rig.run(packet, "p1").verdict == "FAST", "and it takes nothing from its owner"
 
 
-def test_the_examples_hold_dns_too(rig: Rig) -> None:
+def test_dns_packets_are_among_the_examples(rig: Rig) -> None:
     packet = Ether(bytes(v4() / UDP(sport=40000, dport=53) / DNS()))
     rig.flow(packet, "p1")
     assert rig.run(packet, "p1").verdict == "FAST"

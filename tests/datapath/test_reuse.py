@@ -22,7 +22,7 @@ PACKETS = 200  # a round
 @pytest.mark.parametrize("name", ["bridged", "routed", "translated"])
 @pytest.mark.parametrize("l4", ["tcp", "udp"])
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_flow_of_another_key_forwards_nothing(rig: Rig, family: int, l4: str, name: str) -> None:
+def test_a_flow_with_another_key_forwards_nothing(rig: Rig, family: int, l4: str, name: str) -> None:
     packet = plain(l4, family)
     routed = {} if name == "bridged" else {"eth_src": SERVER, "eth_dst": ROUTER, "hops": 63}
     new = changed(packet, **routed, **({"sport": 61000} if name == "translated" else {}))

@@ -48,9 +48,7 @@ def test_the_whole_packet(rig: Rig, family: int, l4: str, translation: str, payl
 
 @pytest.mark.parametrize("flags", ["FA", "FAU", "R", "RA"])
 @pytest.mark.parametrize("family", [4, 6])
-def test_the_end_of_a_connection_that_conntrack_forgot_is_translated(
-    rig: Rig, family: int, flags: str
-) -> None:
+def test_closing_packets_without_a_conntrack_entry_are_translated(rig: Rig, family: int, flags: str) -> None:
     """The kernel would forward it untranslated."""
     packet = plain("tcp", family, b"", flags=flags)
     expected = changed(packet, **translated("snat-port", family))
@@ -74,7 +72,9 @@ def test_the_end_of_a_connection_that_conntrack_forgot_is_translated(
         "of another time",
     ],
 )
-def test_other_ends_are_the_kernels(rig: Rig, flags: str, translation: str, ago: int, epoch: int) -> None:
+def test_other_closing_packets_are_left_to_the_kernel(
+    rig: Rig, flags: str, translation: str, ago: int, epoch: int
+) -> None:
     packet = plain("tcp", 4, b"", flags=flags)
     asked = rig.jiffies(ago)
     rig.flow(packet, "p1", changed(packet, **translated(translation, 4)), checked=asked, epoch=epoch)
@@ -83,7 +83,7 @@ def test_other_ends_are_the_kernels(rig: Rig, flags: str, translation: str, ago:
     assert rig.flow_of(packet)["action"] < layout.ACTION_KERNEL
 
 
-def test_an_end_right_after_conntrack_was_asked_is_the_kernels(rig: Rig) -> None:
+def test_a_closing_packet_right_after_a_check_is_left_to_the_kernel(rig: Rig) -> None:
     packet = plain("tcp", 4, b"", flags="FA")
 
     def ask() -> None:
@@ -96,7 +96,7 @@ def test_an_end_right_after_conntrack_was_asked_is_the_kernels(rig: Rig) -> None
 
 @pytest.mark.parametrize("l4", ["tcp", "udp"])
 @pytest.mark.parametrize("family", [4, 6])
-def test_there_and_back_is_the_same_packet(rig: Rig, family: int, l4: str) -> None:
+def test_translating_both_ways_gives_the_same_packet(rig: Rig, family: int, l4: str) -> None:
     packet = plain(l4, family)
     there = changed(packet, **translated("both", family))
     rig.flow(packet, "p1", there)
@@ -106,7 +106,7 @@ def test_there_and_back_is_the_same_packet(rig: Rig, family: int, l4: str) -> No
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_large_segments_are_measured_by_the_packets_they_become(rig: Rig, family: int) -> None:
+def test_the_mtu_applies_to_the_segments_of_large_packets(rig: Rig, family: int) -> None:
     packet = plain("tcp", family, bytes(3000))
     rig.flow(packet, "p1", changed(packet, **translated("snat", family)))
     headers = 40 if family == 4 else 60
@@ -118,7 +118,7 @@ def test_large_segments_are_measured_by_the_packets_they_become(rig: Rig, family
 
 
 @pytest.mark.parametrize("size", [1472, 1473])
-def test_what_does_not_fit_goes_to_the_kernel(rig: Rig, size: int) -> None:
+def test_packets_larger_than_the_mtu_are_left_to_the_kernel(rig: Rig, size: int) -> None:
     packet = plain("udp", 4, bytes(size))
     rig.flow(packet, "p1", changed(packet, **translated("routed", 4)))
     outcome = rig.run(packet, "p1")
@@ -126,7 +126,7 @@ def test_what_does_not_fit_goes_to_the_kernel(rig: Rig, size: int) -> None:
     assert (outcome.packet == bytes(packet)) == (size == 1473)
 
 
-def test_udp_without_a_checksum_stays_without(rig: Rig) -> None:
+def test_udp_without_a_checksum_stays_so(rig: Rig) -> None:
     packet = plain("udp", 4)
     packet[UDP].chksum = 0
     packet = Ether(bytes(packet))
@@ -148,7 +148,7 @@ def test_a_sum_of_zero_is_sent_as_ffff(rig: Rig, family: int) -> None:
 
 
 @pytest.mark.parametrize("l4", ["tcp", "udp"])
-def test_padding_is_cut_off_as_the_kernel_does(rig: Rig, l4: str) -> None:
+def test_padding_is_removed_like_the_kernel_does(rig: Rig, l4: str) -> None:
     packet = plain(l4, 4, b"", flags="A")
     expected = changed(packet, **translated("snat", 4))
     rig.flow(packet, "p1", expected)
@@ -157,7 +157,7 @@ def test_padding_is_cut_off_as_the_kernel_does(rig: Rig, l4: str) -> None:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_the_last_hop_but_one(rig: Rig, family: int) -> None:
+def test_the_hop_limit(rig: Rig, family: int) -> None:
     for hops, verdict in ((2, "FAST"), (1, "TTL")):
         packet = plain("udp", family, hops=hops)
         rig.flow(packet, "p1", changed(packet, **(translated("routed", family) | {"hops": 1})))
@@ -168,7 +168,7 @@ def test_the_last_hop_but_one(rig: Rig, family: int) -> None:
             assert outcome.packet == bytes(packet)
 
 
-def test_a_bridged_packet_keeps_its_hops(rig: Rig) -> None:
+def test_a_bridged_packet_keeps_its_hop_count(rig: Rig) -> None:
     packet = plain("udp", 4, hops=1)
     rig.flow(packet, "p1")
     outcome = rig.run(packet, "p1")
@@ -188,7 +188,7 @@ def test_truncated_at_every_byte(rig: Rig, l4: str, family: int) -> None:
         assert outcome.packet == whole[:length], length
 
 
-def test_packets_and_bytes_are_counted_from_the_ip_header_on(rig: Rig) -> None:
+def test_counted_bytes_start_at_the_ip_header(rig: Rig) -> None:
     packet = plain("udp", 4, bytes(72))
     rig.flow(packet, "p1")
     for _ in range(5):
@@ -199,7 +199,7 @@ def test_packets_and_bytes_are_counted_from_the_ip_header_on(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("tos", [0x00, 0x10, 0x08, 0x18, 0x02, 0xB8])
-def test_the_type_of_service_stays(rig: Rig, tos: int) -> None:
+def test_the_type_of_service_is_kept(rig: Rig, tos: int) -> None:
     packet = plain("udp", 4, tos=tos)
     expected = changed(packet, **translated("snat", 4))
     rig.flow(packet, "p1", expected)

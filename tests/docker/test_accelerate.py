@@ -101,7 +101,7 @@ def forwarded(vnet: Vnet, link: str = "") -> int:
     return sum(row.get("FAST", 0) for row in rows)
 
 
-def test_docker_s_network_is_accelerated_by_its_name(vnet: Vnet, docker_host: DockerHost, world: str) -> None:
+def test_a_docker_network_is_accelerated_by_its_name(vnet: Vnet, docker_host: DockerHost, world: str) -> None:
     docker, host = docker_host, docker_host.host
     address = docker.run("inspect", "-f", "{{.NetworkSettings.Networks.shop.IPAddress}}", "web")
     assert "Accelerated: shop." in vnet("accelerate shop --yes")
@@ -121,8 +121,8 @@ def test_docker_s_network_is_accelerated_by_its_name(vnet: Vnet, docker_host: Do
         say(*outside)
 
 
-class Chatter:
-    """Talk on connections without a pause, on a thread."""
+class Connections:
+    """Exchange messages on connections continuously, on a thread."""
 
     def __init__(self, *talks: tuple[socket.socket, ...]) -> None:
         self._talks = talks
@@ -141,14 +141,14 @@ class Chatter:
         except BaseException as error:
             self.error = error
 
-    def goes_on(self) -> None:
+    def wait_for_rounds(self) -> None:
         """Wait for more rounds of every connection."""
         before = self.rounds
         wait_until(lambda: self.error or self.rounds > before + 3, "more rounds")
         assert self.error is None, repr(self.error)
 
     def close(self) -> None:
-        """Stop talking."""
+        """Stop."""
         self._stop.set()
         self._thread.join()
 
@@ -170,17 +170,17 @@ def test_docker_is_restarted_under_load(vnet: Vnet, docker_host: DockerHost, wor
         )
         for each in (end for pair in talks for end in pair):
             stack.enter_context(each)
-        chatter = Chatter(*talks)
-        stack.callback(chatter.close)
-        chatter.goes_on()
+        traffic = Connections(*talks)
+        stack.callback(traffic.close)
+        traffic.wait_for_rounds()
         docker.stop()
-        chatter.goes_on()
+        traffic.wait_for_rounds()
         docker.start()
-        chatter.goes_on()
+        traffic.wait_for_rounds()
         before = forwarded(vnet, "up0")
         wait_until(lambda: forwarded(vnet, "up0") > before + 50, "the fast path again")
         wait_until(lambda: vnet.status()["state"] == "on", "the rules to stand still")
-        chatter.goes_on()
+        traffic.wait_for_rounds()
         assert docker.run("inspect", "-f", "{{.State.Running}}", "web") == "true"
     vnet("accelerate --off --yes")
     wait_until(lambda: not leftovers(host), "the state before")
@@ -200,6 +200,6 @@ def test_a_recreated_network_is_accelerated_again(docker_host: DockerHost, vnet:
     assert vnet.status()["targets"] == ["shop"] and not vnet.status()["unknown"]
 
 
-def test_networks_without_a_bridge_have_nothing_to_do(vnet: Vnet, docker_host: DockerHost) -> None:
+def test_networks_without_a_bridge_are_refused(vnet: Vnet, docker_host: DockerHost) -> None:
     assert "nothing is forwarded, so nothing to accelerate" in vnet("accelerate host --yes")
     assert vnet.status()["state"] == "off"

@@ -84,7 +84,7 @@ def rules(engine: DockerHost) -> str:
     return engine.host.run("nft -s list table inet vnet", check=False)
 
 
-def test_wiped_rules_come_back(engine: DockerHost, agent: threading.Event, said: list[str]) -> None:
+def test_wiped_rules_are_restored(engine: DockerHost, agent: threading.Event, said: list[str]) -> None:
     assert run.apply("rules", (SetRules(_RULES, _EMPTY),)).done
     good = rules(engine)
     assert "masquerade" in good
@@ -97,7 +97,9 @@ def test_wiped_rules_come_back(engine: DockerHost, agent: threading.Event, said:
     assert "DOCKER" not in engine.host.run("nft list ruleset"), "Docker's rules are Docker's to put back"
 
 
-def test_our_own_removal_stays(engine: DockerHost, agent: threading.Event, said: list[str]) -> None:
+def test_rules_removed_by_vnet_are_not_restored(
+    engine: DockerHost, agent: threading.Event, said: list[str]
+) -> None:
     assert run.apply("rules", (SetRules(_RULES, _EMPTY),)).done
     engine.host.run("nft flush ruleset")
     wait_until(lambda: "masquerade" in rules(engine), "the rules")
@@ -110,16 +112,16 @@ def test_our_own_removal_stays(engine: DockerHost, agent: threading.Event, said:
     assert said == []
 
 
-def test_what_was_added_by_hand_is_left_alone(engine: DockerHost, agent: threading.Event) -> None:
+def test_rules_added_by_users_are_left_alone(engine: DockerHost, agent: threading.Event) -> None:
     assert run.apply("rules", (SetRules(_RULES, _EMPTY),)).done
     agent.wait(0.3)
     engine.host.run("nft add rule inet vnet post ip saddr 10.78.0.0/24 counter")
-    by_hand = rules(engine)
+    users_rule = rules(engine)
     agent.wait(0.5)
-    assert rules(engine) == by_hand
+    assert rules(engine) == users_rule
 
 
-def test_wiped_before_it_started(engine: DockerHost, said: list[str]) -> None:
+def test_rules_wiped_before_the_agent_started(engine: DockerHost, said: list[str]) -> None:
     assert run.apply("rules", (SetRules(_RULES, _EMPTY),)).done
     good = rules(engine)
     engine.host.run("nft flush ruleset")
@@ -171,7 +173,7 @@ def test_a_restarted_container_is_attached_again(
     wait_until(lambda: sum("attached to t again" in each for each in said) == 2, "the agent's message")
 
 
-def test_an_attachment_taken_back_stays_away(
+def test_an_undone_attachment_is_not_restored(
     engine: DockerHost, agent: threading.Event, said: list[str]
 ) -> None:
     engine.container("app")
@@ -231,7 +233,7 @@ def address() -> str:
     return f"10.77.{os.getpid() % 256}.9"
 
 
-def test_what_a_person_attached_is_attached_again(
+def test_a_users_attachment_is_restored(
     engine: DockerHost, agent: threading.Event, said: list[str], app: str, address: str
 ) -> None:
     run_vnet("attach", app, "shop", "--address", address, "--link", "shop0")
@@ -246,7 +248,7 @@ def test_what_a_person_attached_is_attached_again(
     assert attachments.kept() == () and address not in link_of(engine, app, "shop0")
 
 
-def test_what_is_detached_or_moved_is_kept_so(engine: DockerHost, app: str, address: str) -> None:
+def test_a_detached_or_moved_container_stays_so(engine: DockerHost, app: str, address: str) -> None:
     run_vnet("attach", app, "shop", "--address", address)
     run_vnet("network", "create", "lab")
     run_vnet("move", app, "shop", "lab")
@@ -265,7 +267,7 @@ def test_what_is_detached_or_moved_is_kept_so(engine: DockerHost, app: str, addr
     assert [one.network for one in attachments.kept()] == ["shop"]
 
 
-def test_a_stopped_containers_address_is_kept_for_it(engine: DockerHost, app: str, address: str) -> None:
+def test_a_stopped_containers_address_stays_reserved(engine: DockerHost, app: str, address: str) -> None:
     run_vnet("attach", app, "shop", "--address", address)
     engine.run("stop", "-t", "0", app)
     engine.container("other")
@@ -279,7 +281,7 @@ def test_a_stopped_containers_address_is_kept_for_it(engine: DockerHost, app: st
     run_vnet("attach", "other", "shop", "--address", address)
 
 
-def test_a_network_that_is_not_there_yet_is_waited_for(
+def test_an_attachment_waits_for_its_network(
     engine: DockerHost, app: str, address: str, said: list[str]
 ) -> None:
     run_vnet("attach", app, "shop", "--address", address)
@@ -294,7 +296,7 @@ def test_a_network_that_is_not_there_yet_is_waited_for(
 
 
 @pytest.mark.needs("systemd-analyze")
-def test_under_its_unit_it_attaches_again_and_puts_back(
+def test_the_agent_restores_everything_under_its_unit(
     engine: DockerHost, app: str, address: str, tmp_path: Path
 ) -> None:
     run_vnet("attach", app, "shop", "--address", address, "--link", "shop0")
@@ -312,7 +314,7 @@ def test_under_its_unit_it_attaches_again_and_puts_back(
         assert "attached to shop again" in process.communicate(timeout=PATIENCE)[0]
 
 
-def test_a_removed_container_is_forgotten(
+def test_attachments_of_a_removed_container_are_forgotten(
     engine: DockerHost, agent: threading.Event, said: list[str]
 ) -> None:
     engine.container("app")

@@ -18,7 +18,7 @@ from tui.cli import main
 pytestmark = pytest.mark.root
 
 
-def test_a_restarted_container_of_podmans_is_attached_again(
+def test_a_restarted_podman_container_is_attached_again(
     podman_host: PodmanHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))

@@ -123,7 +123,7 @@ def test_published_ports(docker_host: DockerHost) -> None:
     assert found["too"].ports == (), "they are the other one's"
 
 
-def test_text_from_outside_stays_verbatim(docker_host: DockerHost) -> None:
+def test_hostile_text_stays_verbatim(docker_host: DockerHost) -> None:
     labels = [word for key, value in WEIRD.items() for word in ("--label", f"{key}={value}")]
     docker_host.run("network", "create", *labels, "weird")
     docker_host.container("we.i-rd_", *labels)
@@ -177,7 +177,7 @@ def test_states(docker_host: DockerHost) -> None:
     assert found["waits"].netns and not found["ended"].netns
 
 
-def test_an_engines_containers_are_no_plain_ones(docker_host: DockerHost) -> None:
+def test_an_engines_containers_are_not_plain_ones(docker_host: DockerHost) -> None:
     docker_host.container("mine")
     [mine] = containers(docker_host).values()
     assert mine.pid and mine.netns
@@ -233,7 +233,7 @@ def quiet(calls: list[float]) -> bool:
     return not seen
 
 
-def test_an_exec_in_a_container_is_no_event(docker_host: DockerHost, calls: list[float]) -> None:
+def test_an_exec_in_a_container_is_not_an_event(docker_host: DockerHost, calls: list[float]) -> None:
     docker_host.container("aa")
     wait_until(lambda: quiet(calls), "the end of the events of the start")
 

@@ -70,7 +70,7 @@ def engine(inside_docker_host: DockerHost, monkeypatch: pytest.MonkeyPatch) -> I
     engine.host.run("ip link del br-t", check=False)
 
 
-def whole(engine: DockerHost) -> dict[str, Any]:
+def full_state(engine: DockerHost) -> dict[str, Any]:
     """Return the state of host, container and Docker networks.
 
     Left out is what the engine chooses again: MAC addresses of bridges and veths, names of veths, rule order.
@@ -111,16 +111,16 @@ def _locals(link: dict[str, Any]) -> list[str]:
 
 
 def test_done_and_undone(engine: DockerHost) -> None:
-    before = whole(engine)
+    before = full_state(engine)
     outcome = run.apply("docker", steps_of())
     assert outcome.done, outcome.errors
-    after = whole(engine)
+    after = full_state(engine)
     assert after["networks"].keys() == before["networks"].keys() - {"old"} | {"shop"}
     assert after["ends"]["shop"][0] == "10.201.0.5"
     assert after["ends"].keys() == {"shop"}
     assert engine.host.json("ip -j link show br-shop")[0]["ifname"] == "br-shop"
     assert run.undo(next(journal.history())).errors == ()
-    assert whole(engine) == before
+    assert full_state(engine) == before
 
 
 def killed_at(step: int, after: float) -> None:
@@ -145,29 +145,29 @@ def killed_at(step: int, after: float) -> None:
 
 @pytest.mark.parametrize("at", range(COUNT))
 def test_killed_after_any_step(at: int, engine: DockerHost) -> None:
-    before = whole(engine)
+    before = full_state(engine)
     killed_at(at, 0.0)
     (entry,) = journal.open_intents()
     assert entry.begun == at + 1
     assert run.undo(entry).errors == ()
-    assert whole(engine) == before
+    assert full_state(engine) == before
     assert journal.open_intents() == ()
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
-def test_killed_while_docker_is_at_it(at: int, engine: DockerHost) -> None:
-    before = whole(engine)
+def test_killed_during_a_docker_request(at: int, engine: DockerHost) -> None:
+    before = full_state(engine)
     killed_at(at, 0.015)
     entry = next(journal.history())
     assert run.undo(entry).errors == ()
-    assert whole(engine) == before
+    assert full_state(engine) == before
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
 def test_docker_answers_500(
     at: int, engine: DockerHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = whole(engine)
+    before = full_state(engine)
     steps = steps_of()
     real = run.execute
 
@@ -186,7 +186,7 @@ def test_docker_answers_500(
         outcome = run.apply("refused", steps)
     assert outcome.end == "undone", outcome.errors
     assert outcome.errors == (f"can't {steps[at].describe()}: Docker says: out of luck",)
-    assert whole(engine) == before
+    assert full_state(engine) == before
 
 
 def _broken(path: str) -> Iterator[bytes]:
@@ -197,7 +197,7 @@ def _broken(path: str) -> Iterator[bytes]:
 
 
 def test_docker_stops_half_way(engine: DockerHost) -> None:
-    before = whole(engine)
+    before = full_state(engine)
     steps = steps_of()
 
     def stop_here(operation: Operation) -> None:
@@ -216,7 +216,7 @@ def test_docker_stops_half_way(engine: DockerHost) -> None:
     (entry,) = journal.open_intents()
     assert run.undo(entry).errors == ()
     assert journal.open_intents() == ()
-    assert whole(engine) == before
+    assert full_state(engine) == before
 
 
 def planned(*requests: Request) -> Plan:
@@ -226,7 +226,7 @@ def planned(*requests: Request) -> Plan:
 
 
 @pytest.mark.parametrize("network", ["auto", "bridge", "keep"])
-def test_a_detachment_is_taken_back_wherever_docker_lets_one(engine: DockerHost, network: str) -> None:
+def test_a_detachment_is_undone_if_docker_allows_it(engine: DockerHost, network: str) -> None:
     """Docker refuses addresses on networks whose subnet it chose itself."""
     engine.run("network", "create", "auto")
     engine.container("other", "--network", network)
@@ -242,20 +242,20 @@ def test_a_detachment_is_taken_back_wherever_docker_lets_one(engine: DockerHost,
         assert "can't" in run.apply("chosen", (chosen,)).errors[0]
 
 
-def test_somebody_elses_network_is_not_removed(engine: DockerHost) -> None:
+def test_another_programs_network_is_not_removed(engine: DockerHost) -> None:
     engine.run("network", "create", "shop")
-    before = whole(engine)
+    before = full_state(engine)
     outcome = run.apply("in the way", steps_of())
     assert outcome.end == "undone"
     assert "File exists" in outcome.errors[0] or "exists already" in outcome.errors[0]
-    assert whole(engine) == before
+    assert full_state(engine) == before
 
 
-def test_docker_is_not_there(engine: DockerHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = whole(engine)
+def test_docker_is_absent(engine: DockerHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = full_state(engine)
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
     outcome = run.apply("nobody", steps_of())
     assert outcome.end == "undone"
     assert "Docker isn't running" in outcome.errors[0]
     monkeypatch.setenv("DOCKER_HOST", engine.url)
-    assert whole(engine) == before
+    assert full_state(engine) == before

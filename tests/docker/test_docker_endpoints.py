@@ -18,7 +18,7 @@ def user(docker_host: DockerHost, tmp_path: Path) -> DockerUser:
     return create_networks(docker_host, tmp_path / "state")
 
 
-def test_a_detachment_taken_back_leaves_all_as_docker_says(user: DockerUser) -> None:
+def test_an_undone_detachment_restores_what_docker_reports(user: DockerUser) -> None:
     ends = (("front", "app"), ("front", "auto"), ("api", "app"), ("plain", "bridge"), ("later", "app"))
     for end in ends:
         before = user.inspects()
@@ -28,7 +28,7 @@ def test_a_detachment_taken_back_leaves_all_as_docker_says(user: DockerUser) -> 
         assert differences(before, user.inspects()) == [], end
 
 
-def test_the_names_of_a_detached_container_are_found_again(user: DockerUser) -> None:
+def test_names_of_a_detached_container_are_restored(user: DockerUser) -> None:
     wait_until(lambda: user.finds("www") and user.finds("frontend"), "the names")
     user.types("detach", "front", "app")
     assert not user.finds("www")
@@ -78,7 +78,7 @@ def test_a_mac_address_that_cannot_be_kept_is_named(user: DockerUser) -> None:
     assert (user.end("front", "auto")["MacAddress"] == MAC) != lost
 
 
-def test_where_docker_has_no_dns_the_lost_names_are_said(user: DockerUser) -> None:
+def test_names_lost_without_dockers_dns_are_reported(user: DockerUser) -> None:
     before = user.inspects()
     text = user.types("move", "front", "app", "bridge")
     assert "front loses its DNS names on bridge, where Docker has no DNS: www, frontend" in text
@@ -86,7 +86,7 @@ def test_where_docker_has_no_dns_the_lost_names_are_said(user: DockerUser) -> No
     assert differences(before, user.inspects()) == []
 
 
-def test_a_removed_network_comes_back_as_it_was(user: DockerUser) -> None:
+def test_a_removed_network_is_restored(user: DockerUser) -> None:
     before = user.inspects()
     user.types("network", "rm", "app")
     assert "app Name" not in user.inspects()
@@ -95,7 +95,7 @@ def test_a_removed_network_comes_back_as_it_was(user: DockerUser) -> None:
     assert user.finds("www")
 
 
-def test_what_is_made_and_taken_back_leaves_nothing(user: DockerUser) -> None:
+def test_an_undone_creation_leaves_nothing(user: DockerUser) -> None:
     before = user.inspects()
     for words in (
         ("attach", "plain", "app"),
@@ -110,7 +110,7 @@ def test_what_is_made_and_taken_back_leaves_nothing(user: DockerUser) -> None:
         assert differences(before, user.inspects()) == [], words
 
 
-def test_an_address_comes_back_although_docker_would_choose_another(user: DockerUser) -> None:
+def test_an_address_is_restored_although_docker_would_choose_another(user: DockerUser) -> None:
     """Docker assigns the lowest free address.
 
     Restored without need, it isn't a fixed address.

@@ -11,8 +11,17 @@ from typing import Any
 import pytest
 
 from tests.docker.engine import DockerHost
+from tests.ui.change_forms import (
+    apply_form,
+    attach,
+    host_dashboard,
+    keys,
+    make_network,
+    select,
+    shows,
+    values,
+)
 from tests.ui.driver import Person
-from tests.ui.writer import attach, do, keys, make_network, select, shows, values, writer
 from tui.cli import main
 
 pytestmark = pytest.mark.root
@@ -52,63 +61,63 @@ def links(engine: DockerHost, container: str) -> dict[str, Any]:
     return {one["ifname"]: one for one in json.loads(engine.host.run(words))}
 
 
-async def make_dockers(person: Person, name: str, subnet: str) -> None:
+async def make_docker_network(person: Person, name: str, subnet: str) -> None:
     """Create a Docker network by the form."""
     await keys(person, "n")
     await keys(person, *name, "tab", "tab", *subnet, "up", "up", "up", "right")
     assert values(person)["engine"] == "docker"
     await shows(person, f"create the Docker network {name} (nat)", "docker network create")
-    await do(person)
+    await apply_form(person)
 
 
-async def test_a_network_of_dockers_and_a_container_on_it(engine: DockerHost) -> None:
+async def test_a_docker_network_and_a_container_on_it(engine: DockerHost) -> None:
     engine.container("app")
-    async with writer() as person:
-        await make_dockers(person, SHOP, "10.201.0.0/24")
+    async with host_dashboard() as person:
+        await make_docker_network(person, SHOP, "10.201.0.0/24")
         inspected = network(engine, SHOP)
         assert inspected["IPAM"]["Config"] == [{"Subnet": "10.201.0.0/24", "Gateway": "10.201.0.1"}]
         await keys(person, "a")
         await keys(person, *"app", "tab", *SHOP)
         assert "link" not in values(person)
         await shows(person, f"attach app to {SHOP}", "docker network connect")
-        await do(person)
+        await apply_form(person)
         assert networks_of(engine, "app")[SHOP]["IPAddress"] == "10.201.0.2"
         await select(person, "containers", "app")
         await keys(person, "D")
         await keys(person, "tab", *SHOP)
         await shows(person, f"detach app from {SHOP}")
-        await do(person)
+        await apply_form(person)
         assert set(networks_of(engine, "app")) == {"bridge"}
         await select(person, "networks", SHOP)
         await keys(person, "d")
         await shows(person, f"remove the Docker network {SHOP}")
-        await do(person, "y")
+        await apply_form(person, "y")
         assert SHOP not in names(engine)
 
 
-async def test_move_between_networks_of_dockers_and_back_by_undo(engine: DockerHost) -> None:
-    async with writer() as person:
-        await make_dockers(person, SHOP, "10.201.0.0/24")
-        await make_dockers(person, LAN, "10.202.0.0/24")
+async def test_move_between_docker_networks_and_undo(engine: DockerHost) -> None:
+    async with host_dashboard() as person:
+        await make_docker_network(person, SHOP, "10.201.0.0/24")
+        await make_docker_network(person, LAN, "10.202.0.0/24")
         engine.container("app", "--network", SHOP)
         await select(person, "containers", "app")
         await keys(person, "m")
         await keys(person, "tab", "tab", *LAN)
         await shows(person, "docker network connect", "docker network disconnect")
         assert values(person)["network"] == SHOP
-        await do(person)
+        await apply_form(person)
         assert networks_of(engine, "app")[LAN]["IPAddress"] and set(networks_of(engine, "app")) == {LAN}
         await person.press("u")
         await shows(person, f"move app from {SHOP} to {LAN}")
         await person.press("enter")
         await shows(person, "y: apply")
-        await do(person, "y")
+        await apply_form(person, "y")
         assert set(networks_of(engine, "app")) == {SHOP}
 
 
-async def test_a_container_of_dockers_on_a_bridge_of_ours(engine: DockerHost) -> None:
+async def test_a_docker_container_on_a_bridge_of_vnet(engine: DockerHost) -> None:
     engine.container("app")
-    async with writer() as person:
+    async with host_dashboard() as person:
         await make_network(person, MINE)
         await attach(person, "app", MINE)
         assert set(links(engine, "app")) == {"lo", "eth0", "eth1"}
@@ -119,37 +128,37 @@ async def test_a_container_of_dockers_on_a_bridge_of_ours(engine: DockerHost) ->
         await keys(person, "P")
         await keys(person, "tab", *"8099")
         await shows(person, "publish tcp/8099 of app")
-        await do(person)
+        await apply_form(person)
         assert "8099" in engine.host.run("nft list table inet vnet")
         await select(person, "containers", "app")
         await keys(person, "D")
         await keys(person, "tab", *MINE)
         await shows(person, f"detach app from {MINE}", "is no longer published")
-        await do(person)
+        await apply_form(person)
         assert set(links(engine, "app")) == {"lo", "eth0"}
 
 
-async def test_d_on_a_link_of_dockers_has_docker_detach(engine: DockerHost) -> None:
+async def test_d_on_a_link_of_docker_detaches_by_docker(engine: DockerHost) -> None:
     engine.container("app")
     (port,) = (one["ifname"] for one in engine.host.json("ip -j link show master docker0"))
-    async with writer() as person:
+    async with host_dashboard() as person:
         await select(person, "links", port)
         await keys(person, "d")
         await shows(person, "detach app from bridge", "docker network disconnect bridge app")
-        await do(person, "y")
+        await apply_form(person, "y")
         assert networks_of(engine, "app") == {} and set(links(engine, "app")) == {"lo"}
 
 
-async def test_plain_containers_go_on_networks_of_ours_only(engine: DockerHost) -> None:
+async def test_plain_containers_are_refused_on_docker_networks(engine: DockerHost) -> None:
     name = engine.host.namespace("plain")
-    async with writer() as person:
+    async with host_dashboard() as person:
         await keys(person, "a")
         await keys(person, *name)
         await shows(person, "there is no network for it")
     engine.host.run(["ip", "netns", "del", name])
 
 
-def test_dockers_networks_by_command(engine: DockerHost, capsys: pytest.CaptureFixture[str]) -> None:
+def test_docker_networks_by_command(engine: DockerHost, capsys: pytest.CaptureFixture[str]) -> None:
     engine.container("app")
     for words in (
         f"network create {SHOP} --engine docker --subnet 10.201.0.0/24",

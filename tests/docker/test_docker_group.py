@@ -58,7 +58,7 @@ def member(docker_host: DockerHost) -> Iterator[Member]:
         yield Member(docker_host, folder)
 
 
-def test_dockers_networks_can_be_changed(member: Member) -> None:
+def test_docker_networks_can_be_changed(member: Member) -> None:
     engine = member.engine
     engine.container("app")
     member.does("network", "create", "shop", "--engine", "docker", "--subnet", "10.201.0.0/24")
@@ -75,7 +75,7 @@ def test_dockers_networks_can_be_changed(member: Member) -> None:
     assert (member.folder / ".local/state/vnet-tui/journal").is_dir()
 
 
-def test_nothing_else_can(member: Member) -> None:
+def test_other_objects_cannot_be_changed(member: Member) -> None:
     engine = member.engine
     engine.container("app")
     before = engine.host.run("ip link")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.docker.site import HOST, HOST6, HTTPD, WORLD, Site, engine_site
+from tests.docker.engine_site import HOST, HOST6, HTTPD, WORLD, Site, engine_site
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.docker_from("28.0")]
@@ -121,7 +121,7 @@ def sender(site: Site, name: str) -> str:
     return str(found[-1]) if found else ""
 
 
-def test_what_is_shown_of_each_mode_is_what_packets_find(site: Site) -> None:
+def test_views_of_each_mode_agree_with_traffic(site: Site) -> None:
     shown = site.shown()
     networks = {one["name"]: one for one in shown["networks"] if one["engine"] == "docker"}
     for name, mode in MODES.items():
@@ -164,7 +164,7 @@ def test_published_ports_are_shown_with_the_families_that_answer(site: Site) -> 
 
 
 @pytest.mark.parametrize("name", ["plain", "led"])
-def test_the_printed_remedy_opens_a_published_port_and_nothing_else(site: Site, name: str) -> None:
+def test_the_printed_command_opens_only_the_published_port(site: Site, name: str) -> None:
     mode, port = MODES[name], 7000 + MODES[name].number
     ends = [(HOST, port), (HOST6, port)]
     closed = [(mode.address(2, ipv6), _HIDDEN) for ipv6 in (False, True)]
@@ -180,7 +180,7 @@ def test_the_printed_remedy_opens_a_published_port_and_nothing_else(site: Site, 
     assert {(one["kind"], one["severity"]) for one in found} == {("forward", "bad")}, found
     assert sorted(command(one["advice"]) for one in found) == sorted(map(command, remedies))
     for remedy in remedies:
-        site.obey(remedy)
+        site.run_advice(remedy)
     for end in ends:
         wait_until(lambda at=end: site.reaches("world", *at), f"{end}, from outside")
     assert not any(answers(site, closed))
@@ -192,7 +192,7 @@ def command(advice: str) -> str:
     return advice.partition("to allow it, run: ")[2]
 
 
-def test_while_the_engine_is_stopped_nothing_is_found_bad_about_its_bridges(site: Site) -> None:
+def test_a_stopped_engine_causes_no_findings_about_its_bridges(site: Site) -> None:
     site.engine.stop()
     try:
         assert site.reaches("world", HOST, MODES["plain"].host_port), "containers live on"

@@ -26,7 +26,7 @@ HTTPD = "httpd -f -p 80 -h /etc"
 OUTSIDE, CLIENT = "192.0.2.1", "192.0.2.2"
 
 
-class Seen:
+class HostView:
     """The current networks and entries of an engine's host."""
 
     def __init__(self, engine: Engine, host: ThrowawayHost) -> None:
@@ -57,8 +57,8 @@ class Seen:
         return [texts[rule_id] for rule_id in entry.rules]
 
 
-def see(engine: DockerHost) -> Seen:
-    return Seen(engines.read_docker(engine.socket), engine.host)
+def read_host(engine: DockerHost) -> HostView:
+    return HostView(engines.read_docker(engine.socket), engine.host)
 
 
 def counter(host: ThrowawayHost, text: str) -> tuple[int, int]:
@@ -87,7 +87,7 @@ def test_a_published_port_is_one_entry_of_its_container_and_network(docker_host:
     docker_host.run("network", "create", "shop")
     docker_host.container("web", "--network", "shop", "-p", "8080:80", "-p", "127.0.0.1:53:5353/udp")
     docker_host.container("side", "--network", "container:web")
-    seen = see(docker_host)
+    seen = read_host(docker_host)
     address = docker_host.run("inspect", "-f", "{{.NetworkSettings.Networks.shop.IPAddress}}", "web")
     http, dns = sorted(seen.of("published port"), key=lambda entry: entry.l4_proto)
     assert http.sentence == f"published: tcp 8080 on every address -> web {address}:80"
@@ -97,9 +97,9 @@ def test_a_published_port_is_one_entry_of_its_container_and_network(docker_host:
         assert entry.networks == (seen.networks["shop"].id,)
 
 
-def test_the_other_rules_of_a_port_follow_it(docker_host: DockerHost) -> None:
+def test_helper_rules_of_a_port_belong_to_its_entry(docker_host: DockerHost) -> None:
     docker_host.container("web", "-p", "8080:80")
-    seen = see(docker_host)
+    seen = read_host(docker_host)
     (entry,) = seen.of("published port")
     translating, *helping = seen.text(entry)
     assert translating.endswith("-j DNAT --to-destination 10.200.0.2:80")
@@ -111,7 +111,7 @@ def test_the_other_rules_of_a_port_follow_it(docker_host: DockerHost) -> None:
 
 def test_each_bridge_network_has_its_masquerade(docker_host: DockerHost) -> None:
     docker_host.run("network", "create", "shop", "--subnet", "10.201.0.0/24")
-    seen = see(docker_host)
+    seen = read_host(docker_host)
     found = {entry.networks: entry.sentence for entry in seen.of("masquerade")}
     assert found == {
         (seen.networks["bridge"].id,): "masquerade: packets from bridge (10.200.0.0/24) get "
@@ -124,18 +124,18 @@ def test_each_bridge_network_has_its_masquerade(docker_host: DockerHost) -> None
 def test_networks_have_their_kinds_and_bridges(docker_host: DockerHost) -> None:
     docker_host.run("network", "create", "shop", "--opt", "com.docker.network.bridge.name=br-shop")
     docker_host.run("network", "create", "--internal", "vault")
-    networks = see(docker_host).networks
+    networks = read_host(docker_host).networks
     kinds = {name: network.kind for name, network in networks.items()}
     assert kinds == {"bridge": "nat", "shop": "nat", "vault": "internal", "host": "host", "none": "none"}
     assert networks["shop"].bridge == "br-shop"
     assert networks["vault"].bridge == f"br-{networks['vault'].id[:12]}"
-    assert see(docker_host).kernel_networks == []
+    assert read_host(docker_host).kernel_networks == []
 
 
-def test_dockers_internal_rules_alone_show_that_a_network_is_internal(docker_host: DockerHost) -> None:
+def test_an_internal_network_is_recognized_by_dockers_rules(docker_host: DockerHost) -> None:
     """A bridge like that of an internal network, without one in the engine."""
     docker_host.run("network", "create", "--internal", "vault")
-    seen = see(docker_host)
+    seen = read_host(docker_host)
     bare = Engine("docker", "ok")
     kinds = {
         network.bridge: network.kind
@@ -153,16 +153,14 @@ def test_dockers_internal_rules_alone_show_that_a_network_is_internal(docker_hos
 
 def test_filters_are_named_by_their_networks(docker_host: DockerHost) -> None:
     docker_host.run("network", "create", "shop", "--opt", "com.docker.network.bridge.name=br-shop")
-    sentences = {entry.sentence for entry in see(docker_host).of("filter")}
+    sentences = {entry.sentence for entry in read_host(docker_host).of("filter")}
     # Since Docker 28 another rule handles packets that stay on a network.
     way = "anywhere" if docker_host.version >= (28, 0) else "anywhere except shop (br-shop)"
     assert f"accept: everything from shop (br-shop) to {way}" in sentences
     assert "drop: everything from bridge (docker0) to shop (br-shop)" in sentences
 
 
-def test_counters_after_connections_from_outside_and_from_within(
-    docker_host: DockerHost, client: str
-) -> None:
+def test_counters_after_connections_from_outside_and_inside(docker_host: DockerHost, client: str) -> None:
     host = docker_host.host
     docker_host.container("web", "-p", "8080:80", command=HTTPD)
     fetch = ["busybox", "wget", "-q", "-T", "5", "-O", "-", f"http://{OUTSIDE}:8080/hostname"]
@@ -170,7 +168,7 @@ def test_counters_after_connections_from_outside_and_from_within(
     for _ in range(3):
         assert host.run(fetch, inside=client)
     docker_host.run("exec", "web", "ping", "-c", "2", "-W", "2", CLIENT)
-    seen = see(docker_host)
+    seen = read_host(docker_host)
     (port,) = seen.of("published port")
     (masquerade,) = seen.of("masquerade")
     assert (port.packets, port.bytes) == counter(host, seen.text(port)[0])
@@ -182,7 +180,7 @@ def test_counters_after_connections_from_outside_and_from_within(
 def test_rules_of_podman(podman_host: PodmanHost) -> None:
     podman_host.run("network", "create", "--disable-dns", "--subnet", "10.202.0.0/24", "user-net")
     podman_host.container("web", "--network", "user-net", "-p", "8080:80")
-    seen = Seen(engines.read_podman(podman_host.socket), podman_host.host)
+    seen = HostView(engines.read_podman(podman_host.socket), podman_host.host)
     (port,) = seen.of("published port")
     network: Network = seen.networks["user-net"]
     assert port.sentence == "published: tcp 8080 on every address -> web 10.202.0.2:80"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.docker.site import HTTPD, Site, engine_site
+from tests.docker.engine_site import HTTPD, Site, engine_site
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.root
@@ -25,13 +25,13 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield made
 
 
-def test_what_the_preview_says_is_what_packets_find(site: Site) -> None:
+def test_the_preview_agrees_with_traffic(site: Site) -> None:
     said = site.warnings("publish", "web", "7082:80")
     site.vnet("publish", "web", "7082:80")
     assert eventually(lambda: site.reaches("host", "192.0.2.2", 7082))
     assert not site.reaches("world", "192.0.2.2", 7082)
     (dropped,) = [one for one in said if "Docker's rules drop" in one and "IPv6" not in one]
-    site.obey(dropped)
+    site.run_advice(dropped)
     assert eventually(lambda: site.reaches("world", "192.0.2.2", 7082)), dropped
     assert not site.reaches("world", "10.200.0.3", 80) and not site.reaches("world", "10.200.0.2", 81)
 

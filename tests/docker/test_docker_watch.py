@@ -16,11 +16,11 @@ def named(snapshot: Snapshot, name: str) -> Container | None:
     return next((c for c in snapshot.engines["docker"].containers if c.name == name), None)
 
 
-def test_a_container_appears_whole_and_goes(watched: Watched, docker_host: DockerHost) -> None:
+def test_a_container_appears_completely_and_disappears(watched: Watched, docker_host: DockerHost) -> None:
     docker_host.container("shop", "-p", "8080:80")
     pid = docker_host.pid("shop")
 
-    def whole(snapshot: Snapshot) -> bool:
+    def complete(snapshot: Snapshot) -> bool:
         found = named(snapshot, "shop")
         topology = Topology(snapshot)
         return bool(
@@ -33,14 +33,14 @@ def test_a_container_appears_whole_and_goes(watched: Watched, docker_host: Docke
             and any(topology.container_of(peer.ns) == found for peer in topology.peers.values())
         )
 
-    watched.until(whole)
+    watched.until(complete)
     docker_host.run("rm", "-f", "shop")
     watched.until(lambda s: not named(s, "shop"))
     sentences = [change.sentence for change in watched.changes]
     assert any("shop" in sentence for sentence in sentences)
 
 
-def test_docker_may_stop_and_come_back(watched: Watched, docker_host: DockerHost) -> None:
+def test_docker_stops_and_starts_again(watched: Watched, docker_host: DockerHost) -> None:
     docker_host.container("kept", "--restart", "always")
     watched.until(lambda s: named(s, "kept"))
     docker_host.stop()

@@ -18,7 +18,7 @@ from tests.support.waiting import PATIENCE, eventually
 pytestmark = pytest.mark.root
 
 
-def test_dockers_own_rules_do_not_pause_it(inside_docker_host: DockerHost) -> None:
+def test_dockers_rules_do_not_pause_it(inside_docker_host: DockerHost) -> None:
     inside_docker_host.container("web", "-p", "8080:80")
     inside_docker_host.run("network", "create", "shop")
     inside_docker_host.run("network", "create", "--internal", "shut")
@@ -26,7 +26,7 @@ def test_dockers_own_rules_do_not_pause_it(inside_docker_host: DockerHost) -> No
     inside_docker_host.run("network", "rm", "shop", "shut")
 
 
-def test_podmans_own_rules_do_not_pause_it(podman_host: PodmanHost) -> None:
+def test_podmans_rules_do_not_pause_it(podman_host: PodmanHost) -> None:
     podman_host.container("web", "-p", "8080:80")
     with entered(f"/run/netns/{podman_host.host.name}"):
         found = preconditions.read_preconditions()
@@ -34,7 +34,7 @@ def test_podmans_own_rules_do_not_pause_it(podman_host: PodmanHost) -> None:
     assert all("netavark" in rule for rule in found.invalid), "it drops invalid packets itself"
 
 
-def test_a_network_of_podmans_is_accelerated_by_its_name(
+def test_a_podman_network_is_accelerated_by_its_name(
     podman_host: PodmanHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONTAINER_HOST", f"unix://{podman_host.socket}")
@@ -52,7 +52,7 @@ def test_a_network_of_podmans_is_accelerated_by_its_name(
         there = stack.enter_context(server.accept()[0])
         there.settimeout(PATIENCE)
 
-        def goes_fast() -> bool:
+        def is_fast() -> bool:
             before = fast.count("FAST")
             for _ in range(20):
                 client.sendall(b"x" * 100)
@@ -62,12 +62,12 @@ def test_a_network_of_podmans_is_accelerated_by_its_name(
             return fast.count("FAST") >= before + 40
 
         with FastPath(podman_host.host, "pods") as fast:
-            assert eventually(goes_fast), fast.status()
+            assert eventually(is_fast), fast.status()
             assert fast.status()["unknown"] == []
     assert eventually(lambda: not leftovers(podman_host.host)), leftovers(podman_host.host)
 
 
-def test_a_container_talks_fast_from_its_first_flow_and_docker_goes_on(docker_host: DockerHost) -> None:
+def test_a_container_is_fast_from_its_first_flow_and_docker_still_works(docker_host: DockerHost) -> None:
     host: ThrowawayHost = docker_host.host
     with FastPath(host, "docker0") as fast:
         docker_host.container("server", command="nc -ll -p 7000 -e cat")
@@ -85,7 +85,7 @@ def test_a_container_talks_fast_from_its_first_flow_and_docker_goes_on(docker_ho
     assert eventually(lambda: not leftovers(host)), leftovers(host)
 
 
-def test_what_goes_to_the_userland_proxy_is_for_the_host_itself(docker_host: DockerHost) -> None:
+def test_packets_to_the_userland_proxy_are_local(docker_host: DockerHost) -> None:
     gateway = SUBNET_GATEWAY.partition("/")[0]
     with FastPath(docker_host.host, "docker0") as fast:
         docker_host.container("server", "-p", "8080:7000", command="nc -ll -p 7000 -e cat")

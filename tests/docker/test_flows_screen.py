@@ -97,7 +97,7 @@ async def talked_until(person: Person, talks: list[tuple[socket.socket, ...]], s
 
 
 @pytest.mark.parametrize("size", [(80, 24), (130, 40), (200, 60)])
-async def test_f_and_every_flow_on_the_screen(
+async def test_f_accelerates_and_every_flow_is_shown(
     shop: DockerHost, talks: list[tuple[socket.socket, ...]], size: tuple[int, int], tmp_path: Path
 ) -> None:
     ports = [client.getsockname()[1] for client, _ in talks]

@@ -17,7 +17,7 @@ from tests.docker.engine import DockerHost
 pytestmark = pytest.mark.root
 
 
-def deal(engine: DockerHost) -> dict[str, ModelCard]:
+def cards_by_name(engine: DockerHost) -> dict[str, ModelCard]:
     """Return the cards by container name."""
     namespaces, _ = read_namespaces()
     docker = read_docker(engine.socket)
@@ -42,7 +42,7 @@ def test_every_model(inside_docker_host: DockerHost) -> None:
     engine.container("ho", "--network", "host")
     side = engine.container("jo", "--network", "container:br")
     engine.run("create", "--name", "new", "busybox:local", "ls")
-    found = deal(engine)
+    found = cards_by_name(engine)
     assert {name: card.model for name, card in found.items()} == {
         "br": "bridged", "us": "bridged", "in": "bridged", "no": "closed", "ho": "open", "jo": "joined",
         "new": "unknown",
@@ -64,7 +64,7 @@ def test_the_matrix(inside_docker_host: DockerHost) -> None:
     engine.container("bb", "--network", "container:aa", "--ipc", "host", "--pid", "container:aa")
     engine.container("cc", "--network", "host", "--uts", "host")
     pids = {name: engine.pid(name) for name in ("aa", "bb", "cc")}
-    found = deal(engine)
+    found = cards_by_name(engine)
     for name, card in found.items():
         assert [use.kind for use in card.namespaces] == list(NAMESPACE_KINDS)
         for use in card.namespaces:
@@ -83,31 +83,31 @@ def netns(pid: int) -> str:
     return os.readlink(f"/proc/{pid}/ns/net")
 
 
-def test_what_was_joined_is_started_again(inside_docker_host: DockerHost) -> None:
+def test_the_joined_container_is_restarted(inside_docker_host: DockerHost) -> None:
     engine = inside_docker_host
     engine.container("app")
     engine.container("side", "--network", "container:app")
-    assert not deal(engine)["side"].joined_dead
+    assert not cards_by_name(engine)["side"].joined_dead
     engine.run("restart", "app")
     assert netns(engine.pid("app")) != netns(engine.pid("side"))
-    found = deal(engine)
+    found = cards_by_name(engine)
     assert (found["side"].model, found["side"].joined_dead) == ("joined", True)
     assert "app" in found["side"].why and "restarted with a new one" in found["side"].why
     assert found["side"].joined_with == found["app"].joined_with == ()
     engine.run("restart", "side")
     assert netns(engine.pid("app")) == netns(engine.pid("side"))
-    assert not deal(engine)["side"].joined_dead
+    assert not cards_by_name(engine)["side"].joined_dead
 
 
-def test_what_was_joined_is_stopped_then_removed(inside_docker_host: DockerHost) -> None:
+def test_the_joined_container_is_stopped_and_removed(inside_docker_host: DockerHost) -> None:
     engine = inside_docker_host
     gone = engine.container("app")
     engine.container("side", "--network", "container:app")
     engine.run("stop", "app")
-    card = deal(engine)["side"]
+    card = cards_by_name(engine)["side"]
     assert card.joined_dead and "isn't running (exited)" in card.why
     engine.run("rm", "app")
-    card = deal(engine)["side"]
+    card = cards_by_name(engine)["side"]
     assert card.joined_dead and f" {gone[:12]}, which no longer exists" in card.why
     engine.container("app")
-    assert deal(engine)["side"].joined_dead, "a namesake is another container"
+    assert cards_by_name(engine)["side"].joined_dead, "a namesake is another container"

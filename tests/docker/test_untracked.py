@@ -16,7 +16,7 @@ from tests.support.docker_dns import ADDRESS
 from tests.support.waiting import eventually, wait_until
 
 pytestmark = pytest.mark.root
-OURS, DOCKERS = "table netdev vnet_untracked", "table ip nat"
+VNETS, DOCKERS = "table netdev vnet_untracked", "table ip nat"
 
 
 def inside(engine: DockerHost, name: str, *words: str) -> str:
@@ -41,7 +41,7 @@ def tables(engine: DockerHost, name: str) -> list[str]:
 
 
 def resolves_and_reaches(engine: DockerHost) -> bool:
-    """Whether web resolves log's name and fetches a page from it."""
+    """Return whether web resolves log's name and fetches a page from it."""
     return "fetched" in engine.run("exec", "web", "wget", "-qO-", "http://log:8000/page", check=False)
 
 
@@ -81,7 +81,7 @@ class Shop:
                 assert len(answer) > len(dns.TEXT), (source, tcp)
 
     def tracks(self, name: str) -> bool:
-        """Whether packets of the container pass conntrack."""
+        """Return whether packets of the container pass conntrack."""
         inside(self.engine, name, "conntrack", "-F")
         assert resolves_and_reaches(self.engine)
         return bool(inside(self.engine, name, "conntrack", "-L"))
@@ -103,14 +103,14 @@ def test_names_are_resolved_and_nothing_is_tracked(shop: Shop) -> None:
     assert shop.tracks("web") and shop.tracks("log")
     before = rules(engine, "web")
     shop.vnet("tune", "shop", "--no-track-dns")
-    assert tables(engine, "web") == tables(engine, "log") == [OURS]
+    assert tables(engine, "web") == tables(engine, "log") == [VNETS]
     for name in ("web", "log"):
         wait_until(lambda name=name: not shop.tracks(name), "the kernel to end its tracking")
     shop.ask()
     assert engine.run("exec", "web", "nslookup", "log.", check=False).count("Address") >= 2
     assert inside(engine, "web", "conntrack", "-L") == inside(engine, "log", "conntrack", "-L") == ""
     engine.run("restart", "log")
-    assert tables(engine, "log") == [DOCKERS] and tables(engine, "web") == [OURS]
+    assert tables(engine, "log") == [DOCKERS] and tables(engine, "web") == [VNETS]
     shop.vnet("undo")
     assert rules(engine, "web") == before
     assert eventually(lambda: resolves_and_reaches(engine))
@@ -119,7 +119,7 @@ def test_names_are_resolved_and_nothing_is_tracked(shop: Shop) -> None:
     assert shop.tracks("web")
 
 
-def test_an_engine_that_starts_again(shop: Shop) -> None:
+def test_the_engine_is_restarted(shop: Shop) -> None:
     """With live-restore the containers stay, and the engine writes its rules again."""
     engine = shop.engine
     engine.keep_containers(True)
@@ -128,10 +128,10 @@ def test_an_engine_that_starts_again(shop: Shop) -> None:
         engine.stop()
         engine.start()
         assert eventually(lambda: resolves_and_reaches(engine))
-        assert sorted(tables(engine, "web")) == [DOCKERS, OURS]
+        assert sorted(tables(engine, "web")) == [DOCKERS, VNETS]
         shop.ask()
         shop.vnet("tune", "shop", "--no-track-dns", "--only", "web")
-        assert tables(engine, "web") == [OURS]
+        assert tables(engine, "web") == [VNETS]
         shop.ask()
         shop.vnet("tune", "shop", "--no-track-dns", "off", "--only", "web")
         assert tables(engine, "web") == [DOCKERS]

@@ -1,6 +1,6 @@
 """Run a program in a small machine, to check that nothing is left.
 
-The machine has its own pid, mount and net namespaces. Usage: `python -m tests.kernel.lab_sandbox STORY`;
+The machine has its own pid, mount and net namespaces. Usage: `python -m tests.kernel.lab_sandbox SCENARIO`;
 prints the results as JSON.
 """
 
@@ -30,17 +30,17 @@ with Lab(progress=lambda text: print(text, flush=True)):
 """
 
 
-def run_story(story: str) -> dict[str, Any]:
-    """Run a story in a sandbox and return its results."""
+def run_scenario(scenario: str) -> dict[str, Any]:
+    """Run a scenario in a sandbox and return its results."""
     done = subprocess.run(
-        [*_UNSHARE, *_REAPING, sys.executable, "-m", "tests.kernel.lab_sandbox", story],
+        [*_UNSHARE, *_REAPING, sys.executable, "-m", "tests.kernel.lab_sandbox", scenario],
         capture_output=True, text=True, check=False, timeout=2 * PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def picture() -> dict[str, list[str]]:
+def visible_state() -> dict[str, list[str]]:
     """Return everything visible that a lab could leave."""
     processes = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -77,10 +77,10 @@ def _mounts() -> list[str]:
 
 def orderly() -> dict[str, Any]:
     """Start a lab and end it."""
-    before = picture()
+    before = visible_state()
     with Lab():
-        during = picture()
-    return {"before": before, "during": during, "after": picture()}
+        during = visible_state()
+    return {"before": before, "during": during, "after": visible_state()}
 
 
 def killed(until: str = "up") -> dict[str, Any]:
@@ -88,17 +88,17 @@ def killed(until: str = "up") -> dict[str, Any]:
 
     SIGKILL is sent after the launcher printed `until`.
     """
-    before = picture()
+    before = visible_state()
     launcher = subprocess.Popen([sys.executable, "-c", _LAUNCHER], stdout=subprocess.PIPE, text=True)
     assert launcher.stdout is not None
     for line in launcher.stdout:
         if line.startswith(until):
             break
-    during = picture()
+    during = visible_state()
     launcher.send_signal(signal.SIGKILL)
     launcher.wait()
-    eventually(lambda: picture() == before)
-    after = picture()
+    eventually(lambda: visible_state() == before)
+    after = visible_state()
     with Lab() as lab:
         again = lab.run_inside(["ip", "-n", "web1", "link", "show", "eth0"])
     return {"before": before, "during": during, "after": after, "again": again}
@@ -136,8 +136,8 @@ def _main() -> None:
     _hide_named_namespaces()
     stdout = os.dup(1)
     os.dup2(2, 1)  # commands in the lab print elsewhere
-    stories = {story.__name__: story for story in (orderly, killed, killed_while_building)}
-    os.write(stdout, json.dumps(stories[sys.argv[1]]()).encode())
+    scenarios = {scenario.__name__: scenario for scenario in (orderly, killed, killed_while_building)}
+    os.write(stdout, json.dumps(scenarios[sys.argv[1]]()).encode())
 
 
 if __name__ == "__main__":

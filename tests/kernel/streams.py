@@ -87,7 +87,7 @@ class Stream:
                 due = max(due + self._pace, now - 0.05)
                 self._send()
             ready, _, _ = select.select([self.client, self.server], [], [], max(0, due - time.monotonic()))
-            self._hear(ready)
+            self._receive(ready)
 
     def _send(self) -> None:
         try:
@@ -96,7 +96,7 @@ class Stream:
         except OSError:  # an ICMP error came back: nothing was sent
             self.errors += 1
 
-    def _hear(self, ready: list[socket.socket]) -> None:
+    def _receive(self, ready: list[socket.socket]) -> None:
         for each in ready:
             try:
                 data, source = each.recvfrom(2000)
@@ -113,13 +113,13 @@ class Stream:
 
     def flows(self, more: int = 20) -> bool:
         """Wait until that many more came back (or arrived, without answers)."""
-        heard = self.back if self._answered else self.there
-        before = len(heard.sent_at)
-        return bool(eventually(lambda: len(heard.sent_at) >= before + more))
+        received = self.back if self._answered else self.there
+        before = len(received.sent_at)
+        return bool(eventually(lambda: len(received.sent_at) >= before + more))
 
-    def is_cut(self, heard: Received) -> bool:
+    def is_cut(self, received: Received) -> bool:
         """Wait until none of so many consecutive datagrams arrives at that side."""
-        return bool(eventually(lambda: self.sent > max(heard.sent_at, default=0) + _SILENCE))
+        return bool(eventually(lambda: self.sent > max(received.sent_at, default=0) + _SILENCE))
 
     def stop(self) -> None:
         """Stop sending, and receive what is under way."""
@@ -128,13 +128,13 @@ class Stream:
         deadline = time.monotonic() + PATIENCE
         while self.lost() and time.monotonic() < deadline:
             ready, _, _ = select.select([self.client, self.server], [], [], 0.1)
-            self._hear(ready)
+            self._receive(ready)
 
     def lost(self) -> list[int]:
         """Return the numbers that did not come back (or arrive) after the first that did."""
-        heard = self.back if self._answered else self.there
-        first = min(heard.sent_at, default=0)
-        return [number for number in range(first, self.sent) if number not in heard.sent_at]
+        received = self.back if self._answered else self.there
+        first = min(received.sent_at, default=0)
+        return [number for number in range(first, self.sent) if number not in received.sent_at]
 
     def close(self) -> None:
         """Stop and close."""

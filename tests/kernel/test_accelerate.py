@@ -99,7 +99,7 @@ def status(machine: Machine) -> dict[str, Any]:
     return dict(read_json(machine, "fastpath status"))
 
 
-def asked(machine: Machine) -> dict[str, Any]:
+def daemon_status(machine: Machine) -> dict[str, Any]:
     """Return the daemon's status answer, empty if off.
 
     It is read from the control socket, which is quicker than the command.
@@ -123,10 +123,10 @@ def is_as_before(machine: Machine) -> bool:
 
 
 def packets(machine: Machine, verdict: str = "FAST") -> int:
-    return int(asked(machine)["verdicts"].get(verdict, 0))
+    return int(daemon_status(machine)["verdicts"].get(verdict, 0))
 
 
-def test_a_network_by_its_name_is_accelerated_counted_and_given_back(machine: Machine) -> None:
+def test_a_network_is_accelerated_by_name_counted_and_restored(machine: Machine) -> None:
     with started(machine, _SERVE, "db"), started(machine, _TALK, "web", "10.91.0.3") as talk:
         text = ok(machine, "accelerate shop --yes")
         for words in (
@@ -173,22 +173,22 @@ def recorded(machine: Machine) -> int:
     return max(len(one.fast.entries) if one.fast else 0 for one in moments)
 
 
-def test_in_a_pid_namespace_our_own_rules_are_not_taken_for_others(machine: Machine) -> None:
+def test_in_a_pid_namespace_our_rules_are_recognized(machine: Machine) -> None:
     ok(machine, "accelerate shop --yes")
-    wait_until(lambda: asked(machine).get("state") == "on", "on")
+    wait_until(lambda: daemon_status(machine).get("state") == "on", "on")
 
     def stays() -> bool:
-        generation = asked(machine)["generation"]
+        generation = daemon_status(machine)["generation"]
         ok(machine, "fastpath status")
-        return bool(asked(machine)["generation"] == generation)
+        return bool(daemon_status(machine)["generation"] == generation)
 
     wait_until(stays, "the same generation")  # a late daemon begins one by itself
-    generation = asked(machine)["generation"]
+    generation = daemon_status(machine)["generation"]
     machine.run("nft add table ip others")
-    wait_until(lambda: asked(machine)["generation"] not in (0, generation), "the next generation")
+    wait_until(lambda: daemon_status(machine)["generation"] not in (0, generation), "the next generation")
 
 
-def test_what_would_change_is_said_and_nothing_is_done_without_a_yes(machine: Machine) -> None:
+def test_accelerate_shows_the_changes_and_asks_first(machine: Machine) -> None:
     assert "Accelerate shop (bridge br-shop):" in ok(machine, "accelerate shop --dry-run")
     assert "there is no terminal" in refused(machine, "accelerate", "shop")
     assert is_as_before(machine) and status(machine)["state"] == "off"
@@ -201,23 +201,23 @@ def test_what_would_change_is_said_and_nothing_is_done_without_a_yes(machine: Ma
     )
 
 
-def test_names_add_up_and_go_one_by_one(machine: Machine) -> None:
+def test_networks_are_added_and_removed_one_by_one(machine: Machine) -> None:
     network(machine, "lan", "10.92.0", "api")
     ok(machine, "accelerate shop --yes")
     ok(machine, "accelerate br-lan --yes")
-    assert asked(machine)["targets"] == ["shop", "lan"]
+    assert daemon_status(machine)["targets"] == ["shop", "lan"]
     assert "accelerated already" in ok(machine, "accelerate lan --yes")
     assert "v-db (container), v-web (container)" in ok(machine, "accelerate shop --off --yes")
-    assert asked(machine)["targets"] == ["lan"]
-    assert {one["name"] for one in asked(machine)["ports"]} == {"v-api"}
+    assert daemon_status(machine)["targets"] == ["lan"]
+    assert {one["name"] for one in daemon_status(machine)["ports"]} == {"v-api"}
     ok(machine, "accelerate all --yes")
     ok(machine, "accelerate lan --off --yes")
-    assert asked(machine)["targets"] == ["shop"], "of all, the others stay"
+    assert daemon_status(machine)["targets"] == ["shop"], "of all, the others stay"
     text = ok(machine, "accelerate all --off --yes")
     assert "The fast path is off" in text and is_as_before(machine)
 
 
-def test_captured_addresses_and_bad_ones(machine: Machine) -> None:
+def test_captured_and_invalid_addresses(machine: Machine) -> None:
     with started(machine, _SERVE, "db"), started(machine, _TALK, "web", "10.91.0.3") as talk:
         ok(machine, "accelerate shop --yes")
         wait_until(lambda: say(talk) or packets(machine) > 200, "the fast path")
@@ -225,7 +225,7 @@ def test_captured_addresses_and_bad_ones(machine: Machine) -> None:
         before = packets(machine)
         say(talk)
         assert packets(machine) == before and packets(machine, "CAPTURED") >= 100
-        assert asked(machine)["captured"] == ["10.91.0.3"]
+        assert daemon_status(machine)["captured"] == ["10.91.0.3"]
         assert "can't capture nonsense: it isn't an IP address" in refused(
             machine, "accelerate", "--capture", "nonsense"
         )
@@ -233,26 +233,26 @@ def test_captured_addresses_and_bad_ones(machine: Machine) -> None:
         wait_until(lambda: say(talk) or packets(machine) > before, "the fast path again")
 
 
-def test_why_it_is_paused_is_said_before_and_after(machine: Machine) -> None:
+def test_the_reason_of_a_pause_is_shown_before_and_after(machine: Machine) -> None:
     machine.run("nft add table ip mine")
     machine.run(["nft", "add chain ip mine some { type filter hook forward priority 0; }"])
     machine.run("nft add rule ip mine some limit rate 10/second accept")
     assert "It would be paused now" in ok(machine, "accelerate shop --dry-run")
     assert "paused" in ok(machine, "accelerate shop --yes")
-    assert asked(machine)["state"] == "paused" and asked(machine)["reasons"]
+    assert daemon_status(machine)["state"] == "paused" and daemon_status(machine)["reasons"]
     machine.run("nft delete table ip mine")
-    wait_until(lambda: asked(machine).get("state") == "on", "on")
+    wait_until(lambda: daemon_status(machine).get("state") == "on", "on")
 
 
-def test_one_that_does_not_answer_is_turned_off_all_the_same(machine: Machine) -> None:
+def test_a_daemon_that_does_not_answer_is_turned_off(machine: Machine) -> None:
     ok(machine, "accelerate shop --yes")
-    machine.run(["kill", "-STOP", str(asked(machine)["pid"])])
+    machine.run(["kill", "-STOP", str(daemon_status(machine)["pid"])])
     text = ok(machine, "accelerate --off --yes")
     assert "doesn't answer" in text and "The process was killed" in text
     assert is_as_before(machine)
 
 
-def test_strict_is_asked_for_and_taken_back(machine: Machine) -> None:
+def test_strict_is_turned_on_and_off(machine: Machine) -> None:
     """Rules about invalid packets are named before; with --strict they pause it."""
     assert "nothing is accelerated" in refused(machine, "accelerate", "--strict", "--yes")
     machine.run("nft add table ip mine")
@@ -261,12 +261,12 @@ def test_strict_is_asked_for_and_taken_back(machine: Machine) -> None:
     assert "These rules match on invalid packets" in ok(machine, "accelerate shop --dry-run")
     assert "because it is strict: ip mine some" in ok(machine, "accelerate shop --strict --dry-run")
     ok(machine, "accelerate shop --strict --yes")
-    assert (asked(machine)["state"], asked(machine)["strict"]) == ("paused", True)
+    assert (daemon_status(machine)["state"], daemon_status(machine)["strict"]) == ("paused", True)
     assert "Strict mode is turned off" in ok(machine, "accelerate --no-strict --yes")
-    wait_until(lambda: asked(machine).get("state") == "on", "on")
+    wait_until(lambda: daemon_status(machine).get("state") == "on", "on")
     assert "strict:" not in ok(machine, "fastpath status")
     ok(machine, "accelerate --strict --yes")
-    wait_until(lambda: asked(machine).get("state") == "paused", "paused")
+    wait_until(lambda: daemon_status(machine).get("state") == "paused", "paused")
     assert "strict:" in ok(machine, "fastpath status")
     assert "accelerated already" in ok(machine, "accelerate shop --strict --yes")
 
@@ -274,13 +274,13 @@ def test_strict_is_asked_for_and_taken_back(machine: Machine) -> None:
 def accelerated_and_killed(machine: Machine) -> None:
     """Kill both processes of a fast path at once."""
     ok(machine, "accelerate shop --yes")
-    daemon = asked(machine)["pid"]
+    daemon = daemon_status(machine)["pid"]
     supervisor = machine.run(f"ps -o ppid= -p {daemon}").strip()
     machine.run(f"kill -9 {supervisor} {daemon}")
-    wait_until(lambda: not asked(machine), "the end of both")
+    wait_until(lambda: not daemon_status(machine), "the end of both")
 
 
-def test_what_a_killed_one_left_is_put_right_by_recover(machine: Machine) -> None:
+def test_recover_cleans_up_after_killed_processes(machine: Machine) -> None:
     accelerated_and_killed(machine)
     assert "vnet-tui recover" in ok(machine, "fastpath status")
     assert "cleans up after a killed fast path" in machine.vnet("recover", "--dry-run").stderr
@@ -291,23 +291,23 @@ def test_what_a_killed_one_left_is_put_right_by_recover(machine: Machine) -> Non
     assert not machine.vnet("recover", "--dry-run").stderr
 
 
-def test_recover_says_what_it_put_right_as_json_too(machine: Machine) -> None:
+def test_recover_lists_its_clean_up_as_json(machine: Machine) -> None:
     accelerated_and_killed(machine)
     assert "cleaned up" in read_json(machine, "recover")["fast_path"]
     assert "fast_path" not in read_json(machine, "recover")
 
 
-def test_two_that_start_at_once_share_one(machine: Machine) -> None:
+def test_two_simultaneous_starts_share_one_daemon(machine: Machine) -> None:
     network(machine, "other", "10.92.0", "cache")
     both = [
         subprocess.Popen(machine.words(*PROGRAM, "accelerate", name, "--yes"), env=machine.environment)
         for name in ("shop", "other")
     ]
     assert [one.wait(PATIENCE) for one in both] == [0, 0]
-    assert set(asked(machine)["targets"]) == {"shop", "other"}
+    assert set(daemon_status(machine)["targets"]) == {"shop", "other"}
 
 
-def test_the_check_names_what_is_there(machine: Machine) -> None:
+def test_the_check_lists_requirements(machine: Machine) -> None:
     found = read_json(machine, "fastpath check")
     assert found["usable"] is True and all(one["met"] for one in found["requirements"] if one["needed"])
     assert "the fast path can be turned on" in ok(machine, "fastpath check")
@@ -320,14 +320,14 @@ def test_the_check_names_what_is_there(machine: Machine) -> None:
 
 
 @pytest.mark.needs("systemd-analyze")
-def test_the_agent_keeps_it_under_its_unit_and_gives_it_back(machine: Machine) -> None:
+def test_the_agent_runs_it_under_its_unit_and_ends_it(machine: Machine) -> None:
     path = machine.folder / "agent.service"
     path.write_text(ok(machine, "agent --unit --accelerate shop"))
     words = machine.words(*SERVICE, str(path))
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as agent:
         try:
-            wait_until(lambda: asked(machine).get("state") == "on", "on")
-            first = asked(machine)["pid"]
+            wait_until(lambda: daemon_status(machine).get("state") == "on", "on")
+            first = daemon_status(machine)["pid"]
             machine.run(f"kill -9 {first}")
             wait_until(
                 lambda: status(machine)["state"] == "on" and status(machine)["pid"] != first, "another one"
@@ -341,12 +341,12 @@ def test_the_agent_keeps_it_under_its_unit_and_gives_it_back(machine: Machine) -
     assert is_as_before(machine)
 
 
-def test_who_adds_to_one_that_ends_with_another_hears_of_it(machine: Machine) -> None:
+def test_adding_to_a_daemon_of_another_program_warns_of_its_end(machine: Machine) -> None:
     network(machine, "other", "10.92.0", "cache")
     words = machine.words(*PROGRAM, "agent", "--accelerate", "shop")
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, env=machine.environment) as agent:
         try:
-            wait_until(lambda: asked(machine).get("state") == "on", "on")
+            wait_until(lambda: daemon_status(machine).get("state") == "on", "on")
             assert "ends with the dashboard or agent" in ok(machine, "accelerate other --yes")
             assert status(machine)["tied"] and "ends:" in ok(machine, "fastpath status")
             (child,) = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
@@ -359,7 +359,7 @@ def test_who_adds_to_one_that_ends_with_another_hears_of_it(machine: Machine) ->
     assert not status(machine)["tied"] and "ends:" not in ok(machine, "fastpath status")
 
 
-def test_fields_are_in_the_page(machine: Machine) -> None:
+def test_fields_of_the_status_are_documented(machine: Machine) -> None:
     page = (Path(__file__).parents[2] / "docs" / "json.md").read_text()
     page = page.partition("What `fastpath status --json` prints")[2].partition("## The dump file")[0]
     ok(machine, "accelerate shop --yes")
@@ -370,7 +370,7 @@ def test_fields_are_in_the_page(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_turned_on_in_the_dashboard_it_ends_with_it(machine: Machine, killed: bool) -> None:
+def test_a_daemon_started_by_the_dashboard_ends_with_it(machine: Machine, killed: bool) -> None:
     with Terminal(machine.words(*PROGRAM, "--write"), **machine.environment) as terminal:
         terminal.wait_for("br-shop")
         terminal.wait_for("WRITE")
@@ -379,8 +379,8 @@ def test_turned_on_in_the_dashboard_it_ends_with_it(machine: Machine, killed: bo
         terminal.wait_for("Apply?")
         terminal.press("y")
         terminal.wait_for("fast path on")
-        wait_until(lambda: asked(machine).get("state") == "on", "on")
-        assert asked(machine)["targets"] == ["all"]
+        wait_until(lambda: daemon_status(machine).get("state") == "on", "on")
+        assert daemon_status(machine)["targets"] == ["all"]
         if killed:
             os.kill(terminal.program().pid, signal.SIGKILL)
         else:
@@ -389,7 +389,7 @@ def test_turned_on_in_the_dashboard_it_ends_with_it(machine: Machine, killed: bo
         assert b"Traceback" not in terminal.output
 
 
-def test_one_that_runs_already_is_used_by_the_dashboard_and_outlives_it(machine: Machine) -> None:
+def test_a_running_daemon_is_used_by_the_dashboard_and_outlives_it(machine: Machine) -> None:
     ok(machine, "accelerate shop --yes")
     with Terminal(machine.words(*PROGRAM, "--write"), **machine.environment) as terminal:
         terminal.wait_for("fast path on")
@@ -397,4 +397,4 @@ def test_one_that_runs_already_is_used_by_the_dashboard_and_outlives_it(machine:
         terminal.wait_for("10.91.0.0/24")
         terminal.press("q")
         assert terminal.read_to_the_end() == 0
-    assert asked(machine)["targets"] == ["shop"]
+    assert daemon_status(machine)["targets"] == ["shop"]

@@ -70,8 +70,8 @@ def test_random_sequences_of_flushes() -> None:
     """Most run with an agent that only events wake, some with the program."""
     shares = [_COUNT // (_AT_ONCE - 1)] * (_AT_ONCE - 1)
     shares[0] += _COUNT % (_AT_ONCE - 1)
-    players = [_player(_SEED * 1000 + number, share) for number, share in enumerate(shares)]
-    players.append(_player(_SEED * 1000 + _AT_ONCE, _OF_THE_PROGRAM, "--program"))
+    players = [_run_sequences(_SEED * 1000 + number, share) for number, share in enumerate(shares)]
+    players.append(_run_sequences(_SEED * 1000 + _AT_ONCE, _OF_THE_PROGRAM, "--program"))
     seconds = []
     for player in players:
         printed, complaint = player.communicate(timeout=scaled(1500))
@@ -82,7 +82,7 @@ def test_random_sequences_of_flushes() -> None:
           f"{seconds[-1]:.3f} s (the longest)")  # fmt: skip
 
 
-def _player(seed: int, count: int, *more: str) -> subprocess.Popen[bytes]:
+def _run_sequences(seed: int, count: int, *more: str) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-m", "tests.support.flushing", str(seed), str(count), *more]
     return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -102,7 +102,7 @@ def guarded() -> Iterator[Machine]:
 
 
 @pytest.mark.parametrize("firewall", _RELOADS)
-def test_a_reload_of_the_firewall_is_survived(guarded: Machine, firewall: str) -> None:
+def test_rules_are_restored_after_a_firewall_reload(guarded: Machine, firewall: str) -> None:
     commands, text, theirs = _RELOADS[firewall]
     ours = guarded.run("nft -s list table inet vnet")
     for _ in range(2):  # the second time its own rules are there

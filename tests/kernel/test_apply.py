@@ -140,7 +140,7 @@ def kill_before(at: int, body: Callable[[Callable[[Operation], None]], object]) 
 
 
 @pytest.mark.parametrize("at", range(COUNT))
-def test_an_undo_killed_at_any_step_goes_on_where_it_was(at: int, names: tuple[str, str, str]) -> None:
+def test_an_undo_killed_at_any_step_is_continued(at: int, names: tuple[str, str, str]) -> None:
     before = host_state(names)
     assert run.apply("undone", steps_of(*names[1:])).done
     entry = next(journal.history())
@@ -155,7 +155,7 @@ def test_an_undo_killed_at_any_step_goes_on_where_it_was(at: int, names: tuple[s
 
 
 @pytest.mark.parametrize("at", range(0, COUNT, 4))
-def test_killed_while_a_failed_change_is_taken_back(
+def test_killed_while_a_failed_change_is_undone(
     at: int, names: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = host_state(names)
@@ -177,7 +177,7 @@ def test_killed_while_a_failed_change_is_taken_back(
     assert host_state(names) == before
 
 
-def test_what_an_undo_had_half_made_is_finished(
+def test_recover_finishes_partly_executed_steps_of_an_undo(
     names: tuple[str, str, str], inside_host: ThrowawayHost
 ) -> None:
     """Killed between bridge and tag, and between a name and its namespace."""
@@ -205,7 +205,7 @@ def _without_macs(value: object) -> object:
     return [_without_macs(one) for one in value] if isinstance(value, list) else value
 
 
-def test_a_change_of_another_process_is_under_way_and_not_open(inside_host: ThrowawayHost) -> None:
+def test_a_change_of_another_process_is_in_progress_and_not_open(inside_host: ThrowawayHost) -> None:
     ready, report = os.pipe()
     child = os.fork()
     if child == 0:
@@ -254,7 +254,7 @@ def test_refused_at_any_step(
     assert host_state(names) == before
 
 
-def test_a_link_of_somebody_else_is_not_removed_by_an_undo(
+def test_an_undo_does_not_remove_a_link_of_another_program(
     names: tuple[str, str, str], inside_host: ThrowawayHost
 ) -> None:
     inside_host.run("ip link add br-t type bridge")
@@ -300,7 +300,7 @@ def test_a_full_disk_changes_nothing(
         inside_host.run(["umount", str(state_directory)])
 
 
-def test_a_restart_of_the_machine_takes_back_what_the_kernel_held(
+def test_a_reboot_removes_what_the_kernel_held(
     names: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = host_state(names)
@@ -315,12 +315,12 @@ def test_a_restart_of_the_machine_takes_back_what_the_kernel_held(
     monkeypatch.undo()
 
 
-def test_changes_of_one_millisecond_keep_their_order() -> None:
+def test_changes_in_the_same_millisecond_keep_their_order() -> None:
     ids = [journal.Record(f"change {number}", ()).entry_id for number in range(200)]
     assert ids == sorted(ids)
 
 
-def test_the_journal_keeps_what_still_wants_an_undo_and_forgets_the_oldest(
+def test_the_journal_keeps_open_entries_and_removes_the_oldest_others(
     inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal, "_KEPT", 3)

@@ -69,13 +69,13 @@ def _namespace_state() -> list[object]:
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_as_ip_netns_makes_it(again: bool) -> None:
+def test_the_result_is_that_of_ip_netns(again: bool) -> None:
     found = made(by_operation, again)
     assert found
     assert found == made(by_ip, again)
 
 
-def test_only_the_new_name_leads_there() -> None:
+def test_only_the_new_name_refers_to_it() -> None:
     before = Path("/proc/self/ns/net").stat().st_ino
     name = f"vt{os.getpid()}new"
     with Executor() as executor:

@@ -56,7 +56,7 @@ def shared() -> Iterator[Machine]:
         made.close()
 
 
-def tried(machine: Machine, *arguments: str) -> tuple[int, set[str]]:
+def confined_result(machine: Machine, *arguments: str) -> tuple[int, set[str]]:
     """Return its bounding set and what it could do, started in the machine's folder."""
     words = ["env", "-C", str(machine.folder), f"PYTHONPATH={ROOT}", sys.executable, "-c", _TRY, *arguments]
     mask, *done = machine.run(words).split()
@@ -64,30 +64,30 @@ def tried(machine: Machine, *arguments: str) -> tuple[int, set[str]]:
     return int(mask, 16), set(done)
 
 
-def test_show_and_flows_keep_what_reading_takes(shared: Machine) -> None:
+def test_show_and_flows_keep_only_capabilities_for_reading(shared: Machine) -> None:
     """The rights to read rules and to enter namespaces also allow changing them.
 
     These can't be dropped.
     """
     for command in ("show", "flows"):
-        mask, done = tried(shared, command)
+        mask, done = confined_result(shared, command)
         assert mask.bit_count() == 6, "of capabilities(7): five, and reading others' files"
         assert {"nft", "ip"} <= done and not done & {"modprobe", "chown", "setpriv"}
-    assert tried(shared, "show", "--from", "x")[0].bit_count() == 1
+    assert confined_result(shared, "show", "--from", "x")[0].bit_count() == 1
 
 
-def test_a_read_only_dashboard_writes_in_its_folder_alone(shared: Machine) -> None:
-    mask, done = tried(shared, "--read-only")
+def test_a_read_only_dashboard_writes_only_in_its_folder(shared: Machine) -> None:
+    mask, done = confined_result(shared, "--read-only")
     assert mask.bit_count() == 7 and done == {"mine", "nft", "ip", "tcp"}
 
 
 @pytest.mark.parametrize("arguments", [("--from", "x"), ("replay", "x")])
-def test_reading_a_file_does_nothing_else(shared: Machine, arguments: tuple[str, ...]) -> None:
-    mask, done = tried(shared, *arguments)
+def test_reading_a_file_needs_no_capabilities(shared: Machine, arguments: tuple[str, ...]) -> None:
+    mask, done = confined_result(shared, *arguments)
     assert mask.bit_count() == 2 and done == {"mine"}
 
 
-def test_what_is_read_is_the_same_as_with_all_rights(shared: Machine) -> None:
+def test_the_output_is_the_same_with_all_capabilities(shared: Machine) -> None:
     confined, whole = wait_until(lambda: _read_while_still(shared), "nothing changes while it is read")
     assert confined == whole and len(confined["nat"]) > 2
 
@@ -113,7 +113,7 @@ def stable(shown: dict[str, Any]) -> dict[str, Any]:
     return shown | {"taken_at": None, "conntrack": None}
 
 
-def test_the_dashboard_says_that_it_is_read_only_and_records_all_the_same(shared: Machine) -> None:
+def test_a_read_only_dashboard_can_record(shared: Machine) -> None:
     words = ["env", "-C", str(shared.folder), f"PYTHONPATH={ROOT}", *PROGRAM]
     with Terminal(shared.words(*words, "--read-only"), **shared.environment) as terminal:
         terminal.wait_for("br-shop")

@@ -321,7 +321,7 @@ def test_vanished_namespace(host: ThrowawayHost) -> None:
             read(namespace)
 
 
-def test_no_socket_stays_behind(host: ThrowawayHost) -> None:
+def test_no_socket_is_left_open(host: ThrowawayHost) -> None:
     """An open socket would keep the namespace alive."""
     before = len(os.listdir("/proc/self/fd"))
     read_conntrack(namespace_of(host))

@@ -17,10 +17,10 @@ from tests.support.machine import Machine, ok
 
 pytestmark = pytest.mark.root
 
-MADE = "conntrack -I -p udp -d 2.2.2.2 --dport 2 -t 100 -s"
+INSERT = "conntrack -I -p udp -d 2.2.2.2 --dport 2 -t 100 -s"
 TRACK = "table inet t { chain out { type filter hook output priority 0; ct state new counter; }; }"
 # Five unsolicited ICMP echo replies.
-UNASKED = """
+UNSOLICITED = """
 import socket
 with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
     for _ in range(5):
@@ -49,9 +49,9 @@ def stats(host: ThrowawayHost) -> dict[str, int]:
 
 def test_counters_as_conntrack_prints_them(host: ThrowawayHost) -> None:
     for number in range(3):
-        host.run(f"{MADE} 1.1.1.1 --sport {number + 1}")
+        host.run(f"{INSERT} 1.1.1.1 --sport {number + 1}")
     host.run(["nft", TRACK])
-    host.run([sys.executable, "-c", UNASKED])
+    host.run([sys.executable, "-c", UNSOLICITED])
     namespace = Namespace(host.inode, entry=f"/run/netns/{host.name}")
     before = stats(host)
     table = read_conntrack(namespace)
@@ -66,7 +66,7 @@ def test_counters_as_conntrack_prints_them(host: ThrowawayHost) -> None:
 
 def test_show_and_json(machine: Machine) -> None:
     for port in (1, 2):
-        machine.run(f"{MADE} 1.1.1.1 --sport {port}")
+        machine.run(f"{INSERT} 1.1.1.1 --sport {port}")
     first = ok(machine, "show conntrack").splitlines()[0]
     limit = int(machine.run("sysctl -n net.netfilter.nf_conntrack_max"))
     assert re.search(rf"\b2 of {limit:,} \(under 1%\) · no failures · top sources: 1.1.1.1 100%", first), (

@@ -78,7 +78,7 @@ def test_a_link_to_an_unknown_namespace_causes_a_deep_scan(inside_host: Throwawa
 
 @pytest.mark.parametrize("ask_deep", [False, True])
 @pytest.mark.parametrize(
-    ("kind", "looks"),
+    ("kind", "reads"),
     [
         ("plain", [False]),
         ("guarded", [False, True]),
@@ -87,7 +87,7 @@ def test_a_link_to_an_unknown_namespace_causes_a_deep_scan(inside_host: Throwawa
     ],
 )
 def test_refusals_and_guarded_plans_scan_deep(
-    kind: str, looks: list[bool], ask_deep: bool, inside_host: ThrowawayHost, hidden: int
+    kind: str, reads: list[bool], ask_deep: bool, inside_host: ThrowawayHost, hidden: int
 ) -> None:
     seen: list[bool] = []
 
@@ -101,7 +101,7 @@ def test_refusals_and_guarded_plans_scan_deep(
         made, outcome = perform.attempt(
             planner, perform.LIGHT, lambda _: True, lambda plan: run.apply(plan.title, plan.steps), ask_deep
         )
-    assert seen == ([True] if ask_deep else looks)
+    assert seen == ([True] if ask_deep else reads)
     assert isinstance(made, Refused) == (kind == "refused")
     assert (outcome is None) == (kind == "refused")
 

@@ -112,7 +112,7 @@ def test_docker_29_shows_what_is_behind_its_verdict_maps(engine: ThrowawayHost) 
     assert found["kinds"] == {"br-app": "nat", "docker0": "nat", "br-lan": "internal"}
 
 
-def test_netavark_2_isolates_networks_from_others_alone(engine: ThrowawayHost) -> None:
+def test_netavark_2_isolates_networks_only_from_each_other(engine: ThrowawayHost) -> None:
     load(engine, "nft -f -", engine_rules.NETAVARK_2)
     found = shown(engine)
     drops = {sentence for sentence in found["sentences"] if sentence.startswith("drop")}

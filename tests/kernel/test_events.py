@@ -30,7 +30,7 @@ def events(inside_host: ThrowawayHost) -> Iterator[EventSocket]:
     listener.close()
 
 
-def heard(listener: EventSocket, wanted: Event) -> set[Event]:
+def events_until(listener: EventSocket, wanted: Event) -> set[Event]:
     """Return the events until `wanted` is among them."""
     found: set[Event] = set()
 
@@ -80,7 +80,7 @@ def test_a_change_causes_an_event(
     inside_host.run("ip link set v0 up", inside=inside)
     wait_until(lambda: not events.read())
     inside_host.run(command, inside=inside)
-    assert {where for where, _ in heard(events, (nsid, part))} == {nsid}
+    assert {where for where, _ in events_until(events, (nsid, part))} == {nsid}
 
 
 def test_changes_by_the_kernel_cause_events(events: EventSocket, inside_host: ThrowawayHost) -> None:
@@ -90,10 +90,10 @@ def test_changes_by_the_kernel_cause_events(events: EventSocket, inside_host: Th
     inside_host.run("ip link set w0 up", inside="other")
     wait_until(lambda: inside_host.json("ip -j link show v0")[0]["operstate"] == "UP" and not events.read())
     inside_host.run("ip link set w0 down", inside="other")
-    heard(events, (None, "links"))
+    events_until(events, (None, "links"))
 
 
-def test_without_events_the_result_is_empty_at_once(events: EventSocket) -> None:
+def test_without_events_the_result_is_empty_immediately(events: EventSocket) -> None:
     wait_until(lambda: not events.read())
     assert events.read() == set()
     assert events.overruns == 0
@@ -114,12 +114,12 @@ def test_events_of_a_namespace_arrive_once_it_has_an_id(
     inside_host.run("ip link add br0 type bridge", inside="other")
     assert not [event for event in events.read() if event[1] == "links"]
     nsid = nsid_of(inside_host, "other")
-    assert (None, "nsid") in heard(events, (None, "nsid"))
+    assert (None, "nsid") in events_until(events, (None, "nsid"))
     inside_host.run("ip link add br1 type bridge", inside="other")
-    heard(events, (nsid, "links"))
+    events_until(events, (nsid, "links"))
 
 
-def test_ids_once_given_stay(inside_host: ThrowawayHost) -> None:
+def test_assigned_ids_stay(inside_host: ThrowawayHost) -> None:
     name = inside_host.namespace("other")
     inside_host.run(["ip", "netns", "set", name, "31"])
     found, _ = read_namespaces(deep=False)
@@ -136,7 +136,7 @@ def batch(host: ThrowawayHost, tmp_path: Path, lines: list[str]) -> None:
     host.run(["ip", "-batch", str(file)])
 
 
-def test_a_thousand_links_come_and_go_while_we_read(
+def test_a_thousand_links_are_created_and_deleted_during_reading(
     events: EventSocket, inside_host: ThrowawayHost, tmp_path: Path
 ) -> None:
     host = inside_host
@@ -157,10 +157,10 @@ def test_a_thousand_links_come_and_go_while_we_read(
     reader.start()
     names = [f"l{number}" for number in range(LINKS_AT_ONCE)]
     batch(host, tmp_path, [f"link add {name} group 5 type ifb" for name in names])
-    everything = heard(events, (None, "links"))
+    everything = events_until(events, (None, "links"))
     host.run(f"ip link set {names[-1]} group 6")
     host.run("ip link del group 5")
-    everything |= heard(events, (None, "links"))
+    everything |= events_until(events, (None, "links"))
     done.set()
     reader.join()
     assert not failures
@@ -169,7 +169,7 @@ def test_a_thousand_links_come_and_go_while_we_read(
     assert names[-1] in links_of(host)
 
 
-def test_an_overrun_is_counted_and_recovered_from(inside_host: ThrowawayHost, tmp_path: Path) -> None:
+def test_recovery_after_an_overrun(inside_host: ThrowawayHost, tmp_path: Path) -> None:
     host = inside_host
     listener = EventSocket(recv_buffer=4096)
     try:
@@ -178,15 +178,15 @@ def test_an_overrun_is_counted_and_recovered_from(inside_host: ThrowawayHost, tm
         assert listener.overruns == 1
         assert len(links_of(host)) == 51 == len(host.json("ip -j link"))
         host.run("ip link del b1")
-        assert EVERYTHING not in heard(listener, (None, "links"))
+        assert EVERYTHING not in events_until(listener, (None, "links"))
     finally:
         listener.close()
 
 
-def test_a_vanished_namespace_takes_its_id_along(events: EventSocket, inside_host: ThrowawayHost) -> None:
+def test_the_id_of_a_removed_namespace_is_removed(events: EventSocket, inside_host: ThrowawayHost) -> None:
     name = inside_host.namespace("other")
     nsid = nsid_of(inside_host, "other")
     wait_until(lambda: not events.read())
     subprocess.run(["ip", "netns", "del", name], check=True)
-    heard(events, (None, "nsid"))
+    events_until(events, (None, "nsid"))
     wait_until(lambda: nsid not in [entry["nsid"] for entry in inside_host.json("ip -j netns list-id")])

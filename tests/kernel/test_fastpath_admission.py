@@ -131,7 +131,7 @@ def stream(lab: FastLab, path: str) -> Stream:
         for name, each in CHANGES.items()
     ],
 )
-def test_a_change_beside_the_packet_stops_a_connection(lab: FastLab, name: str) -> None:
+def test_a_change_outside_the_packet_stops_a_connection(lab: FastLab, name: str) -> None:
     case = CHANGES[name]
     for command in (case.rule and _RULE.format(case.rule), case.before):
         if command:
@@ -148,7 +148,7 @@ def test_a_change_beside_the_packet_stops_a_connection(lab: FastLab, name: str) 
         assert flow.there.latest < changed + GRACE
 
 
-def test_what_the_host_sends_in_a_containers_name_admits_nothing(lab: FastLab) -> None:
+def test_packets_of_the_host_with_a_containers_address_admit_nothing(lab: FastLab) -> None:
     """It passes other rules than forwarded packets of the same connection."""
     with Talk(lab.host, "a", "far", V4["far"], udp=True) as talk:
         assert talks_fast(lab, talk, "v-a", "up0")
@@ -166,7 +166,7 @@ def test_what_the_host_sends_in_a_containers_name_admits_nothing(lab: FastLab) -
             assert talk.server.recv(100) == b"from the host"
 
 
-def test_a_ct_mark_set_before_the_first_data_is_seen(lab: FastLab) -> None:
+def test_a_ct_mark_set_before_the_first_data_is_noticed(lab: FastLab) -> None:
     """It is set between the handshake and the data from which the fast path learns."""
     run_shell(lab, _RULE.format("ct mark and 0xff == 1 drop"))
     with Talk(lab.host, "a", "far", V4["far"]) as talk:
@@ -189,7 +189,7 @@ def test_a_ct_mark_set_before_the_first_data_is_seen(lab: FastLab) -> None:
 
 
 @contextmanager
-def heard_at(lab: FastLab, inside: str, link: str) -> Iterator[set[str]]:
+def sources_at(lab: FastLab, inside: str, link: str) -> Iterator[set[str]]:
     """Collect the IPv4 sources of all UDP that enters by a link."""
     sources: set[str] = set()
     with closing(lab.socket(inside, socket.AF_PACKET, socket.SOCK_RAW)) as raw:
@@ -206,8 +206,8 @@ def heard_at(lab: FastLab, inside: str, link: str) -> Iterator[set[str]]:
                 sources.add(socket.inet_ntoa(frame[26:30]))
 
 
-def test_after_a_gap_in_the_routes_the_source_is_that_of_the_new_way(lab: FastLab) -> None:
-    with stream(lab, "out") as flow, heard_at(lab, "world", "eth1") as by_the_second:
+def test_after_a_missing_route_the_source_is_that_of_the_new_route(lab: FastLab) -> None:
+    with stream(lab, "out") as flow, sources_at(lab, "world", "eth1") as by_the_second:
         assert flow.flows()
         assert is_fast(lab, "v-a", "up0")
         lab.run("ip route del default via 192.0.2.2")
@@ -218,7 +218,7 @@ def test_after_a_gap_in_the_routes_the_source_is_that_of_the_new_way(lab: FastLa
     assert by_the_second == {SECOND4}
 
 
-def test_a_container_cannot_send_in_anothers_connection(lab: FastLab) -> None:
+def test_a_container_cannot_send_in_another_containers_connection(lab: FastLab) -> None:
     """c takes a's address and ports, past reverse path and bridge rules."""
     run_shell(lab, _RULE.format("iifname br-two oifname up0 drop"))
     run_shell(lab, "sysctl -qw net.ipv4.conf.docker0.rp_filter=1 net.ipv4.conf.br-two.rp_filter=1")
@@ -227,10 +227,10 @@ def test_a_container_cannot_send_in_anothers_connection(lab: FastLab) -> None:
         port = talk.client.getsockname()[1]
         lab.run(f"ip addr add {V4['a']}/32 dev lo", inside="c")
         lab.run(f"ip addr add {V4['a']}/32 dev eth0", inside="c")
-        with closing(lab.socket("c", socket.AF_INET, socket.SOCK_DGRAM)) as thief:
-            thief.bind((V4["a"], port))
+        with closing(lab.socket("c", socket.AF_INET, socket.SOCK_DGRAM)) as spoofer:
+            spoofer.bind((V4["a"], port))
             for number in range(400):
-                thief.sendto(b"stolen %d" % number, (V4["far"], 7000))
+                spoofer.sendto(b"stolen %d" % number, (V4["far"], 7000))
                 time.sleep(0.005)  # longer than a second in all, after which conntrack is asked again
         talk.server.settimeout(1)
         with pytest.raises(TimeoutError):

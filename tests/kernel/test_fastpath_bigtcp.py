@@ -68,14 +68,14 @@ def send(talk: Talk, blocks: int = BLOCKS) -> None:
 
     writer = threading.Thread(target=write)
     writer.start()
-    heard, missing = hashlib.blake2b(), blocks * (8 + len(BLOCK))
+    received, missing = hashlib.blake2b(), blocks * (8 + len(BLOCK))
     while missing:
         data = talk.server.recv(min(missing, 1 << 18))
         assert data, "the connection ended"
-        heard.update(data)
+        received.update(data)
         missing -= len(data)
     writer.join(PATIENCE)
-    assert heard.digest() == sent.digest()
+    assert received.digest() == sent.digest()
 
 
 def talk_to(host: ThrowawayHost, there: str) -> Talk:
@@ -91,7 +91,7 @@ def gained(before: dict[str, int], after: dict[str, int], name: str) -> int:
 
 
 @pytest.mark.parametrize("there", ADDRESSES)
-def test_bulk_is_forwarded_fast_and_whole(host: ThrowawayHost, there: str) -> None:
+def test_bulk_data_is_forwarded_fast_and_complete(host: ThrowawayHost, there: str) -> None:
     """To a container of the bridge, and out through the masquerade with a smaller MTU."""
     if there == "world":
         host.run("ip link set eth0 mtu 1400", "a")
@@ -111,7 +111,7 @@ def test_bulk_is_forwarded_fast_and_whole(host: ThrowawayHost, there: str) -> No
 
 
 @pytest.mark.parametrize("fast_path", [False, True])
-def test_what_the_kernel_calls_too_big_is_left_to_it(host: ThrowawayHost, fast_path: bool) -> None:
+def test_frames_too_big_for_the_kernel_are_left_to_it(host: ThrowawayHost, fast_path: bool) -> None:
     """When routing, the kernel counts the jumbo header in each segment of the frame.
 
     If segments are as large as the MTU, the fast path must not forward what the kernel refuses.

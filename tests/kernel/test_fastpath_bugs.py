@@ -27,7 +27,7 @@ ROOM = 1024  # flows of each family, in the test of eviction
 
 @pytest.fixture(scope="module", params=["kernel", "fast"])
 def lab(request: pytest.FixtureRequest) -> Iterator[FastLab]:
-    """Run without and with the fast path; nothing private may have left by an uplink."""
+    """Run without and with the fast path; no private address may leave by an uplink."""
     with FastLab() as made:
         if request.param == "fast":
             made.accelerate()
@@ -42,7 +42,7 @@ def kernel_lab() -> Iterator[FastLab]:
 
 
 @pytest.mark.parametrize("accelerated", [False, True], ids=["kernel", "fast"])
-def test_four_times_as_many_flows_as_there_is_room(kernel_lab: FastLab, accelerated: bool) -> None:
+def test_four_times_as_many_flows_as_the_cache_holds(kernel_lab: FastLab, accelerated: bool) -> None:
     """UDP flows evict each other and the long-lived ones: all continue, translated."""
     fast = kernel_lab.accelerate("all", f"--flows={ROOM}") if accelerated else None
     with (
@@ -91,7 +91,7 @@ def _short_flow(lab: FastLab, server: socket.socket, port: int) -> tuple[str, in
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_port_is_used_again_while_the_old_connection_lingers(lab: FastLab, family: int) -> None:
+def test_a_port_is_reused_while_the_old_connection_expires(lab: FastLab, family: int) -> None:
     """Late FIN and ACK, expired entries, the same ports once more: always translated."""
     wire = Wire(lab)
     talk = Conversation(wire, TRAFFIC_PATHS["translated"], family, TCP, 5900 + family)
@@ -113,12 +113,12 @@ def test_a_port_is_used_again_while_the_old_connection_lingers(lab: FastLab, fam
     wire.close()
     kernel_lab = HOST4 if family == 4 else HOST6
     layer = IP if family == 4 else IPv6
-    heard = [Ether(each.frame) for _, step in talk.log for each in step if each.end == "far"]
-    assert {frame[layer].src for frame in heard} == {kernel_lab}
+    received = [Ether(each.frame) for _, step in talk.log for each in step if each.end == "far"]
+    assert {frame[layer].src for frame in received} == {kernel_lab}
     assert lab.leaked() == []
 
 
-def test_one_port_of_two_containers(lab: FastLab) -> None:
+def test_two_containers_use_the_same_source_port(lab: FastLab) -> None:
     """Both use one source port to one destination: no port is used twice."""
     if lab.fast is not None:
         lab.fast.ask("capture", address=V4["b"])
@@ -283,7 +283,7 @@ _CHANGES = {
 
 
 @pytest.mark.parametrize("name", _CHANGES)
-def test_a_route_changes_under_a_running_flow(lab: FastLab, name: str) -> None:
+def test_a_route_changes_during_a_flow(lab: FastLab, name: str) -> None:
     """To the other uplink and back, by a route and by a rule."""
     there, back = _CHANGES[name]
     family = 6 if "IPv6" in name else 4
@@ -308,7 +308,7 @@ def test_a_route_changes_under_a_running_flow(lab: FastLab, name: str) -> None:
     ],
     ids=["route", "rule"],
 )
-def test_the_type_of_service_chooses_the_way_of_each_packet(lab: FastLab, lines: str) -> None:
+def test_the_type_of_service_chooses_the_route_of_each_packet(lab: FastLab, lines: str) -> None:
     """Such packets of a running flow leave as the kernel routes them."""
     with (
         Talk(lab.host, "a", "far", V4["far"], 7850, udp=True) as talk,
@@ -324,15 +324,15 @@ def test_the_type_of_service_chooses_the_way_of_each_packet(lab: FastLab, lines:
         for _ in range(20):
             talk.client.send(b"by the other uplink")
         talk.client.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0)
-        heard: list[Packet] = []
-        assert eventually(lambda: talk.client.send(b"last") and _hears(tap, heard, b"last"))
-        assert not [frame for frame in heard if UDP in frame and frame[IP].tos == 0x10]
+        received: list[Packet] = []
+        assert eventually(lambda: talk.client.send(b"last") and _has_received(tap, received, b"last"))
+        assert not [frame for frame in received if UDP in frame and frame[IP].tos == 0x10]
         for line in reversed(lines.replace(" add ", " del ").splitlines()):
             lab.ip("host", line + "\n")
     lab.run("conntrack -D -p udp --dport 7850", check=False)
 
 
-def test_the_type_of_service_chooses_the_way_to_a_container(lab: FastLab) -> None:
+def test_the_type_of_service_chooses_the_route_to_a_container(lab: FastLab) -> None:
     """Packets to a published port follow the route of their type of service."""
     with Talk(lab.host, "far", "a", HOST4, 80, to=PUBLISHED, udp=True) as talk:
         assert talks_fast(lab, talk, "up0")
@@ -349,15 +349,15 @@ def test_the_type_of_service_chooses_the_way_to_a_container(lab: FastLab) -> Non
     lab.run(f"conntrack -D -p udp --dport {PUBLISHED}", check=False)
 
 
-def _hears(tap: socket.socket, heard: list[Packet], last: bytes) -> bool:
-    """Return whether a new frame ends like this; add new frames to `heard`."""
+def _has_received(tap: socket.socket, received: list[Packet], last: bytes) -> bool:
+    """Return whether a new frame ends like this; add new frames to `received`."""
     with suppress(BlockingIOError):
         while True:
-            heard.append(Ether(tap.recv(2000)))
-    return any(bytes(frame).endswith(last) for frame in heard)
+            received.append(Ether(tap.recv(2000)))
+    return any(bytes(frame).endswith(last) for frame in received)
 
 
-def test_a_routes_mtu_counts_under_a_running_flow(lab: FastLab) -> None:
+def test_a_new_mtu_of_a_route_applies_during_a_flow(lab: FastLab) -> None:
     """The host reports it to the container, as without the fast path."""
     with (
         lab.socket("far", socket.AF_INET, socket.SOCK_DGRAM) as server,
@@ -389,7 +389,7 @@ def test_a_routes_mtu_counts_under_a_running_flow(lab: FastLab) -> None:
     lab.run("ip route flush cache", inside="a")
 
 
-def test_what_is_captured_shows_on_the_bridge(lab: FastLab) -> None:
+def test_captured_packets_are_visible_on_the_bridge(lab: FastLab) -> None:
     """A redirected packet doesn't; one of a captured address does."""
     with (
         lab.socket("host", socket.AF_PACKET, socket.SOCK_RAW) as tap,

@@ -20,7 +20,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
-CAME_AND_WENT = 60
+CONTAINERS = 60
 _LEFT_OUT = ("NOT_IP", "MULTICAST")  # what the bridge floods
 
 
@@ -47,7 +47,7 @@ def test_other_connections_stay_fast(lab: FastLab) -> None:
             wait_until(lambda port=port: lab.conntrack(f"dport={port}", "[ASSURED]"), "a settled connection")
         before, generation = seen(fast, "v-a", "v-b", "up0"), fast.status()["generation"]
         with Churn(lab.host, "docker0", "172.17.2") as churn:
-            wait_until(lambda: churn.gone >= CAME_AND_WENT or churn.error, "containers")
+            wait_until(lambda: churn.gone >= CONTAINERS or churn.error, "containers")
         after = seen(fast, "v-a", "v-b", "up0")
         gained = {name: count - before.get(name, 0) for name, count in after.items()}
         assert gained["FAST"] >= 0.9 * sum(gained.values()), gained
@@ -65,7 +65,7 @@ def reuse(lab: FastLab) -> Churn:
 
 
 @pytest.mark.parametrize("change", [flap, reroute, reuse])
-def test_changes_without_end_do_not_starve_others(
+def test_endless_changes_do_not_starve_other_connections(
     lab: FastLab, change: Callable[[FastLab], Repeated | Churn]
 ) -> None:
     """Each may begin a generation, of which there are only fifteen."""
@@ -75,7 +75,7 @@ def test_changes_without_end_do_not_starve_others(
         wait_until(lambda: lab.conntrack("dport=6000", "[ASSURED]"), "a settled connection")
         before = seen(fast, "v-a", "v-b")
         with change(lab) as going_on:
-            wait_until(lambda: going_on.done >= CAME_AND_WENT * 2, "changes")
+            wait_until(lambda: going_on.done >= CONTAINERS * 2, "changes")
         gained = {name: count - before.get(name, 0) for name, count in seen(fast, "v-a", "v-b").items()}
         assert gained["FAST"] >= 0.75 * sum(gained.values()), gained
         assert not gained.get("PAUSED") and gained.get("GENERATION"), gained
@@ -91,9 +91,11 @@ def lab() -> Iterator[FastLab]:
 
 # Whether it matters to rules, preparation, and change (ip(8), "in" in the containers' namespace): the
 # containers x and y are on br0 by v-x and v-y, up0 leads to far.
-_COMES = "link add {0} {2}type veth peer name {1} netns SPACE; link set {0} master br0 up; in link set {1} up"
+_NEW_LINKS = (
+    "link add {0} {2}type veth peer name {1} netns SPACE; link set {0} master br0 up; in link set {1} up"
+)
 LINKS = {
-    "a container comes": (False, "", _COMES.format("k0", "k1", "")),
+    "a container comes": (False, "", _NEW_LINKS.format("k0", "k1", "")),
     "it is put on the bridge first": (
         False, "", "link add k0 type veth peer name k1 netns SPACE; link set k0 master br0; "
         "in link set k1 up; link set k0 up",
@@ -109,8 +111,8 @@ LINKS = {
     ),
     "a port leaves its bridge": (True, "", "link set v-x nomaster"),
     "another port has its number": (
-        True, f"{_COMES.format('k0', 'k1', 'index 5000 ')}; link del k0",
-        _COMES.format("k2", "k3", "index 5000 "),
+        True, f"{_NEW_LINKS.format('k0', 'k1', 'index 5000 ')}; link del k0",
+        _NEW_LINKS.format("k2", "k3", "index 5000 "),
     ),
     "the uplink loses its carrier": (True, "", "in link set far down"),
     "the uplink has a carrier again": (True, "in link set far down", "in link set far up"),
@@ -121,7 +123,7 @@ LINKS = {
 }  # fmt: skip
 _HOST = (
     "link add br0 address 02:00:00:00:00:01 type bridge; link set br0 up; "
-    f"{_COMES.format('v-x', 'x', '')}; {_COMES.format('v-y', 'y', '')}; "
+    f"{_NEW_LINKS.format('v-x', 'x', '')}; {_NEW_LINKS.format('v-y', 'y', '')}; "
     "link add up0 type veth peer name far netns SPACE; link set up0 up; in link set far up"
 )
 
@@ -141,7 +143,7 @@ def is_settled(link: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("name", LINKS)
-def test_what_is_heard_of_links(name: str) -> None:
+def test_link_events_start_a_generation_if_rules_can_see_them(name: str) -> None:
     matters, before, then = LINKS[name]
     host = ThrowawayHost()
     try:

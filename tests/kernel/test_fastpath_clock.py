@@ -23,7 +23,7 @@ class Interrupted(Clock):
         return super().now()
 
 
-def test_the_rate_is_right_although_others_run_in_between() -> None:
+def test_the_rate_is_right_despite_interruptions() -> None:
     plain, interrupted = Clock(), Interrupted()
     try:
         assert interrupted.hz == plain.hz

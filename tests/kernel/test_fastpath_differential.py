@@ -63,7 +63,7 @@ def _prepare(lab: FastLab) -> None:
 @pytest.mark.parametrize("proto", [TCP, UDP], ids=["tcp", "udp"])
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("path", TRAFFIC_PATHS)
-def test_what_arrives_is_the_same(
+def test_the_same_packets_arrive(
     wires: tuple[Wire, Wire], path: str, family: int, proto: type[Packet]
 ) -> None:
     _compare(
@@ -95,7 +95,7 @@ def switching() -> Iterator[tuple[Wire, Wire]]:
 @pytest.mark.parametrize("proto", [TCP, UDP], ids=["tcp", "udp"])
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("path", ["same bridge", "published to itself"])
-def test_what_arrives_is_the_same_where_bridges_ask_no_rules(
+def test_the_same_packets_arrive_without_br_netfilter(
     switching: tuple[Wire, Wire], path: str, family: int, proto: type[Packet]
 ) -> None:
     routed = replace(TRAFFIC_PATHS[path], routers=int(path == "published to itself"), fast=True)
@@ -103,7 +103,7 @@ def test_what_arrives_is_the_same_where_bridges_ask_no_rules(
 
 
 @pytest.mark.parametrize("asked", [4, 6])
-def test_what_arrives_is_the_same_where_bridges_ask_for_one_family(asked: int) -> None:
+def test_the_same_packets_arrive_with_br_netfilter_for_one_family(asked: int) -> None:
     """br_netfilter bridges packets of a published port only for that family."""
     path = TRAFFIC_PATHS["published to its neighbour"]
     for wires in _two_labs("ip6tables" if asked == 4 else "iptables"):

@@ -14,7 +14,7 @@ import pytest
 
 from tests.kernel.fastlab import HOST4, V4, FastLab
 from tests.kernel.streams import Stream, is_fast, talks_fast
-from tests.kernel.test_fastpath_admission import heard_at, run_shell
+from tests.kernel.test_fastpath_admission import run_shell, sources_at
 from tests.support.fastpath import Talk
 from tests.support.waiting import eventually
 
@@ -41,7 +41,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_a_limit_lets_some_packets_through_and_not_all(lab: FastLab, name: str) -> None:
+def test_a_limit_accepts_some_packets(lab: FastLab, name: str) -> None:
     with Stream(lab, "a", "far", V4["far"]) as flow:
         assert flow.flows()
         assert is_fast(lab, "v-a", "up0")
@@ -54,7 +54,7 @@ def test_a_limit_lets_some_packets_through_and_not_all(lab: FastLab, name: str) 
         assert 0 < arrived < 250
 
 
-def test_a_chain_behind_all_others_drops(lab: FastLab) -> None:
+def test_a_chain_after_all_others_drops(lab: FastLab) -> None:
     with Stream(lab, "a", "far", V4["far"]) as flow:
         assert flow.flows()
         assert is_fast(lab, "v-a", "up0")
@@ -77,7 +77,7 @@ def test_a_time_out_policy_is_kept(lab: FastLab) -> None:
         assert int(line.split()[2]) > 3000
 
 
-def test_two_tenants_with_one_address_are_distinguished_by_zone(lab: FastLab) -> None:
+def test_two_tenants_with_the_same_address_are_distinguished_by_zone(lab: FastLab) -> None:
     """c has a's address, its own zone and source: it never leaves as a does."""
     run_shell(lab, _OWN.format("ip", _BASE.format("prerouting", -300, "iifname br-two ct zone set 1")))
     run_shell(
@@ -89,7 +89,7 @@ def test_two_tenants_with_one_address_are_distinguished_by_zone(lab: FastLab) ->
     )
     with (
         Talk(lab.host, "a", "far", V4["far"], udp=True) as talk,
-        heard_at(lab, "world", "eth0") as sources,
+        sources_at(lab, "world", "eth0") as sources,
         closing(lab.socket("c", socket.AF_INET, socket.SOCK_DGRAM)) as tenant,
     ):
         for _ in range(5):
@@ -112,7 +112,7 @@ def transfer(talk: Talk, size: int) -> None:
     sending.join()
 
 
-def test_the_sysctl_for_all_connections_changes_nothing_for_those_taken_over(lab: FastLab) -> None:
+def test_the_global_liberal_sysctl_does_not_affect_fast_connections(lab: FastLab) -> None:
     """It is 0 while megabytes bypass conntrack: no packet becomes invalid."""
     run_shell(lab, _OWN.format("inet", _BASE.format("forward", 0, "ct state invalid drop")))
     with Talk(lab.host, "a", "far", V4["far"]) as talk:
@@ -133,7 +133,7 @@ OPENS = {
 
 
 @pytest.mark.parametrize("name", OPENS)
-def test_a_rule_that_lets_only_the_opening_packet_through_stops_the_rest(lab: FastLab, name: str) -> None:
+def test_a_rule_that_accepts_only_the_opening_packet_stops_the_rest(lab: FastLab, name: str) -> None:
     """That a new connection passed the rules says nothing about its later packets."""
     before = lab.fast.status()["generation"] if lab.fast else 0
     run_shell(lab, _OWN.format("ip", OPENS[name]))

@@ -35,7 +35,7 @@ def fresh() -> Iterator[FastLab]:
         yield made
 
 
-def test_the_guard_hears_what_leaks() -> None:
+def test_the_guard_detects_leaks() -> None:
     with FastLab() as lab:
         frame = bytes.fromhex(MACS["world"].replace(":", "") + MACS["up0"].replace(":", "") + "0800")
         frame += bytes(12) + socket.inet_aton(V4["a"]) + socket.inet_aton(V4["far"])
@@ -47,7 +47,7 @@ def test_the_guard_hears_what_leaks() -> None:
         assert lab.leaked() == []
 
 
-def test_unrelated_rules_cost_no_packet(lab: FastLab) -> None:
+def test_unrelated_rules_lose_no_packet(lab: FastLab) -> None:
     with (
         Stream(lab, "a", "far", V4["far"]) as out,
         Stream(lab, "far", "a", HOST4, port=80, to=PUBLISHED) as published,
@@ -189,16 +189,18 @@ def _stream(lab: FastLab, path: str) -> Stream:
 
 
 @pytest.mark.parametrize("name", STOPS)
-def test_what_stops_a_flow_stops_it_soon(lab: FastLab, name: str) -> None:
+def test_changes_that_stop_a_flow_stop_it_soon(lab: FastLab, name: str) -> None:
     stop = STOPS[name]
     with _stream(lab, stop.path) as stream:
         assert stream.flows() and (stop.path == "to itself" or is_fast(lab, "v-a"))
         lab.run(["bash", "-c", stop.put])
         try:
             in_force = time.monotonic() + GRACE
-            heard = stream.back if stop.answers_only else stream.there
-            assert stream.is_cut(heard)
-            assert heard.latest <= in_force, f"sent {heard.latest - in_force + GRACE:.2f} s after the change"
+            received = stream.back if stop.answers_only else stream.there
+            assert stream.is_cut(received)
+            assert received.latest <= in_force, (
+                f"sent {received.latest - in_force + GRACE:.2f} s after the change"
+            )
         finally:  # others use the lab too
             lab.run(["bash", "-c", stop.take])
         assert stream.flows(), "it does not go on"
@@ -206,7 +208,7 @@ def test_what_stops_a_flow_stops_it_soon(lab: FastLab, name: str) -> None:
 
 
 @pytest.mark.parametrize("forget", ["-D -p udp", "-F"])
-def test_forgotten_connections_take_the_rules_of_now(fresh: FastLab, forget: str) -> None:
+def test_deleted_connections_pass_the_current_rules(fresh: FastLab, forget: str) -> None:
     lab = fresh
     lab.run("ip addr add 192.0.2.77/24 dev up0")
     with Stream(lab, "a", "far", V4["far"]) as out:
@@ -237,7 +239,7 @@ def test_all_rules_flushed(fresh: FastLab) -> None:
         assert bridged.lost() == []
 
 
-def test_bridges_begin_and_cease_to_ask_the_rules_under_load(fresh: FastLab) -> None:
+def test_br_netfilter_is_turned_on_and_off_under_load(fresh: FastLab) -> None:
     """br_netfilter off: a DROP has no effect; on: it stops the stream."""
     lab = fresh
     sysctls = "net.bridge.bridge-nf-call-iptables={0} net.bridge.bridge-nf-call-ip6tables={0}"
@@ -255,7 +257,7 @@ def test_bridges_begin_and_cease_to_ask_the_rules_under_load(fresh: FastLab) -> 
         assert stream.flows() and is_fast(lab, "v-a", "v-b")
 
 
-def test_guard_of_the_second_uplink_hears_as_well() -> None:
+def test_the_guard_of_the_second_uplink_detects_leaks() -> None:
     with FastLab() as lab:
         guard = Guard(lab.host, "world", "eth1")
         lab.run("ip route replace 198.51.100.0/24 via 203.0.113.2")

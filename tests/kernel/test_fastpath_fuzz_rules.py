@@ -40,7 +40,7 @@ def _show(outcome: Outcome) -> None:
             print(outcome, flush=True)
 
 
-def test_what_rules_do_is_the_same_before_and_after_a_change() -> None:
+def test_rules_have_the_same_effect_before_and_after_a_change() -> None:
     print(f"seed {SEED}")
     report = fuzz(SEED, COUNT or _FEW, CASE, progress=_show, repeat=not COUNT)
     print(report)
@@ -55,7 +55,7 @@ ALONE = (
 )
 
 
-def test_what_one_host_alone_does_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_between_the_hosts_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "GRACE", 1.0)
     case = replace(next(cases(SEED)), rules=(), late=(), steps=())
     pair = HostPair(is_control=True)
@@ -82,7 +82,7 @@ def test_what_one_host_alone_does_is_found(monkeypatch: pytest.MonkeyPatch) -> N
         (False, ["different", "same", "same", "same"], "different"),
     ],
 )
-def test_a_difference_that_has_to_show_again_counts_if_it_does(
+def test_a_difference_counts_only_if_it_is_repeated(
     monkeypatch: pytest.MonkeyPatch, repeat: bool, runs: list[str], kind: str
 ) -> None:
     class NoHosts:
@@ -99,7 +99,7 @@ def test_a_difference_that_has_to_show_again_counts_if_it_does(
     assert [each.kind for each in found.outcomes] == [kind] and not list(left)
 
 
-def test_a_port_chosen_by_chance_is_not_compared() -> None:
+def test_a_randomly_chosen_port_is_not_compared() -> None:
     def arrival(sport: int, dport: int = 5080, ttl: int = 63) -> Arrival:
         packet = bytes([0x45]) + bytes(7) + bytes([ttl]) + bytes(11)
         return Arrival("far", b"", packet + sport.to_bytes(2) + dport.to_bytes(2), True)
@@ -131,7 +131,7 @@ def test_hosts_without_the_fast_path_do_every_step(monkeypatch: pytest.MonkeyPat
     assert outcome.kind == "different" and outcome.phase == "after: one host does it", outcome
 
 
-def test_an_end_lets_a_connection_live_whatever_port_the_kernel_gave_it() -> None:
+def test_an_end_keeps_a_connection_with_any_port_of_the_kernel() -> None:
     """The server's packet comes first and uses the client's translated addresses."""
     flows = [Flow(5001, "published", 4, TCP, 5001)]
     drop = "chain it { type filter hook prerouting priority -350; tcp dport 8080 drop; };"
@@ -152,7 +152,7 @@ def test_an_end_lets_a_connection_live_whatever_port_the_kernel_gave_it() -> Non
     assert rounds == rounds[:1] * len(rounds)
 
 
-def test_every_rule_of_the_vocabulary_is_taken_or_not_in_this_kernel() -> None:
+def test_every_rule_of_the_vocabulary_is_accepted_or_unsupported() -> None:
     """No rule is left out of the comparison because of a syntax error."""
     rules = {"nft": list[Rule](), "iptables": list[Rule]()}
     for rule in all_rules(SEED):

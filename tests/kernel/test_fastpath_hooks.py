@@ -27,7 +27,7 @@ pytestmark = pytest.mark.root
 
 
 @pytest.mark.kernel_has("bpf_netfilter")
-def test_a_bpf_program_at_a_hook_drops_as_without_the_fast_path(lab: FastLab) -> None:
+def test_a_bpf_program_at_a_netfilter_hook_drops_packets(lab: FastLab) -> None:
     with Stream(lab, "a", "far", V4["far"]) as flow:
         assert flow.flows()
         assert is_fast(lab, "v-a", "up0")
@@ -41,7 +41,7 @@ def test_a_bpf_program_at_a_hook_drops_as_without_the_fast_path(lab: FastLab) ->
 
 
 @pytest.mark.kernel_has("bpf_netfilter", "nfnetlink_hook")
-def test_a_bpf_program_at_a_hook_elsewhere_pauses_nothing_here(lab: FastLab) -> None:
+def test_a_bpf_program_in_another_namespace_does_not_pause_it(lab: FastLab) -> None:
     """The kernel lists hooks by network namespace, unlike BPF links."""
     with (
         Talk(lab.host, "a", "far", V4["far"]) as talk,
@@ -56,7 +56,7 @@ def test_a_bpf_program_at_a_hook_elsewhere_pauses_nothing_here(lab: FastLab) -> 
 
 
 @pytest.mark.kernel_has("nfnetlink_hook")
-def test_functions_at_links_are_found_as_programs_are(tmp_path: Path) -> None:
+def test_hook_functions_at_links_are_found(tmp_path: Path) -> None:
     """Chains of nftables stand in for a function of an unknown module."""
     unknown = "import re; from bpf import hooks; hooks._KNOWN_AT_LINKS = re.compile('none')"
     with FastLab() as lab, changed_daemon(lab, tmp_path, unknown) as fast:
@@ -166,7 +166,7 @@ def _add_filter(program: int, ifindex: int, parent: int) -> None:
 
 
 @pytest.mark.parametrize("by", [pytest.param("tcx", marks=pytest.mark.kernel_has("tcx")), *_PLACES])
-def test_a_filter_at_the_way_out_sees_packets_as_the_kernel_has_them(lab: FastLab, by: str) -> None:
+def test_an_egress_filter_sees_packets_as_without_the_fast_path(lab: FastLab, by: str) -> None:
     """It sees the bridge as input link, as in the kernel, not the container's link."""
     (bridge,) = lab.host.json("ip -j link show docker0")
     (uplink,) = lab.host.json("ip -j link show up0")
@@ -182,7 +182,7 @@ def test_a_filter_at_the_way_out_sees_packets_as_the_kernel_has_them(lab: FastLa
         assert is_fast(lab, "v-a", "up0")
 
 
-def test_what_the_kernel_and_its_own_modules_put_at_hooks_is_known(lab: FastLab) -> None:
+def test_hook_functions_of_the_kernels_modules_are_known(lab: FastLab) -> None:
     """Conntrack, translation, nftables, both kinds of iptables and br_netfilter."""
     lab.run("iptables-legacy -t mangle -A FORWARD -s 198.51.100.77 -j DROP")
     lab.run("nft add table inet t")
@@ -193,7 +193,7 @@ def test_what_the_kernel_and_its_own_modules_put_at_hooks_is_known(lab: FastLab)
         assert talks_fast(lab, talk, "v-a", "up0")
 
 
-def test_selinux_is_known_only_where_nothing_is_labelled(
+def test_selinux_hooks_are_known_only_without_labels(
     inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel reports NetLabel's labels only in its first network namespace."""
@@ -204,7 +204,7 @@ def test_selinux_is_known_only_where_nothing_is_labelled(
 
 
 @pytest.mark.parametrize("direction", ["out", "fwd"])
-def test_an_ipsec_policy_that_blocks_stops_what_runs(lab: FastLab, direction: str) -> None:
+def test_a_blocking_ipsec_policy_stops_a_flow(lab: FastLab, direction: str) -> None:
     source = V4["a"] if direction == "fwd" else "0.0.0.0/0"
     with Stream(lab, "a", "far", V4["far"]) as flow:
         assert flow.flows()
@@ -218,7 +218,7 @@ def test_an_ipsec_policy_that_blocks_stops_what_runs(lab: FastLab, direction: st
         assert is_fast(lab, "v-a", "up0")
 
 
-def test_ipsec_policies_are_heard_of(tmp_path: Path) -> None:
+def test_new_ipsec_policies_cause_a_pause(tmp_path: Path) -> None:
     """The kernel sends an event: a process that never polls pauses too."""
     with (
         FastLab() as lab,

@@ -64,7 +64,7 @@ def is_gone(what: str, number: int) -> bool:
     return done.returncode != 0
 
 
-def test_it_comes_and_goes_and_is_replaced_without_a_loss(lab: FastLab) -> None:
+def test_start_stop_and_replacement_lose_no_packet(lab: FastLab) -> None:
     with ExitStack() as stack:
         load = Load(lab, stack)
         assert load.goes_on()
@@ -135,13 +135,13 @@ def test_the_host_changes_under_load(lab: FastLab) -> None:
             lab.run(f"ip link set up0 mtu {mtu}")
             lab.run(f"ip link set docker0 mtu {mtu}")
             assert load.goes_on()
-        _containers_come_and_go(lab, load)
+        _start_and_end_containers(lab, load)
         assert load.goes_on() and is_fast(lab, "v-a", "up0")
         load.check()
     assert eventually(lambda: attached(lab.host) == PORTS)
 
 
-def _containers_come_and_go(lab: FastLab, load: Load) -> None:
+def _start_and_end_containers(lab: FastLab, load: Load) -> None:
     made = [lab.host.namespace(f"x{number}") for number in range(4)]
     for turn in range(15):
         for number, name in enumerate(made):
@@ -154,7 +154,7 @@ def _containers_come_and_go(lab: FastLab, load: Load) -> None:
             assert load.goes_on()
 
 
-def test_an_uplink_that_goes_down_ends_only_what_it_must(lab: FastLab) -> None:
+def test_an_uplink_that_goes_down_ends_only_its_connections(lab: FastLab) -> None:
     """Masquerade drops connections of the link: UDP returns, TCP inside goes on."""
     with ExitStack() as stack:
         crowd = stack.enter_context(TcpConnections(lab, [("a", "b", V4["b"], 8000)], 10))
@@ -168,7 +168,7 @@ def test_an_uplink_that_goes_down_ends_only_what_it_must(lab: FastLab) -> None:
         assert crowd.goes_on() and out.flows() and is_fast(lab, "v-a", "up0")
 
 
-def test_a_veth_is_deleted_and_made_again(lab: FastLab) -> None:
+def test_a_veth_is_deleted_and_created_again(lab: FastLab) -> None:
     with ExitStack() as stack:
         load = Load(lab, stack, 6)
         lab.accelerate()

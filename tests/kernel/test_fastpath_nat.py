@@ -29,7 +29,7 @@ _UNACKNOWLEDGED = 300  # seconds that it keeps what waits for an acknowledgement
 
 @pytest.fixture(scope="module", params=["kernel", "fast"])
 def lab(request: pytest.FixtureRequest) -> Iterator[FastLab]:
-    """Run without and with the fast path; nothing private may have left by an uplink."""
+    """Run without and with the fast path; no private address may leave by an uplink."""
     with FastLab() as made:
         if request.param == "fast":
             made.accelerate()
@@ -104,9 +104,7 @@ def _refused(sock: socket.socket) -> bool:
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("published", [False, True], ids=["from outside", "from inside"])
-def test_icmp_errors_come_through_translated_and_end_nothing(
-    lab: FastLab, published: bool, family: int
-) -> None:
+def test_icmp_errors_are_translated_and_end_no_connection(lab: FastLab, published: bool, family: int) -> None:
     own, known = (HOST4, V4) if family == 4 else (HOST6, V6)
     if published:
         here, there, target, port = "far", "a", (own, PUBLISHED), 80
@@ -192,7 +190,7 @@ def test_too_big_for_the_uplink_is_reported_to_the_container(lab: FastLab, famil
     lab.run(f"ip -{family} route flush cache", inside="a")
 
 
-def test_connections_end_by_fin_and_by_reset_completely(lab: FastLab) -> None:
+def test_fin_and_reset_end_connections_completely(lab: FastLab) -> None:
     for turn in range(60):
         with Talk(lab.host, "a", "far", V4["far"], 7060) as talk:
             talk.say(3)
@@ -210,7 +208,7 @@ def test_connections_end_by_fin_and_by_reset_completely(lab: FastLab) -> None:
     assert lab.leaked() == []
 
 
-def test_what_comes_late_after_a_reset_does_not_open_the_entry_again(lab: FastLab) -> None:
+def test_late_packets_after_a_reset_do_not_reopen_the_entry(lab: FastLab) -> None:
     """Late data after the other side's reset: conntrack soon expires the entry."""
     wire = Wire(lab)
     for side in (CLIENT, SERVER):
@@ -255,11 +253,11 @@ def _port_of(client: socket.socket, server: socket.socket) -> int:
     """Return the port that the server sees of a client, 0 if nothing arrives."""
     server.settimeout(0.5)
     client.settimeout(PATIENCE)
-    question, heard = os.urandom(8), b""
+    question, received = os.urandom(8), b""
     client.send(question)
     try:
-        while heard != question:
-            heard, source = server.recvfrom(100)
+        while received != question:
+            received, source = server.recvfrom(100)
     except TimeoutError:
         return 0
     server.sendto(question, source)
@@ -267,7 +265,7 @@ def _port_of(client: socket.socket, server: socket.socket) -> int:
     return int(source[1])
 
 
-def test_no_port_left_for_a_destination(lab: FastLab) -> None:
+def test_all_ports_for_a_destination_are_in_use(lab: FastLab) -> None:
     """The first four clients get a port each and keep it; the others get none."""
     found = _reached(lab, 6)
     lab.run("iptables -t nat -D POSTROUTING 1")

@@ -74,7 +74,7 @@ def test_flows_have_their_path_and_counters(bridge_host: ThrowawayHost) -> None:
         reader.close()
 
 
-def test_a_daemon_that_does_not_answer_goes_on_counting(bridge_host: ThrowawayHost) -> None:
+def test_flows_of_a_daemon_that_does_not_answer_are_counted(bridge_host: ThrowawayHost) -> None:
     with entered(f"/run/netns/{bridge_host.name}"):
         reader = FastFlowReader()
         with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "world", "192.0.2.2") as out:

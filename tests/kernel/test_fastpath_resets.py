@@ -48,7 +48,7 @@ def last_number(lab: FastLab, talk: Talk, inside: str, sport: int) -> int:
 @pytest.mark.parametrize("flags", ["R", "RA", "FA"])
 @pytest.mark.parametrize("away", [2**31, 50_000_000, -50_000_000])
 @pytest.mark.parametrize("by", ["outside", "a neighbour"])
-def test_an_end_that_is_guessed_does_not_end_a_connection(
+def test_a_guessed_fin_or_reset_does_not_end_a_connection(
     lab: FastLab, by: str, away: int, flags: str
 ) -> None:
     """The attacker knows only addresses and ports.
@@ -89,7 +89,7 @@ def test_an_end_that_is_guessed_does_not_end_a_connection(
 GUESSED = (("R", -50_000_000), ("R", -1000), ("R", 1), ("R", 1000), ("R", 500_000), ("RF", 0), ("RU", 0))
 
 
-def test_a_guessed_reset_ends_nothing_later_either(lab: FastLab) -> None:
+def test_a_guessed_reset_has_no_later_effect(lab: FastLab) -> None:
     """After an exact RST and silence the entry is expired.
 
     Not after a guessed one, even inside the window, nor after one with invalid flags.
@@ -130,7 +130,7 @@ def test_an_exact_reset_ends_a_connection(lab: FastLab, acknowledged: bool) -> N
         assert eventually(lambda: not left(lab, 7000))
 
 
-def test_a_peer_that_vanished_is_not_remembered_for_days(lab: FastLab) -> None:
+def test_the_entry_of_a_vanished_peer_expires_soon(lab: FastLab) -> None:
     """Unacknowledged data keeps the entry for five minutes, not five days."""
     with Talk(lab.host, "a", "far", V4["far"]) as talk:
         assert talks_fast(lab, talk, "v-a", "up0")

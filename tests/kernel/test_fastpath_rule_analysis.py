@@ -222,7 +222,7 @@ def _prepare(host: ThrowawayHost) -> None:
     host.run(["nft", _TABLE])
 
 
-def test_rules_that_match_every_packet_alike_do_not_matter(inside_host: ThrowawayHost) -> None:
+def test_rules_that_match_all_packets_of_a_connection_do_not_pause(inside_host: ThrowawayHost) -> None:
     _prepare(inside_host)
     for rule in PLAIN:
         inside_host.run(rule)
@@ -261,7 +261,7 @@ INVALID = {
 }
 
 
-def test_rules_about_invalid_packets_are_found_behind_what_lets_others_pass(
+def test_rules_about_invalid_packets_are_found_after_accept_rules(
     inside_host: ThrowawayHost,
 ) -> None:
     links = PacketLinks(frozenset({"br0"}), frozenset({"br0", "up0"}), frozenset({"br0"}))
@@ -284,7 +284,7 @@ def test_rules_about_invalid_packets_are_found_behind_what_lets_others_pass(
 
 # Several rules, the last of which is reached: chains that are left before a final verdict, and rules that
 # seem to match all established packets.
-MET = {
+REACHED = {
     "goto from a verdict map": (
         "nft add chain inet t further",
         "nft add rule inet t further ip saddr vmap { 10.9.0.2 : goto empty }",
@@ -312,16 +312,16 @@ MET = {
 }
 
 
-@pytest.mark.parametrize("name", MET)
-def test_what_leaves_a_chain_or_is_not_matched_meets_the_next_rule(
+@pytest.mark.parametrize("name", REACHED)
+def test_packets_that_a_chain_does_not_decide_reach_the_next_rule(
     inside_host: ThrowawayHost, name: str
 ) -> None:
     _prepare(inside_host)
     inside_host.run("nft add chain inet t empty")
-    for rule in MET[name]:
+    for rule in REACHED[name]:
         inside_host.run(rule)
     assert preconditions.read_preconditions().reasons == ()
-    tool = MET[name][-1].split()[0]
+    tool = REACHED[name][-1].split()[0]
     limit = _NFT + "limit rate 1/second drop"
     inside_host.run(limit if tool == "nft" else f"{tool} -A FORWARD -m limit --limit 1/s -j DROP")
     assert any(": limit" in reason for reason in preconditions.read_preconditions().reasons), (
@@ -332,7 +332,7 @@ def test_what_leaves_a_chain_or_is_not_matched_meets_the_next_rule(
 NAMED_LINKS = ("iif 1-9", "iif > 1", "iif != 7", "iifname != virbr0", "iif & 1 == 1", "meta iif >= 3")
 
 
-def test_only_a_rule_that_names_one_link_is_about_that_link_alone(inside_host: ThrowawayHost) -> None:
+def test_only_a_rule_with_one_link_name_concerns_only_that_link(inside_host: ThrowawayHost) -> None:
     links = PacketLinks(frozenset({"br0", "#2"}), frozenset({"br0", "up0"}), frozenset({"br0"}))
     _prepare(inside_host)
     for words in NAMED_LINKS:
@@ -344,7 +344,7 @@ def test_only_a_rule_that_names_one_link_is_about_that_link_alone(inside_host: T
     assert preconditions.read_preconditions(links=links).reasons == ()
 
 
-def test_chains_that_lead_too_deep_are_not_passed_over(inside_host: ThrowawayHost) -> None:
+def test_chains_nested_too_deeply_are_not_skipped(inside_host: ThrowawayHost) -> None:
     inside_host.run("iptables-legacy -N c0")
     inside_host.run("iptables-legacy -A c0 -m limit --limit 1/s -j DROP")
     for number in range(1, 40):
@@ -366,16 +366,14 @@ WG_QUICK = (
 
 
 @pytest.mark.parametrize("rules", WG_QUICK)
-def test_who_copies_whole_marks_gets_our_bits_too_and_so_pauses(
-    inside_host: ThrowawayHost, rules: tuple[str, ...]
-) -> None:
+def test_rules_that_copy_whole_marks_pause_it(inside_host: ThrowawayHost, rules: tuple[str, ...]) -> None:
     _prepare(inside_host)
     for rule in rules:
         inside_host.run(rule)
     assert preconditions.read_preconditions().marks_in_use
 
 
-def test_what_follows_an_accept_of_all_established_is_not_reached(inside_host: ThrowawayHost) -> None:
+def test_rules_after_an_accept_of_established_are_not_reached(inside_host: ThrowawayHost) -> None:
     _prepare(inside_host)
     inside_host.run("nft flush chain inet t plain")
     inside_host.run("nft add rule inet t plain ct state established,related accept")

@@ -74,11 +74,11 @@ def test_which_changes_need_another_analysis(host: ThrowawayHost, change: str) -
     assert not found.reasons
     with closing(RuleWatch()) as watch:
         host.run(["nft", change])
-        heard = watch.read_events()
-    assert (heard.rules or heard.chains or heard.sets) and found.needs_analysis(heard) is CHANGES[change]
+        events = watch.read_events()
+    assert (events.rules or events.chains or events.sets) and found.needs_analysis(events) is CHANGES[change]
 
 
-def test_what_goes_may_take_an_obstacle_away(host: ThrowawayHost) -> None:
+def test_a_removed_rule_may_end_a_pause(host: ThrowawayHost) -> None:
     host.run(["nft", "add element inet own verdicts { 10.9.9.9 : jump unknown }"])
     found = preconditions.read_preconditions()
     assert found.reasons
@@ -98,7 +98,7 @@ CHAINS = (
 
 
 @pytest.mark.parametrize("change", CHAINS)
-def test_chains_that_are_read_again_are_as_if_all_were(host: ThrowawayHost, change: str) -> None:
+def test_reading_changed_chains_gives_the_same_as_reading_all(host: ThrowawayHost, change: str) -> None:
     closed = "chain inet own closed { type filter hook forward priority 1; policy drop; }"
     host.run(["nft", f"add {closed}; add rule inet own closed accept"])
     host.run("iptables -A FORWARD -s 10.9.9.9 -j ACCEPT")
@@ -107,9 +107,9 @@ def test_chains_that_are_read_again_are_as_if_all_were(host: ThrowawayHost, chan
     with closing(RuleWatch()) as watch:
         for command in (["nft", change], "iptables -I FORWARD -s 10.9.9.8 -j DROP"):
             host.run(command)
-        heard = watch.read_events()
-    assert len(heard.chains) == 2 and not heard.rules
-    assert reread(before, heard.chains, cache) == read_rules(cache=RuleCache()) != before
+        events = watch.read_events()
+    assert len(events.chains) == 2 and not events.rules
+    assert reread(before, events.chains, cache) == read_rules(cache=RuleCache()) != before
 
 
 def test_unused_verdict_maps_are_read_before_a_rule_uses_them(host: ThrowawayHost) -> None:

@@ -69,7 +69,7 @@ DROPS = {
 
 
 @pytest.mark.parametrize("tool", DROPS)
-def test_a_drop_put_in_front_of_a_flow_stops_it_until_it_is_gone(
+def test_a_new_drop_rule_stops_a_flow_until_it_is_removed(
     bridge_host: ThrowawayHost, fast: FastPath, out: Talk, tool: str
 ) -> None:
     put, take = DROPS[tool]
@@ -88,7 +88,7 @@ def test_a_drop_put_in_front_of_a_flow_stops_it_until_it_is_gone(
     assert eventually(lambda: out.passes() and fast.count("FAST", "up0") > before)
 
 
-def test_rules_that_have_nothing_to_do_with_a_flow_cost_no_packet(
+def test_rules_unrelated_to_a_flow_lose_no_packet(
     bridge_host: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
     for number in range(1, 6):
@@ -111,7 +111,7 @@ ELSEWHERE = (
 )
 
 
-def test_rules_that_no_accelerated_packet_meets_do_not_pause(
+def test_rules_that_no_accelerated_packet_reaches_do_not_pause(
     bridge_host: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
     for rule in ELSEWHERE:
@@ -126,7 +126,7 @@ def test_rules_that_no_accelerated_packet_meets_do_not_pause(
     assert all(": limit" in reason for reason in fast.status()["reasons"])
 
 
-def test_elements_of_other_sets_come_and_go_without_a_pause(
+def test_changed_elements_of_other_sets_do_not_pause(
     bridge_host: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
     bridge_host.run(["nft", "add set inet own seen { type ipv4_addr; }"])
@@ -164,7 +164,7 @@ ELEMENTS = {
 
 
 @pytest.mark.parametrize("kind", ELEMENTS)
-def test_elements_that_change_all_the_time_do_not_pause_it_where_rules_are_many(
+def test_constantly_changing_elements_do_not_pause_it_with_many_rules(
     bridge_host: ThrowawayHost, fast: FastPath, out: Talk, kind: str
 ) -> None:
     bridge_host.run(["nft", "add set inet own blocked { type ipv4_addr; }"])
@@ -186,7 +186,7 @@ def test_elements_that_change_all_the_time_do_not_pause_it_where_rules_are_many(
     assert eventually(lambda: not out.passes()), "what is looked up counts at once"
 
 
-def test_it_forwards_between_changes_of_few_rules_where_there_are_many(
+def test_it_forwards_between_changes_of_a_few_of_many_rules(
     bridge_host: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
     """Only changed chains are read: each change pauses, none reads all rules."""
@@ -204,7 +204,7 @@ def test_it_forwards_between_changes_of_few_rules_where_there_are_many(
     assert eventually(lambda: not out.passes()), "and each counts at once"
 
 
-def test_with_very_many_rules_it_comes_back_after_a_change(
+def test_with_very_many_rules_it_resumes_after_a_change(
     bridge_host: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
     """Reading them takes longer than the lease."""
@@ -214,7 +214,7 @@ def test_with_very_many_rules_it_comes_back_after_a_change(
     assert eventually(lambda: _is_fast(fast, out))
 
 
-def test_a_strict_one_leaves_rules_about_invalid_packets_to_the_kernel(
+def test_strict_pauses_on_rules_about_invalid_packets(
     bridge_host: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
     bridge_host.run("nft add rule inet own forward ct state established,related accept")
@@ -235,7 +235,7 @@ def test_a_strict_one_leaves_rules_about_invalid_packets_to_the_kernel(
     assert eventually(lambda: _is_fast(fast, out))
 
 
-def test_a_rule_that_matches_single_packets_pauses_by_name(
+def test_a_rule_that_matches_single_packets_pauses_it_and_is_named(
     bridge_host: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
     bridge_host.run("nft add rule inet own forward limit rate 1000/second burst 1000 packets accept")
@@ -249,7 +249,7 @@ def test_a_rule_that_matches_single_packets_pauses_by_name(
     assert eventually(lambda: _is_fast(fast, out))
 
 
-def test_an_error_about_a_connection_lets_none_of_its_data_pass(
+def test_an_icmp_error_of_a_connection_does_not_admit_its_data(
     bridge_host: ThrowawayHost, fast: FastPath
 ) -> None:
     with Talk(bridge_host, "a", "world", "192.0.2.2", udp=True) as talk:
@@ -279,7 +279,7 @@ def _is_refused(talk: Talk) -> bool:
     return False
 
 
-def test_who_uses_our_bits_of_the_mark_gets_them_back(
+def test_other_programs_bits_of_the_mark_are_restored(
     bridge_host: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
     assert marked(bridge_host)
@@ -293,7 +293,7 @@ def test_who_uses_our_bits_of_the_mark_gets_them_back(
     assert eventually(lambda: _is_fast(fast, out))
 
 
-def test_between_ports_without_rules_frames_are_forwarded_by_mac_alone(bridge_host: ThrowawayHost) -> None:
+def test_without_rules_between_ports_frames_are_forwarded_by_mac(bridge_host: ThrowawayHost) -> None:
     """With br_netfilter off conntrack doesn't see them; a bridge rule ends that."""
     bridge_host.run("sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0")
     with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "b", "10.9.0.3") as talk:
@@ -317,9 +317,7 @@ def test_flushing_all_rules_leaves_our_table_and_the_traffic(
         assert eventually(lambda: _is_fast(fast, talk))
 
 
-def test_forgotten_and_flushed_connections_come_back_by_themselves(
-    bridge_host: ThrowawayHost, fast: FastPath
-) -> None:
+def test_deleted_connections_become_fast_again(bridge_host: ThrowawayHost, fast: FastPath) -> None:
     with Talk(bridge_host, "a", "b", "10.9.0.3") as talk:
         assert eventually(lambda: _is_fast(fast, talk))
         bridge_host.run("conntrack -D -s 10.9.0.2", check=False)
@@ -335,7 +333,7 @@ def _unacknowledged(end: socket.socket) -> int:
     return int(segments)
 
 
-def test_a_generation_is_not_used_again_while_old_marks_carry_it(
+def test_a_generation_is_not_reused_while_old_marks_have_it(
     bridge_host: ThrowawayHost, fast: FastPath, out: Talk
 ) -> None:
     """An idle connection of the first generation must pass the rules 15 changes later."""

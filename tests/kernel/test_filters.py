@@ -22,7 +22,7 @@ from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 
-OURS = rules.render(
+VNET_RULES = rules.render(
     Ours(
         networks={"shop": OurNetwork("shop", "nat", "br-shop", ("10.9.0.0/24", "fd00:9::/64"),
                                      ("10.9.0.1", "fd00:9::1"))},
@@ -31,7 +31,7 @@ OURS = rules.render(
                OurPort("netns:web", "sctp", "", "7", "fd00:9::2", "9")),
     )
 )  # fmt: skip
-OTHERS = """
+OTHER_RULES = """
 table inet own {
     chain first { type filter hook forward priority 10; policy drop; iifname "br-a" accept; }
     chain second { iifname "br-b" ip daddr 192.0.2.1 counter accept; iifname != "br-c" accept; }
@@ -90,8 +90,8 @@ def nft_access(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     nft.library.cache_clear()
 
 
-def test_the_own_table_is_read_whole(host: ThrowawayHost, nft_access: str) -> None:
-    host.run(["nft", OURS])
+def test_vnets_table_is_read_completely(host: ThrowawayHost, nft_access: str) -> None:
+    host.run(["nft", VNET_RULES])
     brief, whole = short_and_full(host)
     assert vnet_rules(brief) == vnet_rules(whole)
     assert len(vnet_rules(brief)) == sum(
@@ -120,7 +120,7 @@ table inet fw {
 @pytest.mark.parametrize(
     ("bridge", "out", "same"), [("br-a", None, None), ("br-b", True, True), ("br-c", False, False)]
 )
-def test_what_chains_of_other_programs_drop(
+def test_packets_dropped_by_other_programs_chains(
     host: ThrowawayHost, bridge: str, out: bool | None, same: bool | None
 ) -> None:
     """Accepted packets are not reported; uncertain ones are reported as uncertain.
@@ -136,7 +136,7 @@ def test_what_chains_of_other_programs_drop(
 
 
 @pytest.mark.parametrize("state", ["ESTABLISHED,RELATED", "NEW"])
-def test_what_iptables_lets_pass(host: ThrowawayHost, state: str) -> None:
+def test_packets_accepted_by_iptables(host: ThrowawayHost, state: str) -> None:
     for command in ("-P FORWARD DROP", f"-A FORWARD -m conntrack --ctstate {state} -j ACCEPT"):
         host.run(f"iptables-nft {command}")
     for firewall in short_and_full(host):
@@ -180,7 +180,7 @@ def test_short_and_full_dumps_give_the_same_result(host: ThrowawayHost, name: st
         assert not [one for one in whole if one[0] == 1], "the port that Docker publishes passes"
 
 
-JUDGED = {
+VERDICTS = {
     "a limit": ("limit rate 1/second", None),
     "the other end's address alone": ("ip saddr 198.51.100.9", False),
     "all but one address": ("ip saddr != 198.51.100.9", None),
@@ -198,10 +198,10 @@ JUDGED = {
 }
 
 
-@pytest.mark.parametrize("name", JUDGED)
-def test_what_a_rule_that_drops_does_to_a_published_port(host: ThrowawayHost, name: str) -> None:
+@pytest.mark.parametrize("name", VERDICTS)
+def test_the_effect_of_drop_rules_on_a_published_port(host: ThrowawayHost, name: str) -> None:
     """Return True if all packets are dropped, False if none, None if it depends."""
-    match, expected = JUDGED[name]
+    match, expected = VERDICTS[name]
     rule = match if "vmap" in match else f"{match} drop"
     chain = f"type filter hook forward priority 0; policy accept; {rule};"
     host.run(["nft", f"table inet t {{ chain refuse {{ drop; }}; chain f {{ {chain} }}; }}"])
@@ -212,7 +212,7 @@ def test_what_a_rule_that_drops_does_to_a_published_port(host: ThrowawayHost, na
 
 
 def test_chains_of_other_programs_and_what_they_accept(host: ThrowawayHost) -> None:
-    host.run(["nft", OURS + OTHERS])
+    host.run(["nft", VNET_RULES + OTHER_RULES])
     brief, whole = short_and_full(host)
     assert chains(brief) == chains(whole)
     assert accepting(brief) == accepting(whole) == [("inet", "own", "br-a"), ("inet", "own", "br-b")]
@@ -245,13 +245,13 @@ def test_no_tool_is_run_for_rules_of_other_programs(
     host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     host.run("iptables-nft -P FORWARD DROP")
-    host.run(["nft", OTHERS])
+    host.run(["nft", OTHER_RULES])
     monkeypatch.setenv("PATH", str(tmp_path))
     found = read_filters(namespace_of(host))
     assert found.problems == ()
     assert {chain.table for chain in found.chains if chain.policy == "drop"} == {"filter", "own"}
 
 
-def test_where_there_is_no_rule(host: ThrowawayHost) -> None:
+def test_a_host_without_rules(host: ThrowawayHost) -> None:
     assert read_filters(namespace_of(host)) == Firewall(host.inode)
     assert json.loads(host.run("nft -j list tables"))["nftables"][1:] == [], "looking makes none"

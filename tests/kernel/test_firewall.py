@@ -35,7 +35,7 @@ def read(host: ThrowawayHost, short: str = "host") -> Firewall:
     return read_firewall(Namespace(host.inode_of(short), entry=f"/run/netns/{host.full(short)}"))
 
 
-def whole(host: ThrowawayHost) -> Firewall:
+def read_rules_of(host: ThrowawayHost) -> Firewall:
     """Read the firewall; there must be no problems."""
     firewall = read(host)
     assert firewall.problems == ()
@@ -88,12 +88,12 @@ def put(folder: Path, name: str, script: str) -> None:
 # nftables
 
 
-def test_nft_rules_of_every_shape_are_understood(host: ThrowawayHost) -> None:
+def test_nft_rules_of_every_shape_are_decoded(host: ThrowawayHost) -> None:
     rules = [f"add rule inet t rules {text}" for text in SHAPES] + [
         f"add rule inet t post {text}" for text in LEAVING
     ]
     nft(host, "\n".join([BEFORE, *rules]))
-    found = {rule.text: meaning(rule) for rule in whole(host).rules}
+    found = {rule.text: meaning(rule) for rule in read_rules_of(host).rules}
     wanted = {text.replace(" packets 0 bytes 0", ""): shape for text, shape in (SHAPES | LEAVING).items()}
     assert found == wanted
 
@@ -101,13 +101,13 @@ def test_nft_rules_of_every_shape_are_understood(host: ThrowawayHost) -> None:
 def test_nft_rules_have_the_text_and_handle_that_nft_prints(host: ThrowawayHost) -> None:
     nft(host, "\n".join([BEFORE, *(f"add rule inet t rules {text}" for text in SHAPES)]))
     printed = re.findall(r"^\t\t(.+) # handle (\d+)$", host.run("nft -a -s list ruleset"), re.MULTILINE)
-    found = [(rule.text, rule.rule_id) for rule in whole(host).rules]
+    found = [(rule.text, rule.rule_id) for rule in read_rules_of(host).rules]
     assert found == [(text, f"nft/inet/t/{handle}") for text, handle in printed]
 
 
 def test_a_comment_may_hold_newlines(host: ThrowawayHost) -> None:
     nft(host, 'table ip x { chain c { drop comment "one\n\t}\ntwo # handle 3"; accept; }; }')
-    assert [(rule.text.partition("\n")[0], rule.comment) for rule in whole(host).rules] == [
+    assert [(rule.text.partition("\n")[0], rule.comment) for rule in read_rules_of(host).rules] == [
         ('drop comment "one', "one\n\t}\ntwo # handle 3"),
         ("accept", ""),
     ]
@@ -123,7 +123,7 @@ def test_rules_of_a_table_that_a_process_owns_are_attributed_to_it(host: Throwaw
         owner.stdin.write(script)
         owner.stdin.flush()
         wait_until(lambda: "dport 82" in host.run("nft list ruleset"))
-        found = [(rule.table, rule.text) for rule in whole(host).rules]
+        found = [(rule.table, rule.text) for rule in read_rules_of(host).rules]
     wanted = [("a", "tcp dport 1 accept"), ("a", "tcp dport 2 accept")]
     assert found == [*wanted, ("own", "tcp dport 81 accept"), ("own", "tcp dport 82 accept")]
 
@@ -136,7 +136,8 @@ def test_nft_chains_are_those_that_nft_lists(host: ThrowawayHost) -> None:
     names = ("family", "table", "name", *unset)
     wanted = [tuple((unset | one)[name] for name in names) for one in nft_objects(host, "chain")]
     found = [
-        (one.family, one.table, one.name, one.hook, one.priority, one.policy) for one in whole(host).chains
+        (one.family, one.table, one.name, one.hook, one.priority, one.policy)
+        for one in read_rules_of(host).chains
     ]
     assert found == wanted
     assert len(found) == 6
@@ -164,7 +165,7 @@ def test_nft_counters_count_real_packets(host: ThrowawayHost) -> None:
         for part in rule["expr"]
         if isinstance(part.get("counter"), dict)
     ]
-    found = [(rule.packets, rule.bytes) for rule in whole(host).rules]
+    found = [(rule.packets, rule.bytes) for rule in read_rules_of(host).rules]
     assert anonymous["packets"] == 3
     assert found == [
         (anonymous["packets"], anonymous["bytes"]),
@@ -179,7 +180,7 @@ def test_nft_counters_count_real_packets(host: ThrowawayHost) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_iptables_rules_have_the_text_that_iptables_save_prints(host: ThrowawayHost, backend: str) -> None:
     table(host, backend)
-    firewall = whole(host)
+    firewall = read_rules_of(host)
     assert [rule.text for rule in firewall.rules if rule.family == "ip"] == [
         text for *_, text in saved(host, backend)
     ]
@@ -191,9 +192,9 @@ def test_iptables_rules_have_the_text_that_iptables_save_prints(host: ThrowawayH
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_iptables_rules_are_understood(host: ThrowawayHost, backend: str) -> None:
+def test_iptables_rules_are_decoded(host: ThrowawayHost, backend: str) -> None:
     table(host, backend)
-    found = [(rule.table, rule.chain, meaning(rule)) for rule in whole(host).rules]
+    found = [(rule.table, rule.chain, meaning(rule)) for rule in read_rules_of(host).rules]
     wanted = [
         (table, chain, {"packets": 0, "bytes": 0, **shape})
         for (table, chain, _), shape in (IPTABLES | IP6TABLES).items()
@@ -208,7 +209,7 @@ def test_iptables_chains_have_their_hooks_and_policies(host: ThrowawayHost, back
     host.run(f"iptables-{backend} -N own")
     host.run(f"iptables-{backend} -t nat -A POSTROUTING -j MASQUERADE")
     name = f"iptables-{backend}"
-    chains = whole(host).chains
+    chains = read_rules_of(host).chains
     for wanted in (
         Chain(name, "ip", "filter", "FORWARD", "forward", "filter", 0, "drop"),
         Chain(name, "ip", "filter", "own"),
@@ -224,45 +225,47 @@ def test_iptables_counters_count_real_packets(host: ThrowawayHost, backend: str)
     host.run("ping -c 4 -i 0.01 -q 127.0.0.1")
     ((packets, octets, _),) = saved(host, backend)
     assert packets == 4
-    assert [(rule.packets, rule.bytes) for rule in whole(host).rules] == [(packets, octets)]
+    assert [(rule.packets, rule.bytes) for rule in read_rules_of(host).rules] == [(packets, octets)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_both_backends_and_nft_at_once(host: ThrowawayHost, backend: str) -> None:
     host.run(f"iptables-{backend} -A FORWARD -j DROP")
     nft(host, "table inet own { chain c { accept; }; }")
-    assert [rule.backend for rule in whole(host).rules].count("nft") == 1
-    assert [rule.verdict for rule in whole(host).rules if rule.backend == f"iptables-{backend}"] == ["drop"]
+    assert [rule.backend for rule in read_rules_of(host).rules].count("nft") == 1
+    assert [rule.verdict for rule in read_rules_of(host).rules if rule.backend == f"iptables-{backend}"] == [
+        "drop"
+    ]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_ids_stay_when_other_rules_come_and_go(host: ThrowawayHost, backend: str) -> None:
+def test_ids_stay_when_other_rules_change(host: ThrowawayHost, backend: str) -> None:
     rules = ("-s 10.0.0.1 -j DROP", "-s 10.0.0.2 -j DROP", "-s 10.0.0.2 -j DROP")
     for text in rules:
         host.run(f"iptables-{backend} -A FORWARD {text}")
-    before = {rule.rule_id: rule.text for rule in whole(host).rules}
+    before = {rule.rule_id: rule.text for rule in read_rules_of(host).rules}
     host.run(f"iptables-{backend} -I FORWARD 1 -s 10.0.0.9 -j DROP")
     host.run(f"iptables-{backend} -D FORWARD 2")
-    after = {rule.rule_id: rule.text for rule in whole(host).rules}
+    after = {rule.rule_id: rule.text for rule in read_rules_of(host).rules}
     assert len(before) == 3
     assert [after.get(key) for key, text in before.items() if "10.0.0.2" in text] == [
         "-A FORWARD -s 10.0.0.2/32 -j DROP"
     ] * 2
 
 
-def test_nft_ids_stay_when_other_rules_come_and_go(host: ThrowawayHost) -> None:
+def test_nft_ids_stay_when_other_rules_change(host: ThrowawayHost) -> None:
     nft(host, "table ip x { chain c { ip saddr 10.0.0.1 drop; ip saddr 10.0.0.2 drop; }; }")
-    first, second = whole(host).rules
+    first, second = read_rules_of(host).rules
     nft(host, f"delete rule ip x c handle {first.rule_id.rpartition('/')[2]}; insert rule ip x c accept")
-    assert [rule.rule_id for rule in whole(host).rules if rule.verdict == "drop"] == [second.rule_id]
+    assert [rule.rule_id for rule in read_rules_of(host).rules if rule.verdict == "drop"] == [second.rule_id]
 
 
-def test_what_iptables_prints_wrongly_is_read_by_nft(host: ThrowawayHost) -> None:
+def test_rules_that_iptables_prints_wrongly_are_read_by_nft(host: ThrowawayHost) -> None:
     """iptables-save would print the rule below as `-A FORWARD -p tcp -j DROP`."""
     host.run("iptables-nft -t nat -A PREROUTING -p tcp --dport 8080 -j DNAT --to-destination 10.0.0.2:80")
     host.run("iptables-nft -A FORWARD -s 10.0.0.1 -j DROP")
     nft(host, "add rule ip filter FORWARD tcp dport { 80, 443 } drop")
-    found = {(rule.backend, rule.table): rule for rule in whole(host).rules}
+    found = {(rule.backend, rule.table): rule for rule in read_rules_of(host).rules}
     assert found["iptables-nft", "nat"].to_address == "10.0.0.2"
     assert found["nft", "filter"].dport == "80,443"
     assert len(found) == 2
@@ -286,31 +289,31 @@ def test_threads_read_different_namespaces_at_once(host: ThrowawayHost) -> None:
 
 
 def test_reading_creates_no_tables(host: ThrowawayHost) -> None:
-    assert whole(host) == Firewall(host.inode)
+    assert read_rules_of(host) == Firewall(host.inode)
     assert not host.run("nft list ruleset")
     nft(host, "table ip nat { }")
     before = host.run("nft list ruleset")
-    whole(host)
+    read_rules_of(host)
     assert host.run("nft list ruleset") == before
     names = ("cat", "/proc/net/ip_tables_names", "/proc/net/ip6_tables_names")
     assert not host.run([*names], check=False)
 
 
-def test_no_tool_runs_where_there_is_no_rule(host: ThrowawayHost, no_tools: NoTools) -> None:
+def test_no_tool_runs_without_rules(host: ThrowawayHost, no_tools: NoTools) -> None:
     folder = no_tools()
     put(folder, "nft", f"touch {folder}/ran")
     put(folder, "iptables-nft-save", f"touch {folder}/ran")
-    assert whole(host) == Firewall(host.inode)
+    assert read_rules_of(host) == Firewall(host.inode)
     assert not (folder / "ran").exists()
 
 
-def test_one_process_reads_all_that_iptables_made(host: ThrowawayHost, no_tools: NoTools) -> None:
+def test_one_process_reads_all_iptables_rules(host: ThrowawayHost, no_tools: NoTools) -> None:
     host.run("iptables-nft -A FORWARD -j DROP")
     host.run("iptables-nft -t nat -A POSTROUTING -j MASQUERADE")
     program = shutil.which("iptables-nft-save")
     folder = no_tools()
     put(folder, "iptables-nft-save", f'echo ran >> {folder}/log\nexec {program} "$@"')
-    assert [rule.verdict for rule in whole(host).rules] == ["drop", "masquerade"]
+    assert [rule.verdict for rule in read_rules_of(host).rules] == ["drop", "masquerade"]
     assert (folder / "log").read_text() == "ran\n"
 
 
@@ -413,7 +416,7 @@ def by_inode(spaces: dict[str, Namespace]) -> dict[int, Namespace]:
     return {one.inode: one for one in spaces.values()}
 
 
-def test_a_huge_set_of_a_container_hides_no_rules_but_its_own(
+def test_a_huge_set_of_a_container_hides_only_its_own_rules(
     three: dict[str, Namespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(firewall, "_MAX_OUTPUT", 1 << 19)
@@ -456,7 +459,7 @@ def test_without_rights(inside_host: ThrowawayHost) -> None:
     assert try_ == "run it as root"
 
 
-def test_a_namespace_that_is_gone(host: ThrowawayHost) -> None:
+def test_a_removed_namespace(host: ThrowawayHost) -> None:
     host.namespace("gone")
     namespace = Namespace(host.inode_of("gone"), entry=f"/run/netns/{host.full('gone')}")
     subprocess.run(["ip", "netns", "del", host.full("gone")], check=True)

@@ -1,4 +1,4 @@
-"""Speeds of real traffic compared with iperf3; single entries; sockets compared with ss."""
+"""Rates compared with iperf3, single entries, and sockets compared with ss."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def namespace_of(host: ThrowawayHost, short: str = "host") -> Namespace:
 
 
 @pytest.fixture
-def road(host: ThrowawayHost) -> ThrowawayHost:
-    """See `made_road`."""
-    return made_road(host)
+def nat_host(host: ThrowawayHost) -> ThrowawayHost:
+    """Return the host of `make_nat_host`."""
+    return make_nat_host(host)
 
 
-def made_road(host: ThrowawayHost) -> ThrowawayHost:
-    """A container behind masquerade, and a server outside; with accounting."""
+def make_nat_host(host: ThrowawayHost) -> ThrowawayHost:
+    """Build a container behind masquerade, and a server outside; turn accounting on."""
     host.run("ip link add br0 type bridge")
     host.run("ip addr add 172.30.0.1/24 dev br0")
     host.run("ip link set br0 up")
@@ -86,19 +86,19 @@ def program(host: ThrowawayHost, inside: str, *words: str) -> Iterator[subproces
 
 
 def measured(
-    road: ThrowawayHost, streams: int, rate: str, fast: ReadFastFlows | None = None
+    nat_host: ThrowawayHost, streams: int, rate: str, fast: ReadFastFlows | None = None
 ) -> tuple[list[float], dict[str, Any], FlowTable]:
     """Return the meter's and iperf3's values per second, and a late table."""
-    reader, spaces = FlowSampler(fast), {road.inode: namespace_of(road)}
+    reader, spaces = FlowSampler(fast), {nat_host.inode: namespace_of(nat_host)}
     with (
-        program(road, "out", "iperf3", "-s", "-1", "--forceflush") as server,
+        program(nat_host, "out", "iperf3", "-s", "-1", "--forceflush") as server,
         tempfile.NamedTemporaryFile("r") as report,  # longer than a pipe's buffer
     ):
         assert server.stdout
         while "listening" not in server.stdout.readline():
             pass
         command = f"iperf3 -c 198.51.100.9 -t 7 -P {streams} -b {rate} --json --logfile {report.name}"
-        with program(road, "web", *command.split()) as client:
+        with program(nat_host, "web", *command.split()) as client:
             tables: list[FlowTable] = []
             while client.poll() is None:
                 tables.append(reader.read(spaces)[0])
@@ -108,9 +108,9 @@ def measured(
 
 
 @contextmanager
-def accelerated(road: ThrowawayHost) -> Iterator[ReadFastFlows]:
-    """Accelerate the road's bridge; yield the reader of its counters."""
-    with FastPath(road, "br0"), entered(f"/run/netns/{road.name}"):
+def accelerated(nat_host: ThrowawayHost) -> Iterator[ReadFastFlows]:
+    """Accelerate the host's bridge; yield the reader of its counters."""
+    with FastPath(nat_host, "br0"), entered(f"/run/netns/{nat_host.name}"):
         reader = FastFlowReader()
         try:
             yield reader.read
@@ -121,10 +121,12 @@ def accelerated(road: ThrowawayHost) -> Iterator[ReadFastFlows]:
 @pytest.mark.needs("iperf3")
 @pytest.mark.parametrize("path", [KERNEL, pytest.param(FAST, marks=pytest.mark.needs("fastpath"))])
 @pytest.mark.parametrize(("streams", "rate"), [(1, "80M"), (20, "4M")])
-def test_within_three_in_a_hundred_of_iperf3(road: ThrowawayHost, streams: int, rate: str, path: int) -> None:
-    with accelerated(road) if path == FAST else nullcontext() as fast:
+def test_rates_are_within_three_percent_of_iperf3(
+    nat_host: ThrowawayHost, streams: int, rate: str, path: int
+) -> None:
+    with accelerated(nat_host) if path == FAST else nullcontext() as fast:
         for attempt in range(ATTEMPTS):
-            sums, report, late = measured(road, streams, rate, fast)
+            sums, report, late = measured(nat_host, streams, rate, fast)
             busy = statistics.median(sorted(sums)[len(sums) // 3 :])
             theirs = statistics.median(one["sum"]["bits_per_second"] for one in report["intervals"])
             if abs(busy / theirs - 1) <= 0.03 or attempt == ATTEMPTS - 1:
@@ -152,13 +154,13 @@ def test_entries_read_again_are_the_same(host: ThrowawayHost) -> None:
 
 
 @pytest.mark.needs("iperf3")
-def test_between_whole_looks_the_moving_ones_are_read_again(road: ThrowawayHost) -> None:
-    reader, spaces = FlowSampler(), {road.inode: namespace_of(road)}
-    with program(road, "out", "iperf3", "-s", "-1", "--forceflush") as server:
+def test_active_entries_are_read_between_dumps(nat_host: ThrowawayHost) -> None:
+    reader, spaces = FlowSampler(), {nat_host.inode: namespace_of(nat_host)}
+    with program(nat_host, "out", "iperf3", "-s", "-1", "--forceflush") as server:
         assert server.stdout
         while "listening" not in server.stdout.readline():
             pass
-        with program(road, "web", "iperf3", "-c", "198.51.100.9", "-t", "30", "-b", "8M"):
+        with program(nat_host, "web", "iperf3", "-c", "198.51.100.9", "-t", "30", "-b", "8M"):
             until = time.monotonic() + 20
             kept, tables = reader.read(spaces)
             while time.monotonic() < until and not (tables is None and np.nansum(kept.bits) > 4e6):
@@ -169,15 +171,15 @@ def test_between_whole_looks_the_moving_ones_are_read_again(road: ThrowawayHost)
 
 
 @pytest.mark.needs("iperf3")
-def test_a_rule_that_translates_has_what_its_connections_carry(road: ThrowawayHost) -> None:
+def test_a_nat_rule_has_the_rates_of_its_connections(nat_host: ThrowawayHost) -> None:
     """The rule's own counter has only the first packet of each connection."""
-    with program(road, "out", "iperf3", "-s", "-1", "--forceflush") as server:
+    with program(nat_host, "out", "iperf3", "-s", "-1", "--forceflush") as server:
         assert server.stdout
         while "listening" not in server.stdout.readline():
             pass
         with (
-            program(road, "web", "iperf3", "-c", "198.51.100.9", "-t", "60", "-b", "8M"),
-            entered(f"/run/netns/{road.name}"),
+            program(nat_host, "web", "iperf3", "-c", "198.51.100.9", "-t", "60", "-b", "8M"),
+            entered(f"/run/netns/{nat_host.name}"),
         ):
             watched = Watched()
             watched.watcher.set_demand(nat.VIEW.demand)
@@ -195,7 +197,7 @@ def test_a_rule_that_translates_has_what_its_connections_carry(road: ThrowawayHo
 
 
 def translated(watched: Watched) -> list[float]:
-    """Return the newest packets and bits a second of the masquerade rule's connections."""
+    """Return the newest packets/s and bits/s of the masquerade rule's connections."""
     snapshot, rates = watched.snapshot, watched.updates[-1].rates if watched.updates else None
     rules = [
         (firewall.ns, rule.rule_id)
@@ -228,16 +230,16 @@ with socket.create_connection(("198.51.100.9", 7000), 60) as one:
 """
 
 
-def test_sockets_as_ss_prints_them(road: ThrowawayHost) -> None:
-    with program(road, "out", sys.executable, "-c", SERVE) as server:
+def test_sockets_as_ss_prints_them(nat_host: ThrowawayHost) -> None:
+    with program(nat_host, "out", sys.executable, "-c", SERVE) as server:
         assert server.stdout and "ready" in server.stdout.readline()
-        with program(road, "web", sys.executable, "-c", ASK) as client:
+        with program(nat_host, "web", sys.executable, "-c", ASK) as client:
             assert client.stdout and "asked" in client.stdout.readline()
             space = Namespace(
-                road.inode_of("web"), pids=(client.pid,), entry=f"/run/netns/{road.full('web')}"
+                nat_host.inode_of("web"), pids=(client.pid,), entry=f"/run/netns/{nat_host.full('web')}"
             )
             found = read_sockets(space, Holders())
-            output = road.run("ss -tniH state established", inside="web")
+            output = nat_host.run("ss -tniH state established", inside="web")
     assert len(found.entries) == 1
     one = found.entries[0]
     ends = [
@@ -251,13 +253,13 @@ def test_sockets_as_ss_prints_them(road: ThrowawayHost) -> None:
 
 
 @pytest.mark.parametrize("words", ["rtt:<10000", "process:python", "--sockets"])
-def test_what_asks_for_sockets_has_them_read(road: ThrowawayHost, words: str) -> None:
-    with program(road, "out", sys.executable, "-c", SERVE) as server:
+def test_filters_and_groups_by_process_read_sockets(nat_host: ThrowawayHost, words: str) -> None:
+    with program(nat_host, "out", sys.executable, "-c", SERVE) as server:
         assert server.stdout and "ready" in server.stdout.readline()
-        with program(road, "web", sys.executable, "-c", ASK) as client:
+        with program(nat_host, "web", sys.executable, "-c", ASK) as client:
             assert client.stdout and "asked" in client.stdout.readline()
-            flows = json.loads(road.vnet("flows", "--json", "dport:7000", words).stdout)["flows"]
-    mine = [one for one in flows if one["ns"] == road.inode]
+            flows = json.loads(nat_host.vnet("flows", "--json", "dport:7000", words).stdout)["flows"]
+    mine = [one for one in flows if one["ns"] == nat_host.inode]
     assert [[end["pid"] for end in one["processes"]] for one in mine] == [[client.pid, server.pid]]
     assert mine[0]["rtt"] > 0
 
@@ -281,10 +283,12 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
 """
 
 
-def test_an_unconnected_udp_server(road: ThrowawayHost) -> None:
-    with program(road, "out", sys.executable, "-c", UDP_SERVER) as server:
+def test_an_unconnected_udp_server(nat_host: ThrowawayHost) -> None:
+    with program(nat_host, "out", sys.executable, "-c", UDP_SERVER) as server:
         assert server.stdout and "ready" in server.stdout.readline()
-        space = Namespace(road.inode_of("out"), pids=(server.pid,), entry=f"/run/netns/{road.full('out')}")
+        space = Namespace(
+            nat_host.inode_of("out"), pids=(server.pid,), entry=f"/run/netns/{nat_host.full('out')}"
+        )
         found = read_sockets(space, Holders())
     one = found.entries[found.entries["lport"] == 7001]
     assert len(one) == 1
@@ -293,7 +297,7 @@ def test_an_unconnected_udp_server(road: ThrowawayHost) -> None:
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_namespaces_that_die_take_their_flows_along(host: ThrowawayHost, whole: bool) -> None:
+def test_flows_of_removed_namespaces_are_removed(host: ThrowawayHost, whole: bool) -> None:
     host.namespace("short")
     for space, count in (("host", 50), ("short", 70)):
         host.run(

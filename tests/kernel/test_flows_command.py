@@ -16,14 +16,14 @@ from tests.support.host import ThrowawayHost
 pytestmark = pytest.mark.root
 
 PAGE = Path(__file__).parents[2] / "docs" / "json.md"
-MADE = 300
+INSERT = 300
 
 
 @pytest.fixture
 def busy(host: ThrowawayHost) -> ThrowawayHost:
     """Yield a host that counts, with entries."""
     host.run("sysctl -qw net.netfilter.nf_conntrack_acct=1")
-    host.run([sys.executable, "-c", f"from tests.support.bulk_conntrack import insert; insert({MADE})"])
+    host.run([sys.executable, "-c", f"from tests.support.bulk_conntrack import insert; insert({INSERT})"])
     return host
 
 
@@ -43,14 +43,14 @@ def of_host(host: ThrowawayHost, document: dict[str, Any]) -> list[dict[str, Any
     return [one for one in document["flows"] if one["ns"] == host.inode]
 
 
-def test_json_agrees_with_conntrack_and_with_its_page(busy: ThrowawayHost) -> None:
+def test_json_agrees_with_conntrack_and_the_docs(busy: ThrowawayHost) -> None:
     document = json.loads(flows(busy, "--json --per-hop"))
     mine = of_host(busy, document)
     assert (document["schema"], document["counted"], document["measured"], len(mine)) == (
         1,
         "per hop",
         False,
-        MADE,
+        INSERT,
     )
     assert set(mine[0]) == documented("flow")
     theirs = subprocess.run(
@@ -68,7 +68,7 @@ def test_json_agrees_with_conntrack_and_with_its_page(busy: ThrowawayHost) -> No
 
 
 @pytest.mark.parametrize("words", ["rate:<1k", "--top 5", "--by port"])
-def test_what_needs_speeds_measures_them(busy: ThrowawayHost, words: str) -> None:
+def test_options_that_need_rates_measure_them(busy: ThrowawayHost, words: str) -> None:
     document = json.loads(flows(busy, f"--json {words}"))
     assert document["measured"]
     some = document["groups" if "--by" in words else "flows"]
@@ -76,12 +76,12 @@ def test_what_needs_speeds_measures_them(busy: ThrowawayHost, words: str) -> Non
     assert all(one["bits_per_second"] is not None for one in some)
 
 
-def test_no_speed_to_filter_by_is_said(busy: ThrowawayHost) -> None:
+def test_filtering_by_an_unmeasured_rate_is_an_error(busy: ThrowawayHost) -> None:
     refused = flows(busy, "--json --over 0 rate:>1k", check=False)
     assert not refused
 
 
-def test_following_prints_moment_after_moment(busy: ThrowawayHost) -> None:
+def test_follow_prints_repeatedly(busy: ThrowawayHost) -> None:
     words = [sys.executable, "-u", "-m", "tui.cli", "flows", "--follow", "--over", "0.3"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as following:
         assert following.stdout

@@ -87,7 +87,7 @@ def only_one(host: ThrowawayHost, kind: str) -> tuple[DeleteFlow, str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_forgotten_and_nothing_else(inside_host: ThrowawayHost, kind: str) -> None:
+def test_only_the_selected_entry_is_deleted(inside_host: ThrowawayHost, kind: str) -> None:
     request, other = only_one(inside_host, kind)
     made = planned(request)
     assert run.apply(made.title, made.steps).done
@@ -102,12 +102,12 @@ def test_it_is_forgotten_and_nothing_else(inside_host: ThrowawayHost, kind: str)
     assert listed(inside_host) == [other]
 
 
-def test_it_says_where_the_command_hits_more(inside_host: ThrowawayHost) -> None:
+def test_a_command_that_deletes_more_entries_has_a_warning(inside_host: ThrowawayHost) -> None:
     request, _ = only_one(inside_host, "gre")
     assert any("all of them" in warning for warning in planned(request).warnings)
 
 
-def test_in_another_namespace(inside_host: ThrowawayHost) -> None:
+def test_deleting_in_another_namespace(inside_host: ThrowawayHost) -> None:
     inside_host.namespace("web")
     for inside in ("host", "web"):
         inside_host.run(f"conntrack -I {KINDS['udp'][0]}", inside)
@@ -119,7 +119,7 @@ def test_in_another_namespace(inside_host: ThrowawayHost) -> None:
     assert (len(listed(inside_host)), len(listed(inside_host, "web"))) == (1, 0)
 
 
-def test_the_journal_knows_that_it_is_final(inside_host: ThrowawayHost) -> None:
+def test_the_journal_marks_it_as_final(inside_host: ThrowawayHost) -> None:
     inside_host.run(f"conntrack -I {KINDS['udp'][0]}")
     (target,) = entries(inside_host)
     bridge = run.apply("bridge", (CreateBridge("br7"),))
@@ -136,7 +136,7 @@ def test_the_journal_knows_that_it_is_final(inside_host: ThrowawayHost) -> None:
     assert journal.open_intents() == (), "what has no undo is not offered for one"
 
 
-def test_a_later_connection_of_the_same_ends_stays(inside_host: ThrowawayHost) -> None:
+def test_a_later_connection_with_the_same_addresses_stays(inside_host: ThrowawayHost) -> None:
     inside_host.run(f"conntrack -I {KINDS['udp'][0]}")
     (old,) = entries(inside_host)
     made = planned(delete_flow(inside_host.inode, old._replace(id=old.id ^ 1)))
@@ -144,7 +144,7 @@ def test_a_later_connection_of_the_same_ends_stays(inside_host: ThrowawayHost) -
     assert listed(inside_host) == [str(old.id)]
 
 
-def test_several_at_once_and_a_place_that_is_gone(inside_host: ThrowawayHost) -> None:
+def test_several_entries_and_a_removed_namespace(inside_host: ThrowawayHost) -> None:
     for port in range(5, 9):
         inside_host.run(f"conntrack -I -p udp -s 1.2.3.4 -d 5.6.7.8 --sport {port} --dport 6 -t 300")
     steps = [planned(delete_flow(inside_host.inode, one)).steps[0] for one in entries(inside_host)]
@@ -154,7 +154,7 @@ def test_several_at_once_and_a_place_that_is_gone(inside_host: ThrowawayHost) ->
     assert isinstance(gone, Refused) and "gone" in gone.reasons[0]
 
 
-def test_what_it_says() -> None:
+def test_messages() -> None:
     step = DeleteConnection("fd00::1", "fd00::2", 6, 4000, 443, 9)
     assert step.command() == "conntrack -D -f ipv6 -p tcp -s fd00::1 -d fd00::2 --sport 4000 --dport 443 -w 0"
     assert step.describe() == "delete the tcp connection [fd00::1]:4000 -> [fd00::2]:443"

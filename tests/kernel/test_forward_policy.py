@@ -45,7 +45,7 @@ FIREWALLD = [
 
 
 @dataclass(frozen=True)
-class Others:
+class RuleSet:
     """A rule set: its files and commands, and whose rules drop which packets."""
 
     files: tuple[str, ...] = ()
@@ -55,19 +55,19 @@ class Others:
     program: str = ""
 
 
-OTHERS = {
-    "docker 20.10": Others(("docker-20.10.ip4",), (), "Docker's rules drop", "Docker's rules drop"),
-    "docker 28": Others(("docker-28.ip4",), (), "Docker's rules drop", ""),
-    "docker 28, policy drop": Others(
+RULE_SETS = {
+    "docker 20.10": RuleSet(("docker-20.10.ip4",), (), "Docker's rules drop", "Docker's rules drop"),
+    "docker 28": RuleSet(("docker-28.ip4",), (), "Docker's rules drop", ""),
+    "docker 28, policy drop": RuleSet(
         ("docker-28.ip4",), ("iptables -P FORWARD DROP",), "Docker's rules drop", "Docker's rules drop"
     ),
-    "docker 29": Others(("docker-29.nft",), (), "Docker's rules drop", ""),
-    "ufw": Others(("ufw.ip4", "ufw.ip6"), (), "ufw's rules drop", "ufw's rules drop", "ufw"),
-    "docker 28 and ufw": Others(
+    "docker 29": RuleSet(("docker-29.nft",), (), "Docker's rules drop", ""),
+    "ufw": RuleSet(("ufw.ip4", "ufw.ip6"), (), "ufw's rules drop", "ufw's rules drop", "ufw"),
+    "docker 28 and ufw": RuleSet(
         ("docker-28.ip4", "ufw.ip4", "ufw.ip6"), (), "Docker's rules drop", "ufw's rules drop", "ufw"
     ),
-    "firewalld": Others(("firewalld.nft",), (), "", "firewalld's rules drop", "firewalld"),
-    "own tables": Others(
+    "firewalld": RuleSet(("firewalld.nft",), (), "", "firewalld's rules drop", "firewalld"),
+    "own tables": RuleSet(
         (),
         (
             "nft add table inet one; "
@@ -78,7 +78,7 @@ OTHERS = {
         "table one drops",
         "table one drops",
     ),
-    "raw": Others(
+    "raw": RuleSet(
         (), ("iptables -t raw -A PREROUTING -i up0 -p tcp --dport 7080 -j DROP",), "table raw drops", ""
     ),
 }
@@ -90,20 +90,20 @@ class Site:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
 
-    def load(self, others: Others) -> None:
-        for file in others.files:
+    def load(self, rule_set: RuleSet) -> None:
+        for file in rule_set.files:
             text = (RULES / file).read_text()
             if file.endswith(".nft"):
                 self.machine.run(["nft", "-f", "-"], text=text)
             else:
                 tool = "ip6tables-restore" if file.endswith("ip6") else "iptables-restore"
                 self.machine.run([tool, "--noflush"], text=text)
-        for command in others.commands:
+        for command in rule_set.commands:
             self.machine.run(["nft", command[4:]] if command.startswith("nft ") else command)
 
-    def ask(self, asker: str, address: str, port: int) -> bool:
+    def ask(self, client: str, address: str, port: int) -> bool:
         words = [sys.executable, "-c", ASK, address, str(port)]
-        return bool(self.machine.run(words, asker, check=False).strip())
+        return bool(self.machine.run(words, client, check=False).strip())
 
     def answered(self, *ways: tuple[str, str, int]) -> list[bool]:
         """Return which of these (client, address, port) are answered, asked at once."""
@@ -125,7 +125,7 @@ class Site:
         if any(one.startswith("firewall-cmd") for one in run):
             assert run == FIREWALLD
             self.machine.run("nft delete table inet firewalld")
-            self.load(Others(("firewalld-policy.nft",)))
+            self.load(RuleSet(("firewalld-policy.nft",)))
             return run
         for command in run:
             self.machine.run(["sh", "-c", command])
@@ -178,18 +178,18 @@ def serve(machine: Machine, name: str, ends: ExitStack) -> None:
     assert server.stdout and server.stdout.readline() == "ready\n"
 
 
-@pytest.mark.parametrize("name", [name for name in OTHERS if OTHERS[name].on_docker0])
-def test_a_port_of_a_container_on_anothers_bridge(site: Site, name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in RULE_SETS if RULE_SETS[name].on_docker0])
+def test_a_port_of_a_container_on_an_engines_bridge(site: Site, name: str) -> None:
     """After the printed commands the port is reachable from outside.
 
     Unpublished ports stay closed: the container's own address, its other port, and its neighbour.
     """
-    others = OTHERS[name]
-    site.load(others)
+    rule_set = RULE_SETS[name]
+    site.load(rule_set)
     from_outside = ("world", "192.0.2.2", 7080)
     closed = (("world", "172.17.0.2", 80), ("world", "172.17.0.2", 81), ("world", "172.17.0.4", 80))
     said = [one for one in site.warnings("publish", "a", "7080:80") if commands(one)]
-    assert said and others.on_docker0 in said[0]
+    assert said and rule_set.on_docker0 in said[0]
     assert all("IPv6" not in one for one in said)
     ok(site.machine, "publish a 7080:80")
     assert site.all_answered(("", "192.0.2.2", 7080)), "the host itself reaches it"
@@ -201,17 +201,19 @@ def test_a_port_of_a_container_on_anothers_bridge(site: Site, name: str) -> None
     assert not [one for one in left if commands(one)], "nothing is left to say"
 
 
-@pytest.mark.parametrize("name", [name for name in OTHERS if OTHERS[name].on_shop or name == "docker 28"])
-def test_a_network_made_by_vnet(site: Site, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in RULE_SETS if RULE_SETS[name].on_shop or name == "docker 28"]
+)
+def test_a_network_created_by_vnet(site: Site, name: str) -> None:
     """After all printed commands, outgoing and published connections work.
 
     After half of them the finding remains. Unpublished ports stay closed.
     """
-    others, machine = OTHERS[name], site.machine
-    site.load(others)
+    rule_set, machine = RULE_SETS[name], site.machine
+    site.load(rule_set)
     create = ("network", "create", "shop", "--subnet", "10.91.0.0/24")
     said = [one for one in site.warnings(*create) if commands(one)]
-    assert bool(said) == bool(others.on_shop) and all(others.on_shop in one for one in said[:1]), said
+    assert bool(said) == bool(rule_set.on_shop) and all(rule_set.on_shop in one for one in said[:1]), said
     ok(machine, " ".join(create))
     ok(machine, "container create c --network shop")
     machine.run("ip route add 10.91.0.0/24 via 192.0.2.2", inside="world")
@@ -232,13 +234,13 @@ def test_a_network_made_by_vnet(site: Site, name: str) -> None:
         assert site.all_answered(in_, ("", "127.0.0.1", 8090)), more
         assert not site.forward_findings()
         bypassing = site.findings("bypass")
-        assert [one["short"] for one in bypassing] == [f"bypasses {one}" for one in [others.program] if one]
+        assert [one["short"] for one in bypassing] == [f"bypasses {one}" for one in [rule_set.program] if one]
         for finding in bypassing:
             restrict = finding["advice"].partition(", run: ")[2]
             assert "tcp/8090" in finding["sentence"]
             restrict = re.sub("80[89][01]", "8090", restrict)
             said = " ".join(site.warnings("publish", "c", "8091:80"))
-            assert f"{others.program}'s rules" in said and restrict.replace("8090", "8091") in said
+            assert f"{rule_set.program}'s rules" in said and restrict.replace("8090", "8091") in said
             machine.run(["sh", "-c", restrict.replace("NETWORK", "198.51.100.0/24")])
             assert not site.ask(*in_)
         assert not any(site.answered(("world", "10.91.0.2", 80), ("world", "10.91.0.2", 81)))
@@ -247,7 +249,7 @@ def test_a_network_made_by_vnet(site: Site, name: str) -> None:
 def test_ufw_that_is_disabled_drops_nothing(site: Site) -> None:
     """`ufw disable` leaves empty chains, the jumps to them, and policies that accept."""
     machine = site.machine
-    site.load(OTHERS["ufw"])
+    site.load(RULE_SETS["ufw"])
     ok(machine, "publish a 7080:80")
     assert [one["short"] for one in site.findings("forward")] == ["unreachable"]
     for tool in ("iptables", "ip6tables"):
@@ -261,7 +263,7 @@ def test_ufw_that_is_disabled_drops_nothing(site: Site) -> None:
 
 def test_each_command_has_its_own_line(site: Site) -> None:
     """Commands can be copied line by line; in JSON they are in the sentence."""
-    site.load(OTHERS["own tables"])
+    site.load(RULE_SETS["own tables"])
     words = ("network", "create", "shop", "--subnet", "10.91.0.0/24")
     expected = [command for one in site.warnings(*words) for command in commands(one)]
     printed = site.machine.vnet(*words, "--dry-run").stderr.splitlines()
@@ -269,14 +271,14 @@ def test_each_command_has_its_own_line(site: Site) -> None:
     assert [line.strip() for line in printed if line.startswith("    ")] == expected
 
 
-def test_a_network_of_ipv6(site: Site) -> None:
+def test_an_ipv6_network(site: Site) -> None:
     """IPv6 commands use ip6tables, and allow the same packets as those of IPv4."""
     machine = site.machine
     for inside, link, number in (("", "up0", 2), ("world", "far", 1)):
         machine.run(f"ip addr add 2001:db8:2::{number}/64 dev {link} nodad", inside=inside)
     machine.run("ip route add default via 2001:db8:2::1")
     machine.run("ip route add fd91::/64 via 2001:db8:2::2", inside="world")
-    site.load(OTHERS["ufw"])
+    site.load(RULE_SETS["ufw"])
     said = site.warnings("network", "create", "shop", "--subnet", "fd91::/64")
     ok(machine, "network create shop --subnet fd91::/64")
     ok(machine, "container create c --network shop")

@@ -172,10 +172,10 @@ def session(wired: ThrowawayHost) -> Iterator[Session]:
 
 def no_guard_left() -> bool:
     """Return whether every guard process of this test has ended."""
-    return not guardians()
+    return not guard_processes()
 
 
-def guardians() -> list[psutil.Process]:
+def guard_processes() -> list[psutil.Process]:
     here = os.environ["VNET_STATE"]
     return [one for one in psutil.process_iter() if any(here in word for word in _words(one))]
 
@@ -212,7 +212,7 @@ def on_bridge(host: ThrowawayHost) -> bool:
     return host.json("ip -j link show eth0")[0].get("master") == "br-lan"
 
 
-def test_unconfirmed_is_taken_back(wired: ThrowawayHost, session: Session) -> None:
+def test_an_unconfirmed_change_is_undone(wired: ThrowawayHost, session: Session) -> None:
     before = host_state(wired.names)
     outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=WINDOW)
     assert outcome.done, outcome.errors
@@ -229,7 +229,7 @@ def test_unconfirmed_is_taken_back(wired: ThrowawayHost, session: Session) -> No
     session.moves()
 
 
-def test_confirmed_stays(wired: ThrowawayHost, session: Session) -> None:
+def test_a_confirmed_change_stays(wired: ThrowawayHost, session: Session) -> None:
     outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=60)
     assert guard.confirm(outcome.entry_id)
     assert guard.pending_guards() == ()
@@ -328,7 +328,7 @@ def test_the_guard_waits_for_another_writer(wired: ThrowawayHost) -> None:
     outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=WINDOW / 2)
     with state.writing():
         wait_until(lambda: not guard.pending_guards(), "the guard's time to be up")
-        (process,) = guardians()
+        (process,) = guard_processes()
         wait_until(lambda: waits_for_a_lock(process.pid), "the guard to wait for us")
         assert on_bridge(wired)
         assert not guard.confirm(outcome.entry_id)
@@ -336,20 +336,20 @@ def test_the_guard_waits_for_another_writer(wired: ThrowawayHost) -> None:
     assert host_state(wired.names) == before
 
 
-def test_asked_to_end_it_reverts(wired: ThrowawayHost) -> None:
+def test_a_guard_undoes_the_change_on_sigterm(wired: ThrowawayHost) -> None:
     before = host_state(wired.names)
     guard.guarded_apply("bridge eth0", bridging(), seconds=60)
-    (process,) = guardians()
+    (process,) = guard_processes()
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
     wait_until(no_guard_left, "the guard to revert")
     assert host_state(wired.names) == before
 
 
-def test_a_guard_killed_while_it_reverts(wired: ThrowawayHost) -> None:
+def test_a_guard_killed_during_its_undo(wired: ThrowawayHost) -> None:
     before = host_state(wired.names)
     outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=60)
-    (process,) = guardians()
+    (process,) = guard_processes()
     path = Path(os.environ["VNET_STATE"], "journal", f"{outcome.entry_id}.jsonl")
     process.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + PATIENCE
@@ -364,11 +364,11 @@ def test_a_guard_killed_while_it_reverts(wired: ThrowawayHost) -> None:
     assert next(journal.history()).end == "undone"
 
 
-def test_it_holds_nothing_of_its_caller(wired: ThrowawayHost, tmp_path: Path) -> None:
+def test_a_guard_keeps_no_descriptors_of_its_caller(wired: ThrowawayHost, tmp_path: Path) -> None:
     held = (tmp_path / "held").open("w")
     os.set_inheritable(held.fileno(), True)
     outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=60)
-    (process,) = guardians()
+    (process,) = guard_processes()
     descriptors = Path(f"/proc/{process.pid}/fd").iterdir()
     mine = tmp_path / "state/guards" / f"{outcome.entry_id}.json"
     found = sorted(os.readlink(path) for path in descriptors)
@@ -382,7 +382,7 @@ def test_it_holds_nothing_of_its_caller(wired: ThrowawayHost, tmp_path: Path) ->
     held.close()
 
 
-def test_it_needs_neither_the_callers_folder_nor_its_import_path(
+def test_a_guard_works_without_the_callers_folder_and_import_path(
     wired: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = host_state(wired.names)
@@ -391,7 +391,7 @@ def test_it_needs_neither_the_callers_folder_nor_its_import_path(
     monkeypatch.setenv("VNET_STATE", "state")
     guard.guarded_apply("bridge eth0", bridging(), seconds=60)
     monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
-    (process,) = guardians()
+    (process,) = guard_processes()
     given = process.environ()
     assert (given["PYTHONPATH"], given["VNET_STATE"]) == (str(PACKAGES), str(tmp_path / "state"))
     process.terminate()
@@ -411,7 +411,7 @@ def test_without_a_guard_nothing_is_changed(wired: ThrowawayHost, monkeypatch: p
 
 def test_a_killed_guard_is_reported(wired: ThrowawayHost) -> None:
     outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=60)
-    (process,) = guardians()
+    (process,) = guard_processes()
     process.kill()
     wait_until(lambda: not guard.pending_guards()[0].alive, "the guard to be dead")
     assert guard.confirm(outcome.entry_id)

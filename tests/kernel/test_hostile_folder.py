@@ -81,19 +81,19 @@ def test_the_trap_works(machine: Machine, trap: Trap) -> None:
 
 
 @pytest.mark.skipif(not INSTALLED.exists(), reason="the program isn't installed beside its interpreter")
-def test_the_installed_program(machine: Machine, trap: Trap) -> None:
+def test_the_installed_program_runs_nothing_from_the_folder(machine: Machine, trap: Trap) -> None:
     assert "lo" in trap.run(machine, str(INSTALLED), "show", "links")
     trap.run(machine, str(INSTALLED), "network", "create", "inst")
 
 
-def test_changes_and_lists(machine: Machine, trap: Trap) -> None:
+def test_changes_and_lists_run_nothing_from_the_folder(machine: Machine, trap: Trap) -> None:
     trap.run(machine, *PROGRAM, "network", "create", "shop")
     assert "shop" in trap.run(machine, *PROGRAM, "show", "networks")
     trap.run(machine, *PROGRAM, "undo")
 
 
 @pytest.mark.needs("fastpath")
-def test_the_fast_path(machine: Machine, trap: Trap) -> None:
+def test_the_fast_path_runs_nothing_from_the_folder(machine: Machine, trap: Trap) -> None:
     trap.run(machine, *PROGRAM, "network", "create", "quick")
     trap.run(machine, *PROGRAM, "accelerate", "quick", "--yes")
     assert "on" in trap.run(machine, *PROGRAM, "fastpath", "status")
@@ -101,12 +101,12 @@ def test_the_fast_path(machine: Machine, trap: Trap) -> None:
 
 
 @pytest.mark.needs("fastpath", "bcc")
-def test_compiling_it(machine: Machine, trap: Trap, tmp_path: Path) -> None:
+def test_compiling_runs_nothing_from_the_folder(machine: Machine, trap: Trap, tmp_path: Path) -> None:
     command = (sys.executable, "-P", "-c", _COMPILE, str(tmp_path / "cache"))
     assert trap.run(machine, *command) == "done\n"
 
 
-def test_the_demo_lab(machine: Machine, trap: Trap) -> None:
+def test_the_demo_lab_runs_nothing_from_the_folder(machine: Machine, trap: Trap) -> None:
     command = ("demo", "--no-traffic", "--")
     assert trap.run(machine, *PROGRAM, *command, "pwd").strip() == str(trap.folder)
     assert "v-web2" in trap.run(machine, *PROGRAM, *command, "vnet-tui", "show", "bridges")
@@ -119,7 +119,7 @@ def test_programs_of_another_user_are_not_run(machine: Machine, trap: Trap) -> N
     trap.run(machine, *PROGRAM, "demo", "--no-traffic", "--", "true", PATH=path)
 
 
-def test_programs_that_root_put_in_front_are_run(machine: Machine, tmp_path: Path) -> None:
+def test_programs_of_root_in_the_path_are_run(machine: Machine, tmp_path: Path) -> None:
     (tmp_path / "nft").write_text(f'#!/bin/sh\ntouch {tmp_path}/run\nPATH=/usr/sbin:/usr/bin exec nft "$@"\n')
     (tmp_path / "nft").chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
@@ -130,7 +130,7 @@ def test_programs_that_root_put_in_front_are_run(machine: Machine, tmp_path: Pat
     assert (tmp_path / "run").exists()
 
 
-def test_no_journal_is_kept_where_another_user_writes(machine: Machine, tmp_path: Path) -> None:
+def test_no_journal_is_written_to_a_folder_of_another_user(machine: Machine, tmp_path: Path) -> None:
     os.chown(tmp_path, USER, USER)
     done = subprocess.run(
         machine.words(*PROGRAM, "network", "create", "x"), capture_output=True, text=True, check=False,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from core.collect import namespaces
-from tests.kernel.traps import trap
+from tests.kernel.hostile_traps import trap
 from tests.support.machine import Machine
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel_has("user_namespaces")]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from core.serialize import unpack
-from tests.kernel.traps import trap
+from tests.kernel.hostile_traps import trap
 from tests.support.machine import Machine, ok, read_json
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel_has("user_namespaces")]
@@ -67,7 +67,7 @@ def test_no_command_opens_or_waits_for_files_that_are_no_namespaces(machine: Mac
             assert "web" in ok(machine, "undo --dry-run")
 
 
-def test_a_change_can_be_undone_beside_a_trap(machine: Machine) -> None:
+def test_a_change_can_be_undone_despite_a_trap(machine: Machine) -> None:
     with trap(machine, "name of a mount"):
         ok(machine, "container create db --network shop")
         ok(machine, "undo")

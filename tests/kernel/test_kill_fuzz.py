@@ -22,7 +22,7 @@ _FEW = 40
 pytestmark = [pytest.mark.root, pytest.mark.timeout(30 * (COUNT or _FEW))]
 
 
-def test_what_was_killed_is_taken_back_without_a_difference() -> None:
+def test_recover_undoes_killed_changes_completely() -> None:
     print(f"seed {SEED}")
     killer, outcomes = Killer(), []
     try:

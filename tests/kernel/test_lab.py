@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from core.lab import Lab, LabError, LabSettings, lab
-from tests.kernel.lab_sandbox import run_story
+from tests.kernel.lab_sandbox import run_scenario
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
@@ -242,7 +242,7 @@ def launch_demo(script: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def test_the_launcher_passes_sigterm_on() -> None:
+def test_the_launcher_forwards_sigterm() -> None:
     launcher = launch_demo("trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done")
     assert launcher.stdout is not None and launcher.stdout.readline() == "up\n"
     assert eventually(lambda: catches(launcher.pid, signal.SIGTERM))
@@ -250,7 +250,7 @@ def test_the_launcher_passes_sigterm_on() -> None:
     assert launcher.wait(timeout=PATIENCE) == 5
 
 
-def test_the_launcher_stops_and_goes_on_with_its_command() -> None:
+def test_the_launcher_stops_and_continues_with_its_command() -> None:
     launcher = launch_demo("echo up; kill -STOP $$; exit 6")
     assert launcher.stdout is not None and launcher.stdout.readline() == "up\n"
     _, status = os.waitpid(launcher.pid, os.WUNTRACED)
@@ -264,14 +264,14 @@ def test_a_command_ended_by_a_signal_gives_the_code_that_a_shell_gives() -> None
 
 
 def test_an_orderly_end_leaves_nothing() -> None:
-    seen = run_story("orderly")
+    seen = run_scenario("orderly")
     assert len(seen["during"]["namespaces"]) > len(seen["before"]["namespaces"]) + 8
     assert seen["after"] == seen["before"]
 
 
-@pytest.mark.parametrize("story", ["killed", "killed_while_building"])
-def test_a_killed_launcher_leaves_nothing(story: str) -> None:
-    seen = run_story(story)
+@pytest.mark.parametrize("scenario", ["killed", "killed_while_building"])
+def test_a_killed_launcher_leaves_nothing(scenario: str) -> None:
+    seen = run_scenario(scenario)
     assert len(seen["during"]["namespaces"]) > len(seen["before"]["namespaces"]) + 8
     assert seen["after"] == seen["before"]
     assert seen["again"] == 0
@@ -329,7 +329,7 @@ def test_a_tmux_server_outside_is_unreachable(inside: Inside, monkeypatch: pytes
     assert inside.run("sh", "-c", "echo $TMUX $TMUX_TMPDIR") == "/run\n"
 
 
-def test_its_journal_of_changes_is_its_own(inside: Inside) -> None:
+def test_the_lab_has_its_own_journal(inside: Inside) -> None:
     folder = inside.run(
         "sh", "-c", 'mkdir -p "$VNET_STATE" && touch "$VNET_STATE/here" && echo "$VNET_STATE"'
     )

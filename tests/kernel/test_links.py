@@ -208,7 +208,7 @@ def test_a_link_name_of_odd_bytes_stays_verbatim(host: ThrowawayHost) -> None:
     assert os.fsdecode(name) in links_of(host)
 
 
-def test_namespace_ids_lead_where_ip_netns_says(inside_host: ThrowawayHost) -> None:
+def test_namespace_ids_are_those_of_ip_netns(inside_host: ThrowawayHost) -> None:
     host = inside_host
     host.run("ip link add br0 type bridge")
     for number in range(3):
@@ -268,7 +268,7 @@ def test_a_namespace_that_vanished_is_left_out(host: ThrowawayHost) -> None:
     assert {int(row["ns"]) for row in read_stats([found[gone], found[host.inode]]).rows} == {host.inode}
 
 
-def test_counters_are_their_own_stream(host: ThrowawayHost) -> None:
+def test_counters_are_read_separately(host: ThrowawayHost) -> None:
     quiet = ["sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"]
     host.namespace("c")
     host.run(quiet)

@@ -103,7 +103,7 @@ def of(**labels: str) -> frozenset[tuple[str, str]]:
     return frozenset(labels.items())
 
 
-def next_look(agent: Agent) -> Samples:
+def next_scrape(agent: Agent) -> Samples:
     """Return a scrape that read the host after this call."""
     first = agent.scrape()["vnet_scrape_part_duration_seconds"]
     return agent.until(lambda found: found["vnet_scrape_part_duration_seconds"] != first)
@@ -118,7 +118,7 @@ def test_links_as_ip_counts_them(agent: Agent, inside: str) -> None:
         for name, counter in counters.items()
     }
     before = {one["ifname"]: one for one in agent.machine.json("ip -j -s link", inside)}
-    found = next_look(agent)
+    found = next_scrape(agent)
     after = {one["ifname"]: one for one in agent.machine.json("ip -j -s link", inside)}
     assert len(before) == (3 if not inside else 2)
     for name, link in after.items():

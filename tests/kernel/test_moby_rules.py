@@ -105,7 +105,7 @@ def named(found: list[dict[str, Any]], bridge: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "document", DOCUMENTS or [FOLDER], ids=lambda path: f"{path.parent.name}-{path.stem}"
 )
-def test_what_is_shown_is_what_packets_do(site: Machine, document: Path) -> None:
+def test_views_agree_with_traffic(site: Machine, document: Path) -> None:
     bridges = load(site, document)
     with ExitStack() as servers:
         servers.enter_context(serving(site, "world", SERVE))

@@ -64,7 +64,7 @@ def test_a_process_in_a_nameless_namespace(host: ThrowawayHost) -> None:
         assert names_of(namespace) == ["lo"]
 
 
-def test_held_by_a_mount_alone(host: ThrowawayHost, tmp_path: Path) -> None:
+def test_held_only_by_a_mount(host: ThrowawayHost, tmp_path: Path) -> None:
     path = tmp_path / "a mount\\of"
     path.touch()
     subprocess.run(["unshare", f"--net={path}", "true"], check=True)
@@ -97,7 +97,7 @@ def test_mounts_copied_into_other_mount_namespaces_are_reported_once(host: Throw
     assert deep[host.inode].mounts == (f"/run/netns/{host.name}",)
 
 
-def test_held_by_a_descriptor_alone(host: ThrowawayHost) -> None:
+def test_held_only_by_a_descriptor(host: ThrowawayHost) -> None:
     name = host.namespace("a")
     inode = host.inode_of("a")
     with holder(*shell(f"exec 7</run/netns/{name}")) as (process, _):
@@ -112,7 +112,7 @@ def test_held_by_a_descriptor_alone(host: ThrowawayHost) -> None:
     assert inode not in merge_scans(deep, read_namespaces(deep=False)[0])
 
 
-def test_what_this_process_holds_open_does_not_count(host: ThrowawayHost) -> None:
+def test_descriptors_of_this_process_do_not_count(host: ThrowawayHost) -> None:
     name = host.namespace("a")
     with open(f"/run/netns/{name}") as held:
         inode = os.fstat(held.fileno()).st_ino
@@ -120,7 +120,7 @@ def test_what_this_process_holds_open_does_not_count(host: ThrowawayHost) -> Non
         assert inode not in read_namespaces(deep=True)[0]
 
 
-def test_a_thread_in_a_namespace_of_its_own() -> None:
+def test_a_thread_in_its_own_namespace() -> None:
     with holder(*thread_outside()) as (_, thread):
         inode = inode_of(f"/proc/{thread}/ns/net")
         shallow, _ = read_namespaces(deep=False)
@@ -153,7 +153,7 @@ def test_a_name_that_links_to_a_process(host: ThrowawayHost, file_in_run: Path) 
     ]
 
 
-def test_a_name_whose_mount_is_gone_is_a_problem(host: ThrowawayHost, file_in_run: Path) -> None:
+def test_a_name_without_a_mount_is_a_problem(host: ThrowawayHost, file_in_run: Path) -> None:
     file_in_run.touch()
     assert not [p for p in read_namespaces(deep=False)[1] if str(file_in_run) in p.what], (
         "it may be in the making"

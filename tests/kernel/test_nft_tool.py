@@ -83,7 +83,7 @@ def test_rules_are_replaced_and_restored(inside_host: ThrowawayHost, tool_runs: 
     assert tool_runs == [RULES, EMPTY]
 
 
-def test_what_nft_refuses_is_undone_with_its_message(inside_host: ThrowawayHost) -> None:
+def test_a_refusal_of_nft_is_reported_and_undone(inside_host: ThrowawayHost) -> None:
     assert run.apply("rules", (SetRules(RULES, EMPTY),)).done
     before = state(inside_host.names)
     forward = inside_host.run("sysctl -n net.ipv4.ip_forward").strip()
@@ -95,7 +95,7 @@ def test_what_nft_refuses_is_undone_with_its_message(inside_host: ThrowawayHost)
     assert state(inside_host.names) == before, "all or nothing, the rules that were there among it"
 
 
-def test_it_acts_in_the_namespace_of_the_step(inside_host: ThrowawayHost) -> None:
+def test_rules_are_changed_in_the_namespace_of_the_step(inside_host: ThrowawayHost) -> None:
     """From another thread than the one that entered the host."""
     inside_host.namespace("web")
     place = NetnsTarget(inside_host.full("web"))
@@ -111,7 +111,7 @@ def test_it_acts_in_the_namespace_of_the_step(inside_host: ThrowawayHost) -> Non
     assert comments(inside_host) == []
 
 
-def test_without_the_tool_the_error_says_what_to_install(
+def test_without_the_tool_the_error_names_the_package(
     inside_host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = state(inside_host.names)
@@ -124,7 +124,7 @@ def test_without_the_tool_the_error_says_what_to_install(
     assert state(inside_host.names) == before
 
 
-def test_a_whole_plan_makes_the_same_rules(inside_host: ThrowawayHost, tool_runs: list[str]) -> None:
+def test_a_complete_plan_creates_the_same_rules(inside_host: ThrowawayHost, tool_runs: list[str]) -> None:
     net = f"10.97.{os.getpid() % 256}"
     requests = (
         CreateNetwork("shop", subnets=(f"{net}.0/24",)),

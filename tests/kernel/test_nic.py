@@ -18,7 +18,7 @@ from core.operations import Operation
 from core.operations.executor import Executor
 from core.plan import Refused, plan
 from core.plan.requests import ChangeLink, CreateNetwork, Delete, RemoveNetwork
-from tests.kernel.test_ops_agree import (
+from tests.kernel.test_plan_commands import (
     PlanHost,
     differences,
     key,
@@ -133,7 +133,7 @@ def settings_of(made: PlanHost, link: str) -> list[str]:
     return sorted(found)
 
 
-def test_all_of_it_moves_and_comes_back(configured: PlanHost) -> None:
+def test_all_settings_are_moved_and_restored(configured: PlanHost) -> None:
     untouched, lifetimes, since = read_state(configured), lifetimes_of(configured, "up0"), time.monotonic()
     by_card = settings_of(configured, "up0")
     assert len(by_card) > 30
@@ -152,7 +152,7 @@ def test_all_of_it_moves_and_comes_back(configured: PlanHost) -> None:
     assert same_lifetimes(lifetimes, lifetimes_of(configured, "up0"), since)
 
 
-def test_the_commands_do_the_same(configured: PlanHost) -> None:
+def test_the_printed_commands_do_the_same(configured: PlanHost) -> None:
     for step in configured.plan(WIRE).steps:
         done = subprocess.run(["bash", "-euc", step.command()], capture_output=True, text=True, check=False)
         assert not done.returncode, f"{step.command()}: {done.stderr}"
@@ -172,7 +172,7 @@ def test_the_commands_do_the_same(configured: PlanHost) -> None:
     assert same_lifetimes(lifetimes, lifetimes_of(configured, "br-wire"), since)
 
 
-def test_removing_the_network_gives_all_of_it_back(configured: PlanHost) -> None:
+def test_removing_the_network_restores_all_settings(configured: PlanHost) -> None:
     by_card, lifetimes, since = (
         settings_of(configured, "up0"),
         lifetimes_of(configured, "up0"),
@@ -188,7 +188,9 @@ def test_removing_the_network_gives_all_of_it_back(configured: PlanHost) -> None
     assert differences(bridged, read_state(configured)) == []
 
 
-def test_refused_half_way_nothing_has_changed(configured: PlanHost, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_refused_half_way_changes_nothing(
+    configured: PlanHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
     untouched, steps, real = read_state(configured), configured.plan(WIRE).steps, run.execute
     for at in range(2, len(steps), 5):
 
@@ -202,7 +204,7 @@ def test_refused_half_way_nothing_has_changed(configured: PlanHost, monkeypatch:
         assert differences(untouched, read_state(configured)) == [], steps[at].command()
 
 
-def test_two_readings_have_the_same_ends(configured: PlanHost) -> None:
+def test_two_readings_have_the_same_expiry_times(configured: PlanHost) -> None:
     def addresses() -> Any:
         now = configured.topology()
         return {link.name: link.addresses for link in now.snapshot.nets[now.host].links.values()}["up0"]
@@ -213,7 +215,7 @@ def test_two_readings_have_the_same_ends(configured: PlanHost) -> None:
     assert addresses() == before
 
 
-def test_a_lease_that_is_renewed_makes_no_other_plan(configured: PlanHost) -> None:
+def test_a_renewed_lease_does_not_change_the_plan(configured: PlanHost) -> None:
     shown = configured.plan(WIRE)
     configured.host.run(
         "ip addr change 198.51.100.9/25 brd 198.51.100.127 dev up0 valid_lft 9000 preferred_lft 8000"
@@ -225,7 +227,7 @@ def test_a_lease_that_is_renewed_makes_no_other_plan(configured: PlanHost) -> No
 
 
 @pytest.mark.parametrize("link", ["up1", "other"])
-def test_a_link_with_one_of_several_ways_comes_back(configured: PlanHost, link: str) -> None:
+def test_a_link_with_one_of_several_next_hops_is_restored(configured: PlanHost, link: str) -> None:
     untouched = read_state(configured)
     made = configured.plan(lambda now: Delete(link_ref(key(link)(now))))
     assert run.apply(made.title, made.steps).done
@@ -234,7 +236,7 @@ def test_a_link_with_one_of_several_ways_comes_back(configured: PlanHost, link: 
     assert differences(untouched, read_state(configured)) == []
 
 
-def test_a_link_set_down_loses_nothing(configured: PlanHost) -> None:
+def test_setting_a_link_down_loses_no_settings(configured: PlanHost) -> None:
     untouched = read_state(configured)
     made = configured.plan(lambda now: ChangeLink(key("up0")(now), up=False))
     assert run.apply(made.title, made.steps).done
@@ -259,7 +261,7 @@ def test_a_link_set_down_loses_nothing(configured: PlanHost) -> None:
         ),
     ],
 )
-def test_what_cannot_be_carried_is_refused(commands: tuple[str, ...], reason: str) -> None:
+def test_settings_that_cannot_be_moved_are_refused(commands: tuple[str, ...], reason: str) -> None:
     with plan_host() as here:
         for command in commands:
             here.host.run(command)
@@ -316,12 +318,12 @@ def both_ways(made: PlanHost, request: Any) -> None:
 
 @pytest.mark.kernel_has("bridge_vlans")
 @pytest.mark.parametrize("link", ["port0", "port1", "far0", "br0"])
-def test_vlans_of_ports_come_back(switched: PlanHost, link: str) -> None:
+def test_vlans_of_ports_are_restored(switched: PlanHost, link: str) -> None:
     both_ways(switched, lambda now: Delete(link_ref(key(link)(now))))
 
 
 @pytest.mark.kernel_has("bridge_vlans")
-def test_a_bridge_with_another_default_vlan_comes_back(switched: PlanHost) -> None:
+def test_a_bridge_with_another_default_vlan_is_restored(switched: PlanHost) -> None:
     for command in (
         "ip link set br0 type bridge vlan_filtering 0",
         "ip link set br0 type bridge vlan_default_pvid 5",
@@ -332,7 +334,7 @@ def test_a_bridge_with_another_default_vlan_comes_back(switched: PlanHost) -> No
 
 
 @pytest.mark.kernel_has("bridge_vlans")
-def test_vlans_of_the_card_come_back() -> None:
+def test_vlans_of_the_nic_are_restored() -> None:
     with plan_host() as here:
         here.do(CreateNetwork("wire", "nic-bridged", uplink="up0", vlan_filtering=True))
         for command in ("bridge vlan add dev up0 vid 7", "bridge vlan add dev br-wire vid 7 self"):

@@ -106,7 +106,7 @@ def test_patches_tunnels_bonds_and_broken_ports(switch: ThrowawayHost) -> None:
     assert port("bond0").bond_mode == "balance-slb"
 
 
-def test_several_bridges_come_sorted(switch: ThrowawayHost) -> None:
+def test_several_bridges_are_sorted(switch: ThrowawayHost) -> None:
     for name in ("brz", "bra"):
         vsctl(switch, f"add-br {name} -- set bridge {name} datapath_type=netdev")
     assert [bridge.name for bridge in read_ovs()[0]] == ["bra", "brz"]
@@ -131,7 +131,7 @@ def test_a_stopped_switch_is_a_problem(tmp_path: Path, monkeypatch: pytest.Monke
     )
 
 
-def test_without_ovs_vsctl_there_is_nothing_and_no_problem(
+def test_without_ovs_vsctl_there_are_no_bridges_and_no_problem(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -101,7 +101,7 @@ def _settle(*names: str) -> None:
     )
 
 
-def test_nat_internal_apart_and_joined(site: Site) -> None:
+def test_nat_internal_isolated_and_joined_networks(site: Site) -> None:
     world, host = site.host.full("world"), site.host.name
     assert (
         site.reaches(WEB, "192.0.2.1")
@@ -136,7 +136,7 @@ def test_a_published_port_is_reached_from_everywhere(site: Site) -> None:
         assert site.ask(asker, address, 8080) == ""
 
 
-def test_containers_do_not_reach_what_listens_on_the_hosts_loopback(site: Site) -> None:
+def test_containers_do_not_reach_the_hosts_loopback(site: Site) -> None:
     site.do(Publish(WEB, "8080", "80"))
     elsewhere = SERVE.replace("'::', 80", "'::', 99")
     words = ["ip", "netns", "exec", site.host.name, sys.executable, "-c", elsewhere]

@@ -68,7 +68,7 @@ def last_links(path: Path, inode: int) -> dict[str, int]:
         opened.close()
 
 
-def told_by_ip(host: ThrowawayHost, short: str = "host") -> dict[str, int]:
+def mtus_from_ip(host: ThrowawayHost, short: str = "host") -> dict[str, int]:
     return {link["ifname"]: link["mtu"] for link in host.json("ip -j link", short)}
 
 
@@ -76,14 +76,14 @@ def test_changes_are_recorded_as_ip_prints_them(host: ThrowawayHost, tmp_path: P
     path = tmp_path / "host.vnetrec"
     host.run("ip link add br-shop type bridge")
     with recording(host, path) as process:
-        first = told_by_ip(host)
+        first = mtus_from_ip(host)
         assert last_links(path, host.inode) == first
         host.container("web", "br-shop", "10.20.0.2/24")
         host.run("ip link set br-shop mtu 1400")
-        wait_until(lambda: last_links(path, host.inode) == told_by_ip(host))
-        wait_until(lambda: last_links(path, host.inode_of("web")) == told_by_ip(host, "web"))
+        wait_until(lambda: last_links(path, host.inode) == mtus_from_ip(host))
+        wait_until(lambda: last_links(path, host.inode_of("web")) == mtus_from_ip(host, "web"))
         host.run("ip link del v-web")
-        wait_until(lambda: last_links(path, host.inode) == told_by_ip(host))
+        wait_until(lambda: last_links(path, host.inode) == mtus_from_ip(host))
         process.send_signal(signal.SIGINT)
         _, output = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and "vnet-tui replay" in output
@@ -98,7 +98,7 @@ def test_changes_are_recorded_as_ip_prints_them(host: ThrowawayHost, tmp_path: P
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_killed_at_any_time_what_was_written_opens(host: ThrowawayHost, tmp_path: Path) -> None:
+def test_a_recording_opens_after_the_recorder_was_killed(host: ThrowawayHost, tmp_path: Path) -> None:
     path = tmp_path / "host.vnetrec"
     with recording(host, path) as process:
         host.run("ip link add br-late type bridge")
@@ -107,10 +107,10 @@ def test_killed_at_any_time_what_was_written_opens(host: ThrowawayHost, tmp_path
         process.wait(PATIENCE)
     opened = Recording(path)
     assert "has no end" in opened.notice or "is truncated" in opened.notice
-    assert last_links(path, host.inode) == told_by_ip(host)
+    assert last_links(path, host.inode) == mtus_from_ip(host)
 
 
-def test_the_time_given_is_kept(host: ThrowawayHost, tmp_path: Path) -> None:
+def test_a_recording_ends_after_the_given_time(host: ThrowawayHost, tmp_path: Path) -> None:
     path = tmp_path / "host.vnetrec"
     done = ran(inside(host, "record", str(path), "--for", "4s"))
     assert done.returncode == 0, done.stderr
@@ -120,7 +120,7 @@ def test_the_time_given_is_kept(host: ThrowawayHost, tmp_path: Path) -> None:
     assert all(one - first <= 4.0 for one in others)
 
 
-def test_what_cannot_be_recorded_is_reported(host: ThrowawayHost, tmp_path: Path) -> None:
+def test_errors_of_record(host: ThrowawayHost, tmp_path: Path) -> None:
     (tmp_path / "there").write_text("mine")
     for name, words in (("there", "it exists already"), ("no/such", "No such file")):
         done = ran(inside(host, "record", str(tmp_path / name)))
@@ -129,12 +129,12 @@ def test_what_cannot_be_recorded_is_reported(host: ThrowawayHost, tmp_path: Path
     assert (tmp_path / "there").read_text() == "mine"
 
 
-def test_a_bundle_of_this_host_opens_everywhere(host: ThrowawayHost, tmp_path: Path) -> None:
+def test_a_bundle_of_this_host_opens(host: ThrowawayHost, tmp_path: Path) -> None:
     host.run("ip link add br-shop type bridge")
     path = tmp_path / "report.tar.gz"
     done = ran(inside(host, "bundle", str(path)))
     assert done.returncode == 0 and "addresses" in done.stderr
     snapshot = unpack(path.read_bytes())
-    assert {link.name: link.mtu for link in snapshot.nets[host.inode].links.values()} == told_by_ip(host)
+    assert {link.name: link.mtu for link in snapshot.nets[host.inode].links.values()} == mtus_from_ip(host)
     shown = ran([*PROGRAM, "--from", str(path), "show", "links"])
     assert "br-shop" in shown.stdout

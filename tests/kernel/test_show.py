@@ -65,7 +65,7 @@ def test_links(shop: ThrowawayHost, inside: str) -> None:
         ]
 
 
-def test_the_host_is_the_namespace_it_runs_in(shop: ThrowawayHost) -> None:
+def test_the_host_is_the_current_namespace(shop: ThrowawayHost) -> None:
     shown = show(shop, "namespaces")
     assert shown["host"]["netns"] == shop.inode
     by_inode = {each["inode"]: each for each in shown["namespaces"]}
@@ -131,7 +131,7 @@ def test_conntrack(inside_host: ThrowawayHost) -> None:
 
 
 @pytest.mark.needs("nobody")
-def test_a_dump_says_what_was_there(shop: ThrowawayHost) -> None:
+def test_a_dump_has_the_same_content(shop: ThrowawayHost) -> None:
     live = links_in(show(shop, "links"), shop.inode)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
@@ -161,7 +161,7 @@ def test_a_dump_is_read_from_a_pipe(shop: ThrowawayHost, tmp_path: Path) -> None
     assert links_in(read, shop.inode) == links_in(show(shop, "links"), shop.inode)
 
 
-def test_people_see_the_same(shop: ThrowawayHost) -> None:
+def test_text_and_json_agree(shop: ThrowawayHost) -> None:
     done = shop.vnet("show", "links", "--ns", "host")
     assert done.returncode == 0, done.stderr
     names = [line.split()[0] for line in done.stdout.splitlines()[1:]]

@@ -42,7 +42,7 @@ def test_tables_name_the_capabilities_that_they_need(web: ThrowawayHost, topic: 
     assert show(web, topic).startswith("Can't read this: it needs CAP_NET_ADMIN and CAP_SYS_ADMIN.")
 
 
-def test_where_process_1_cannot_be_read_the_own_namespace_is_the_hosts(host: ThrowawayHost) -> None:
+def test_if_process_1_is_unreadable_the_own_namespace_is_the_host(host: ThrowawayHost) -> None:
     """Root with one capability less than process 1 may not read it.
 
     The rest is shown nevertheless.
@@ -62,7 +62,7 @@ def test_where_process_1_cannot_be_read_the_own_namespace_is_the_hosts(host: Thr
     assert "start it with all capabilities, in a container with --privileged" in done.stderr
 
 
-def test_a_container_that_cannot_be_entered_is_of_no_known_model(web: ThrowawayHost) -> None:
+def test_the_model_of_a_container_that_cannot_be_entered_is_unknown(web: ThrowawayHost) -> None:
     line = next(line for line in show(web, "containers").splitlines() if line.startswith(web.full("web")))
     assert "unknown" in line and "closed" not in line
 
@@ -72,7 +72,7 @@ def test_the_links_of_a_namespace_that_cannot_be_entered_are_not_counted(web: Th
     assert "?" in line.split()
 
 
-def test_whether_anything_is_accelerated_is_not_known() -> None:
+def test_the_state_of_the_fast_path_is_unknown() -> None:
     """The folder of root's state exists on most hosts, with or without the fast path."""
     folder = 'mount -t tmpfs none /run && mkdir -m 700 /run/vnet-tui && exec "$@"'
     as_nobody = ["unshare", "--net", "--mount", "sh", "-c", folder, "sh", *AS_NOBODY]

@@ -1,4 +1,4 @@
-"""Run the soak test in small; `make soak` takes ten minutes in full size."""
+"""Run a short soak test on a small host; `make soak` runs the full one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.root
 
 @pytest.mark.timeout(scaled(600))
 @pytest.mark.needs("fastpath")
-def test_a_busy_host_is_shown_right_and_nothing_grows() -> None:
+def test_a_busy_host_is_shown_correctly_and_nothing_grows() -> None:
     """Memory is left out: it settles within minutes, not seconds."""
     result = run(10.0, SMALL, settled=False)
     assert not result.wrong, result.report()
@@ -22,7 +22,7 @@ def test_a_busy_host_is_shown_right_and_nothing_grows() -> None:
     assert result.samples.keys() == {"dashboard", "agent", "daemon", "supervisor"}
 
 
-def test_growth_is_seen() -> None:
+def test_growth_is_detected() -> None:
     still = [Sample(50.0 + number % 3, 5, 20 + number % 4, 13, 3) for number in range(30)]
     assert not growth(still)
     leaking = [Sample(50.0 + 3 * number, 5 + number, 20, 13 + number // 10, 3) for number in range(30)]

@@ -83,7 +83,7 @@ def test_each_broadcast_is_counted_and_nothing_else(bridged: ThrowawayHost, taps
     assert taps.problems == ()
 
 
-def test_a_storm_takes_no_memory(bridged: ThrowawayHost, taps: Broadcasts) -> None:
+def test_a_storm_needs_no_memory(bridged: ThrowawayHost, taps: Broadcasts) -> None:
     taps.follow({ifindex(bridged, "br0"): "br0"})
     send(bridged, "web", 50_000, BROADCAST)
     (sock,) = taps._sockets.values()
@@ -95,7 +95,7 @@ def test_a_storm_takes_no_memory(bridged: ThrowawayHost, taps: Broadcasts) -> No
     assert queued < 20
 
 
-def test_bridges_come_go_and_are_recreated(bridged: ThrowawayHost, taps: Broadcasts) -> None:
+def test_bridges_are_created_deleted_and_recreated(bridged: ThrowawayHost, taps: Broadcasts) -> None:
     old = ifindex(bridged, "br0")
     taps.follow({old: "br0"})
     bridged.run("ip link del br0")
@@ -147,7 +147,7 @@ def watched(bridged: ThrowawayHost, monkeypatch: pytest.MonkeyPatch) -> Iterator
     [("bridges", BROADCAST, 3000, "broadcast"), ("routes", BROADCAST, 3000, "broadcast"),
      ("bridges", GROUP, 15_000, "multicast")],
 )  # fmt: skip
-def test_a_storm_is_reported_with_its_port_whatever_is_shown(
+def test_a_storm_is_reported_with_its_port_in_any_view(
     watched: Watched, bridged: ThrowawayHost, view: str, destination: str, rate: int, kind: str
 ) -> None:
     shown = view_named(view)

@@ -21,8 +21,8 @@ from core.plan import Plan, Refused, plan
 from core.plan.requests import CreateContainer, CreateNetwork, Detach, RemoveNetwork, Tune
 from core.plan.tuning import USUAL_SIZE, TuningState, tuned
 from core.topology import Topology
-from tests.kernel import test_ops_agree as agree
-from tests.kernel.test_ops_agree import (
+from tests.kernel import test_plan_commands as agree
+from tests.kernel.test_plan_commands import (
     BOTH,
     LOG,
     SHOP,
@@ -66,7 +66,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Tuning(PlanHost):
-    """The host of test_ops_agree.py with tuning settings in its state."""
+    """The host of test_plan_commands.py with tuning settings in its state."""
 
     def topology(self) -> Topology:
         return Topology(read_snapshot(PARTS))
@@ -156,7 +156,7 @@ def unnamed_process(here: Tuning) -> Iterator[str]:
     assert eventually(lambda: f"v-{os.getpid()}" not in here.host.run("ip -br link"))
 
 
-def picture(pid: str) -> tuple[Any, ...]:
+def settings_of_eth0(pid: str) -> tuple[Any, ...]:
     """Return sizes, offloads and steering of eth0 in the namespace of a process."""
     inside = ["nsenter", "-t", pid, "-n"]
     (link,) = json.loads(output_of([*inside, "ip", "-j", "-d", "link", "show", "dev", "eth0"]))
@@ -168,21 +168,21 @@ def picture(pid: str) -> tuple[Any, ...]:
 
 def test_a_container_without_a_name_is_reached_by_its_process() -> None:
     with tuning_host() as here, unnamed_process(here) as pid:
-        before = picture(pid)
+        before = settings_of_eth0(pid)
         made = here.plan(Tune(here.bridge(), 131072, False, rps="1"))
         outcome = run.apply(made.title, made.steps)
         assert outcome.done, outcome
-        by_plan = picture(pid)
+        by_plan = settings_of_eth0(pid)
         assert all(one != other for one, other in zip(before, by_plan, strict=True))
         entry = next(one for one in journal.history() if one.entry_id == outcome.entry_id)
         assert run.undo(entry).end == "undone"
-        assert picture(pid) == before
+        assert settings_of_eth0(pid) == before
         for step in made.steps:
             run_shell(step.command())
-        assert picture(pid) == by_plan
+        assert settings_of_eth0(pid) == by_plan
 
 
-def test_what_is_gone_does_not_keep_an_undo_from_the_rest() -> None:
+def test_an_undo_skips_removed_links() -> None:
     with tuning_host() as here:
         before = here.state()["log"]
         with unnamed_process(here):
@@ -213,7 +213,7 @@ def test_sizes_are_read_as_ip_prints_them() -> None:
         assert differences(before, here.state()) == []
 
 
-def sizes_there(here: Tuning) -> dict[tuple[str, str], list[Any]]:
+def all_sizes(here: Tuning) -> dict[tuple[str, str], list[Any]]:
     """Return the sizes of every link by namespace and name."""
     return {
         (place, name): [link.get(word) for word in SIZES]
@@ -223,16 +223,16 @@ def sizes_there(here: Tuning) -> dict[tuple[str, str], list[Any]]:
 
 
 @pytest.mark.parametrize("goes", ["network", "attachment"])
-def test_sizes_come_back_with_what_was_removed(goes: str) -> None:
+def test_sizes_are_restored_with_removed_links(goes: str) -> None:
     with tuning_host() as here:
         here.do(Tune(here.bridge(), USUAL_SIZE))
-        before = sizes_there(here)
+        before = all_sizes(here)
         made = here.plan(RemoveNetwork("shop") if goes == "network" else Detach(WEB, "shop"))
         outcome = run.apply(made.title, made.steps)
         assert outcome.done, outcome
         entry = next(one for one in journal.history() if one.entry_id == outcome.entry_id)
         assert run.undo(entry).end == "undone"
-        assert sizes_there(here) == before
+        assert all_sizes(here) == before
 
 
 def address_of(name: str, family: int = 4) -> str:
@@ -312,7 +312,7 @@ def online() -> list[int]:
     return [int(one["cpu"]) for one in output["cpus"]]
 
 
-def test_masks_are_as_the_kernel_writes_them() -> None:
+def test_masks_are_those_of_the_kernel() -> None:
     with tuning_host() as here:
         assert here.tuned().rps == "off"
         here.do(Tune(here.bridge(), rps="all"))

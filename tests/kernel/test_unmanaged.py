@@ -150,7 +150,7 @@ def test_the_hostname_decides_among_several(host: ThrowawayHost, processes: Proc
     assert found["other"].netns == host.inode_of("a")
 
 
-def test_one_who_joined_is_not_the_owner(host: ThrowawayHost, processes: Processes) -> None:
+def test_a_process_that_joined_is_not_the_owner(host: ThrowawayHost, processes: Processes) -> None:
     host.namespace("a")
     processes.start("guest", host.full("a"), mode=f"container:{host.full('a')}")
     found = plain(host, "a")
@@ -178,7 +178,7 @@ def test_a_process_in_the_hosts_network(host: ThrowawayHost, processes: Processe
 @pytest.mark.parametrize(
     "flags", ["--pid --mount", "--pid --uts", "--uts --mount", "--net --pid --user --map-root-user --mount"]
 )
-def test_sandboxes_are_no_containers(host: ThrowawayHost, processes: Processes, flags: str) -> None:
+def test_sandboxes_are_not_containers(host: ThrowawayHost, processes: Processes, flags: str) -> None:
     before = {init.pid for init in init_processes()}
     script = [
         "unshare",
@@ -197,7 +197,7 @@ def test_sandboxes_are_no_containers(host: ThrowawayHost, processes: Processes, 
 
 
 @pytest.mark.kernel_has("user_namespaces")
-def test_a_users_process_passes_for_no_other_container(host: ThrowawayHost, processes: Processes) -> None:
+def test_a_users_process_cannot_pose_as_another_container(host: ThrowawayHost, processes: Processes) -> None:
     host.namespace("a")
     flags = "--user --map-root-user --pid --mount --uts --net"
     pid = processes.start(host.full("a"), mode="container:cache", flags=flags)
@@ -207,19 +207,19 @@ def test_a_users_process_passes_for_no_other_container(host: ThrowawayHost, proc
     assert (users.runtime, users.network_mode, users.command) == ("process", "", "sleep")
 
 
-def test_in_the_hosts_user_namespace_only_root_is_believed(host: ThrowawayHost, processes: Processes) -> None:
+def test_in_the_hosts_user_namespace_only_root_is_trusted(host: ThrowawayHost, processes: Processes) -> None:
     pid = processes.start("web", host.name, mode="container:cache", user=1234)
     assert "web" not in plain(host)
     assert plain(host)[f"pid {pid} (web)"].network_mode == ""
 
 
-def test_of_a_long_command_line_the_beginning_is_read(host: ThrowawayHost, processes: Processes) -> None:
+def test_only_the_beginning_of_a_long_command_line_is_read(host: ThrowawayHost, processes: Processes) -> None:
     pid = processes.start("long", host.name, more="0 " * 50_000)
     assert plain(host)["long"].pid == pid
     assert 1000 < len(plain(host)["long"].command) < 10_000
 
 
-def test_memory_declared_as_a_command_line_is_not_all_read(processes: Processes) -> None:
+def test_a_huge_command_line_is_not_read_completely(processes: Processes) -> None:
     words = ["unshare", *["--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child"]]
     process = subprocess.Popen([*words, sys.executable, "-c", _DECLARE], stdout=subprocess.PIPE, text=True)
     processes.started.append(process)
@@ -235,7 +235,7 @@ def test_memory_declared_as_a_command_line_is_not_all_read(processes: Processes)
     assert most < 32 << 20
 
 
-def test_processes_of_engines_and_what_is_nested_in_them(host: ThrowawayHost, processes: Processes) -> None:
+def test_processes_of_engines_and_nested_containers(host: ThrowawayHost, processes: Processes) -> None:
     host.namespace("e")
     outer = processes.start("engines", host.full("e"))
     enter = ["nsenter", "-t", str(outer), "--pid", "--mount", "--uts", "--net"]
@@ -267,7 +267,7 @@ def test_an_engines_container_in_the_hosts_namespaces_hides_no_other(
     assert "mine" in plain(host, claimed=frozenset({os.getpid()}))
 
 
-def test_hostnames_are_verbatim_and_ours_stays(host: ThrowawayHost, processes: Processes) -> None:
+def test_hostnames_are_verbatim_and_the_own_one_stays(host: ThrowawayHost, processes: Processes) -> None:
     name = "[bold]\x1b[31m\u202e\t"
     processes.start(name, host.name)
     processes.start("no UTF-8: \udcff", host.name)

@@ -191,7 +191,7 @@ def asking(pair: Pair) -> Iterator[list[str]]:
         thread.join()
 
 
-def test_names_are_resolved_all_the_while(pair: Pair) -> None:
+def test_names_are_resolved_during_changes(pair: Pair) -> None:
     switches = 8
     with asking(pair) as failed:
         for _ in range(switches // 2):
@@ -211,7 +211,7 @@ def test_other_forms_of_dockers_rules_stay(pair: Pair, backend: str, why: str) -
     assert pair.rules() == before
 
 
-def test_off_and_its_undo(pair: Pair) -> None:
+def test_turning_it_off_and_undo(pair: Pair) -> None:
     before = pair.rules()
     pair.done(*TUNE, "--only", pair.host.full("b"))
     on = pair.rules()
@@ -221,7 +221,7 @@ def test_off_and_its_undo(pair: Pair) -> None:
     assert pair.rules() == on
 
 
-def test_cleanup_takes_it_away(pair: Pair) -> None:
+def test_cleanup_removes_it(pair: Pair) -> None:
     before = pair.rules()
     pair.done(*TUNE)
     pair.done("cleanup", "--yes")
@@ -229,7 +229,7 @@ def test_cleanup_takes_it_away(pair: Pair) -> None:
     assert "nothing to do" in pair.done("cleanup", "--yes")
 
 
-def test_the_commands_do_the_same(pair: Pair) -> None:
+def test_the_printed_commands_do_the_same(pair: Pair) -> None:
     before = pair.rules()
     commands = pair.done(*TUNE, "--dry-run")
     assert pair.rules() == before
@@ -243,7 +243,7 @@ def test_the_commands_do_the_same(pair: Pair) -> None:
     assert pair.rules() == before
 
 
-def test_docker_may_write_its_rules_again(pair: Pair) -> None:
+def test_docker_writes_its_rules_again(pair: Pair) -> None:
     """Write rules for a resolver at other ports, as a restarted dockerd does."""
     pair.done(*TUNE)
     pair.close()
@@ -261,7 +261,7 @@ def test_docker_may_write_its_rules_again(pair: Pair) -> None:
     pair.resolve()
 
 
-def test_off_leaves_what_docker_has_written_again(pair: Pair) -> None:
+def test_off_keeps_rules_that_docker_wrote_again(pair: Pair) -> None:
     before = pair.rules()
     pair.done(*TUNE)
     write_rules(pair.path)
@@ -291,7 +291,7 @@ def test_rules_that_changed_meanwhile_stay(
     "rule",
     ["ct state established accept", "tcp dport 80 redirect to :8080", "meta mark set ct mark", "counter"],
 )
-def test_other_rules_are_a_reason_to_leave_it(pair: Pair, rule: str) -> None:
+def test_containers_with_other_rules_are_left_alone(pair: Pair, rule: str) -> None:
     pair.host.run("nft add table ip own", "b")
     pair.host.run(["nft", "add chain ip own out { type nat hook output priority 0; }"], "b")
     pair.host.run(["nft", f"add rule ip own out {rule}"], "b")
@@ -301,7 +301,7 @@ def test_other_rules_are_a_reason_to_leave_it(pair: Pair, rule: str) -> None:
     assert pair.rules() == before
 
 
-def test_a_container_that_has_ended_does_not_keep_its_undo_from_the_rest(pair: Pair) -> None:
+def test_an_undo_skips_ended_containers(pair: Pair) -> None:
     pair.done(*TUNE, "--br-netfilter", "off")
     assert pair.tables() == [OURS]
     pair.close()
@@ -310,7 +310,7 @@ def test_a_container_that_has_ended_does_not_keep_its_undo_from_the_rest(pair: P
     assert pair.host.run("sysctl -n net.bridge.bridge-nf-call-iptables").strip() == "1"
 
 
-def test_nothing_is_shown_as_wrong(pair: Pair) -> None:
+def test_there_are_no_findings(pair: Pair) -> None:
     inode = pair.host.inode_of("b")
 
     def shown() -> list[str]:

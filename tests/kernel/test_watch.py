@@ -36,12 +36,14 @@ def names(snapshot: Snapshot, inode: int) -> set[str]:
     return {link.name for link in net.links.values()} if net else set()
 
 
-def test_the_host_is_the_namespace_that_the_program_is_in(watched: Watched, host: ThrowawayHost) -> None:
+def test_the_host_is_the_programs_namespace(watched: Watched, host: ThrowawayHost) -> None:
     assert watched.snapshot.host.netns == host.inode
     assert watched.snapshot.namespaces[host.inode].is_host
 
 
-def test_a_link_made_or_removed_anywhere_is_seen(watched: Watched, host: ThrowawayHost) -> None:
+def test_created_and_removed_links_are_noticed_in_any_namespace(
+    watched: Watched, host: ThrowawayHost
+) -> None:
     host.namespace("web")
     web = host.inode_of("web")
     watched.until(lambda s: web in s.nets)
@@ -52,9 +54,7 @@ def test_a_link_made_or_removed_anywhere_is_seen(watched: Watched, host: Throwaw
     assert any("br7" in change.sentence and change.action == "added" for change in watched.changes)
 
 
-def test_a_namespace_that_its_owner_removed_goes_though_we_watch_it(
-    watched: Watched, host: ThrowawayHost
-) -> None:
+def test_watching_does_not_keep_a_removed_namespace_alive(watched: Watched, host: ThrowawayHost) -> None:
     host.run("ip link add br0 type bridge")
     host.container("web", "br0", "10.9.0.2/24")
     web = host.inode_of("web")
@@ -74,7 +74,7 @@ def test_rules_are_read_again_when_they_change(watched: Watched, host: Throwaway
     watched.until(lambda s: not s.firewalls[host.inode].rules)
 
 
-def test_what_did_not_change_stays_the_same_object(watched: Watched, host: ThrowawayHost) -> None:
+def test_unchanged_parts_stay_the_same_objects(watched: Watched, host: ThrowawayHost) -> None:
     kept = watched.snapshot.nets[host.inode], watched.snapshot.firewalls[host.inode]
     watched.watcher.refresh()
     seen = len(watched.updates)
@@ -87,14 +87,16 @@ def test_what_did_not_change_stays_the_same_object(watched: Watched, host: Throw
     assert watched.snapshot.firewalls[host.inode] is kept[1]
 
 
-def test_a_thousand_links_in_a_second_end_in_the_right_picture(watched: Watched, host: ThrowawayHost) -> None:
+def test_a_thousand_links_in_a_second_end_in_the_right_snapshot(
+    watched: Watched, host: ThrowawayHost
+) -> None:
     batch = "".join(f"link add t{n} group {7 if n < 999 else 8} type bridge\n" for n in range(1000))
     batch += "link del group 7\n"
     subprocess.run(["ip", "-n", host.name, "-batch", "-"], input=batch, text=True, check=True)
     watched.until(lambda s: {n for n in names(s, host.inode) if n[0] == "t"} == {"t999"}, timeout=90)
 
 
-def test_an_overrun_is_counted_and_heals(inside_host: ThrowawayHost) -> None:
+def test_an_overrun_is_counted_and_everything_is_read_again(inside_host: ThrowawayHost) -> None:
     host, watched = inside_host, Watched(event_buffer=4096)
     watched.watcher.start()
     try:
@@ -129,9 +131,7 @@ def test_rates_follow_real_traffic(watched: Watched, host: ThrowawayHost) -> Non
         pinging.wait()
 
 
-def test_a_mount_kept_in_another_place_is_a_namespace_too(
-    watched: Watched, host: ThrowawayHost, tmp_path: Path
-) -> None:
+def test_a_mount_at_another_path_is_found(watched: Watched, host: ThrowawayHost, tmp_path: Path) -> None:
     host.namespace("kept")
     inode = host.inode_of("kept")
     place = tmp_path / "ns"
@@ -149,7 +149,7 @@ def test_a_mount_kept_in_another_place_is_a_namespace_too(
     watched.until(lambda s: inode not in s.namespaces)
 
 
-def test_what_the_fast_path_counted_goes_out_with_connections_read_before(inside_host: ThrowawayHost) -> None:
+def test_fast_counters_are_published_with_earlier_conntrack_entries(inside_host: ThrowawayHost) -> None:
     """While flows are shown, two pollers take turns; a recording keeps both results."""
     inside_host.run("nft add table ip t")
     inside_host.run(["nft", "add chain ip t c { type filter hook input priority 0; }"])

@@ -172,7 +172,7 @@ class Conversation:
     sport: int
     log: list[tuple[str, tuple[Arrived, ...]]] = field(default_factory=list)
     seq: list[int] = field(default_factory=lambda: [1000, 900_000])
-    heard: list[Packet | None] = field(default_factory=lambda: [None, None])
+    received: list[Packet | None] = field(default_factory=lambda: [None, None])
     ident: int = 100
 
     @property
@@ -199,26 +199,26 @@ class Conversation:
 
     def _addresses(self, side: int) -> tuple[str, str]:
         known = V4 if self.family == 4 else V6
-        heard = self.heard[SERVER]
+        received = self.received[SERVER]
         if side == SERVER:
-            assert heard is not None
-            ip = heard.getlayer(IP) or heard[IPv6]
+            assert received is not None
+            ip = received.getlayer(IP) or received[IPv6]
             return ip.dst, ip.src
         if self.path.target:
             return known[self.path.client], HOST4 if self.family == 4 else HOST6
         return known[self.path.client], known[self.path.server]
 
     def _ports(self, side: int) -> tuple[int, int]:
-        heard = self.heard[SERVER]
+        received = self.received[SERVER]
         if side == SERVER:
-            assert heard is not None
-            return heard[self.proto].dport, heard[self.proto].sport
+            assert received is not None
+            return received[self.proto].dport, received[self.proto].sport
         return self.sport, self.path.port
 
     def _hop(self, side: int) -> str:
         if side == SERVER:
-            assert self.heard[SERVER] is not None
-            return str(self.heard[SERVER].src)
+            assert self.received[SERVER] is not None
+            return str(self.received[SERVER].src)
         if self.path.client in BRIDGES:  # the bridge's own, or the neighbour's
             return MACS[
                 BRIDGES[self.path.client] if self.path.target or self.path.routers else self.path.server
@@ -244,17 +244,17 @@ class Conversation:
                 break
             assert time.monotonic() < deadline, f"{name}: never on the fast path: {self._verdicts()}"
         for each in arrived:
-            if each.end == self.ends[1 - side] and self._is_own(heard := Ether(each.frame)):
-                self.heard[1 - side] = heard
+            if each.end == self.ends[1 - side] and self._is_own(received := Ether(each.frame)):
+                self.received[1 - side] = received
         self.log.append((name, tuple(arrived)))
         return tuple(arrived)
 
-    def _is_own(self, heard: Packet) -> bool:
+    def _is_own(self, received: Packet) -> bool:
         """Return whether that is a whole packet of the conversation itself."""
         number = {TCP: 6, UDP: 17}[self.proto]
-        if IP in heard:
-            return heard[IP].proto == number and not heard[IP].frag and "MF" not in heard[IP].flags
-        return bool(heard[IPv6].nh == number)
+        if IP in received:
+            return received[IP].proto == number and not received[IP].frag and "MF" not in received[IP].flags
+        return bool(received[IPv6].nh == number)
 
     def _verdicts(self) -> Any:
         return self.wire.lab.fast.status()["verdicts"] if self.wire.lab.fast else {}
@@ -284,9 +284,9 @@ class Conversation:
 
     def error(self, side: int, too_big: bool = False) -> Packet:
         """Build an ICMP error of `side` about its last received packet."""
-        heard = self.heard[side]
-        assert heard is not None
-        quoted = Raw(bytes(heard.getlayer(IP) or heard[IPv6])[: 576 if self.family == 4 else 1000])
+        received = self.received[side]
+        assert received is not None
+        quoted = Raw(bytes(received.getlayer(IP) or received[IPv6])[: 576 if self.family == 4 else 1000])
         if self.family == 4:
             inner = ICMP(type=3, code=4, nexthopmtu=1300) if too_big else ICMP(type=3, code=3)
         else:

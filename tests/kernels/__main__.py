@@ -16,7 +16,8 @@ from tests.kernels import proved, vm
 from tests.kernels.packages import SUITES, CannotFetch, Kernel, kernel, one_at_a_time
 
 _FASTPATH = [
-    f"tests/kernel/test_fastpath_{each}.py" for each in ("firewall", "nat", "life", "hooks", "parts")
+    f"tests/kernel/test_fastpath_{each}.py"
+    for each in ("firewall", "nat", "processes", "hooks", "kernel_features")
 ]
 # In this order; lines before the first run without br_netfilter, as on a host without engines.
 STAGES = {

@@ -11,7 +11,7 @@ import pytest
 from tests.docker.engine import DockerHost
 from tests.docker.engine_folder import remove_stale
 from tests.support.echo import answer, serving
-from tests.support.machine import PROGRAM, ROOT, Machine, addresses, ok, picture, read_json, uplink
+from tests.support.machine import PROGRAM, ROOT, Machine, addresses, machine_state, ok, read_json, uplink
 from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.root
@@ -29,8 +29,8 @@ def machine() -> Iterator[Machine]:
         made.close()
 
 
-def test_a_network_is_made_used_accelerated_and_taken_back(machine: Machine) -> None:
-    before = picture(machine)
+def test_a_network_is_created_used_accelerated_and_undone(machine: Machine) -> None:
+    before = machine_state(machine)
     ok(machine, "network create shop --subnet 10.91.0.0/24 --subnet fd91::/64")
     ok(machine, "attach db shop --address 10.91.0.9")
     ok(machine, "publish db 8080:80")
@@ -46,10 +46,10 @@ def test_a_network_is_made_used_accelerated_and_taken_back(machine: Machine) -> 
         ok(machine, "accelerate --off --yes")
     for _ in range(3):
         ok(machine, "undo")
-    assert picture(machine) | {"forward": ""} == before | {"forward": ""}
+    assert machine_state(machine) | {"forward": ""} == before | {"forward": ""}
 
 
-def test_the_demo_is_built_and_shown() -> None:
+def test_the_demo_lab_is_built_and_shown() -> None:
     words = [*PROGRAM, "demo", "--no-traffic", *PROGRAM, "show", "networks"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=4 * PATIENCE)
     assert done.returncode == 0, done.stderr

@@ -109,7 +109,7 @@ def carried(here: socket.socket, there: socket.socket, data: bytes) -> bool:
 
 
 @pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
-def test_a_rule_cuts_a_flow_in_the_middle(lab: FastLab, family: int) -> None:
+def test_a_new_rule_stops_a_running_flow(lab: FastLab, family: int) -> None:
     tables, address = ("iptables", V4["a"]) if family == 4 else ("ip6tables", V6["a"])
     with Stream(lab, "a", "far", (V4 if family == 4 else V6)["far"], port=6000, family=family) as stream:
         assert stream.flows() and is_fast(lab, "v-a")
@@ -127,7 +127,7 @@ def is_gone(lab: FastLab, kind: str = "") -> bool:
     return not attached(lab.host, kind) and "vnet_fastpath" not in lab.run("nft list tables")
 
 
-def test_killed_it_leaves_nothing_and_connections_go_on() -> None:
+def test_a_killed_fast_path_leaves_nothing_and_connections_continue() -> None:
     with (
         FastLab() as lab,
         Talk(lab.host, "a", "b", V4["b"]) as bridged,
@@ -144,7 +144,7 @@ def test_killed_it_leaves_nothing_and_connections_go_on() -> None:
         assert eventually(lambda: not leftovers(lab.host)), leftovers(lab.host)
 
 
-def test_recover_puts_right_what_both_processes_left() -> None:
+def test_recover_cleans_up_after_both_processes() -> None:
     with FastLab() as lab, Talk(lab.host, "a", "far", V4["far"], 7002) as out:
         fast = lab.accelerate()
         assert talks_fast(lab, out)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 
+from tests.soak.comparison import differences
 from tests.soak.host import SMALL, Sizes, activity, build
 from tests.soak.samples import Sample, course, growth, links_of_gone, sample, thirds
-from tests.soak.shown import differences
 from tests.support.bulk_conntrack import room_for_entries
 from tests.support.machine import PROGRAM, ROOT, Machine, ok
 from tests.support.terminal import Terminal
@@ -24,7 +24,7 @@ from tests.support.waiting import PATIENCE, eventually, wait_until
 _SECONDS = 600.0
 _SAMPLES = 90
 _LEAST_WARM, _WARM = 10.0, 0.1  # seconds before the first sample, and as a share of the time
-_OURS: dict[str, Callable[[list[str]], bool]] = {
+_PROCESSES: dict[str, Callable[[list[str]], bool]] = {
     "dashboard": lambda words: words[-1:] == ["tui.cli"],
     "agent": lambda words: words[-2:] == ["tui.cli", "agent"],
     "daemon": lambda words: "bpf.daemon" in words,
@@ -143,10 +143,10 @@ def _processes(machine: Machine) -> dict[str, psutil.Process]:
             words, there = process.cmdline(), Path(f"/proc/{process.pid}/ns/pid").stat().st_ino
         except (OSError, psutil.NoSuchProcess):
             continue
-        for name, is_it in _OURS.items() if there == space else ():
+        for name, is_it in _PROCESSES.items() if there == space else ():
             if is_it(words):
                 found[name] = process
-    return found if len(found) == len(_OURS) else {}
+    return found if len(found) == len(_PROCESSES) else {}
 
 
 @contextmanager

@@ -256,10 +256,10 @@ class Talk:
             self._count += 1
             text = f"{self._count:08}".encode() * 20
             if self._udp:
-                heard, self.seen_from = datagram(self.server, partial(self.client.send, text))
-                assert heard == text
-                heard, _ = datagram(self.client, partial(self.server.sendto, text[::-1], self.seen_from))
-                assert heard == text[::-1]
+                received, self.seen_from = datagram(self.server, partial(self.client.send, text))
+                assert received == text
+                received, _ = datagram(self.client, partial(self.server.sendto, text[::-1], self.seen_from))
+                assert received == text[::-1]
             else:
                 self.client.send(text)
                 assert self._exactly(self.server, len(text)) == text

@@ -144,7 +144,7 @@ def _says(text: str) -> bool:
 
 @contextmanager
 def agent(as_program: bool) -> Iterator[None]:
-    """An agent in a process: the installed program, or one without polling."""
+    """Run an agent in a process: the installed program, or one without polling."""
     if as_program:
         process = subprocess.Popen([*PROGRAM, "agent"], stdout=subprocess.DEVNULL)
         pid = process.pid

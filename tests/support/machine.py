@@ -111,7 +111,7 @@ def addresses(machine: Machine, name: str, inside: str = "") -> list[str]:
     return [f"{one['local']}/{one['prefixlen']}" for one in found if one["scope"] == "global"]
 
 
-def picture(machine: Machine) -> dict[str, Any]:
+def machine_state(machine: Machine) -> dict[str, Any]:
     """Return everything that vnet-tui's commands may change."""
     names = sorted(one["name"] for one in machine.json("ip -j netns list"))
     found: dict[str, Any] = {

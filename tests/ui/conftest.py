@@ -1,4 +1,4 @@
-"""Machines in small for the tests of the commands that change networks."""
+"""Small machines for tests of commands that change networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.machine import Machine, ok
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
-    """A machine without any network."""
+    """Yield a machine without any network."""
     made = Machine()
     try:
         yield made
@@ -21,7 +21,10 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Machine]:
-    """One machine for tests that change nothing: the network `shop` with `web` and its port 8080 on it."""
+    """Yield one machine for tests that change nothing.
+
+    It has the network `shop`; the container `web` is attached to it and publishes port 8080.
+    """
     made = Machine()
     try:
         ok(made, "network create shop --subnet 10.91.0.0/24")

@@ -1,4 +1,4 @@
-"""A person at the dashboard: a source that the test feeds, keys, and the screen as text."""
+"""Drive the dashboard in tests: feed its source, press keys, read the screen."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _NAMES = {
 }  # fmt: skip
 _CHARACTERS = {name: key for key, name in _NAMES.items()}
 _QUIET = 3
-LATE = 30.0  # seconds that a key may wait here
+KEY_TIMEOUT = 30.0  # seconds that a key may wait in tests
 
 
 @dataclass
 class FedSource:
-    """Gives what the test feeds it, and remembers what the dashboard asked of it."""
+    """A source that publishes what the test feeds it, and records requests."""
 
     first: Snapshot | None = None
     live: bool = True
@@ -61,21 +61,21 @@ class FedSource:
 
     @property
     def started(self) -> bool:
-        """Whether the dashboard listens."""
+        """Return whether the dashboard listens."""
         return self._listener is not None
 
     def feed(
         self, snapshot: Snapshot, rates: Rates | None = None, changes: tuple[Change, ...] = ()
     ) -> Update:
         assert self._listener is not None
-        picture = Update(snapshot, rates, changes)
-        self._listener(picture)
-        return picture
+        update = Update(snapshot, rates, changes)
+        self._listener(update)
+        return update
 
 
 @dataclass
 class Person:
-    """Presses keys and reads the screen."""
+    """A user of the dashboard: presses keys and reads the screen."""
 
     app: VnetApp
     pilot: Pilot[None]
@@ -88,7 +88,7 @@ class Person:
         return screen
 
     async def press(self, *keys: str) -> None:
-        """Press keys, all at once, as fast hands and pasted text do."""
+        """Press keys, all at once, like pasted text."""
         for key in keys:
             name = _NAMES.get(key, key)
             self.app.post_message(events.Key(name, key if len(key) == 1 else _CHARACTERS.get(key)))
@@ -98,37 +98,37 @@ class Person:
         await self.settle()
 
     async def type(self, text: str) -> None:
-        """Type characters, "⏎" for Enter."""
+        """Type characters; "⏎" is Enter."""
         await self.press(*text)
 
     async def settle(self) -> None:
-        """Until all that was asked for is on the screen."""
+        """Wait until everything that was requested is on the screen."""
         until = time.monotonic() + PATIENCE
         quiet = 0
         while time.monotonic() < until:
             await self.pilot.pause(0.002)
             quiet = quiet + 1 if self.dashboard.settled else 0
-            # What was handed over just now may make the screen ask for more: after rows, for their detail.
+            # New rows make the screen request more, such as details: wait for several pauses.
             if quiet == _QUIET:
                 return
         raise AssertionError("the dashboard did not come to rest")
 
     async def eventually(self, text: str) -> None:
-        """Until the screen shows that text."""
+        """Wait until the screen shows the text."""
         await self.until(lambda: text in self.text, f"{text!r} on the screen")
 
     async def until(self, holds: Callable[[], object], what: str = "it") -> None:
-        """Until that is so."""
+        """Wait until the condition holds."""
         until = time.monotonic() + PATIENCE
         while not holds():
             assert time.monotonic() < until, f"{what} did not come about in\n{self.text}"
             await self.pilot.pause(0.01)
 
     async def feed(self, snapshot: Snapshot, **more: object) -> None:
-        """Give the dashboard an update, and wait until it is shown, unless the picture is paused."""
-        picture = self.source.feed(snapshot, **more)  # type: ignore[arg-type]
+        """Publish an update, and wait until it is shown, unless the dashboard is paused."""
+        update = self.source.feed(snapshot, **more)  # type: ignore[arg-type]
         presenter = self.dashboard.presenter
-        await self.until(lambda: presenter.paused or presenter.current_update is picture, "the update")
+        await self.until(lambda: presenter.paused or presenter.current_update is update, "the update")
         await self.settle()
 
     @property
@@ -140,13 +140,13 @@ class Person:
         return "\n".join(self.lines)
 
     def row(self) -> str:
-        """The first cell of the row under the cursor."""
+        """Return the first cell of the row under the cursor."""
         row = self.dashboard.table.selected_row()
         return row.cells[0].text if row else ""
 
 
 def screen_lines(app: App[None]) -> list[str]:
-    """What the terminal shows, line by line."""
+    """Return the lines that the terminal shows."""
     strips = app.screen._compositor.render_strips()
     return ["".join(segment.text for segment in strip) for strip in strips]
 
@@ -161,23 +161,23 @@ async def dashboard(
     write: bool = False,
     make_fast_path_service: Callable[[], FastPathService] | None = None,
 ) -> AsyncIterator[Person]:
-    """The dashboard on that snapshot (a small host, unless told otherwise), in a terminal of that size."""
+    """Run the dashboard on a snapshot, by default of a small host."""
     source = source or FedSource(snapshot or small_host())
     app = VnetApp(source, ascii_only, make_change_service, write, make_fast_path_service)
-    with unhurried():
+    with patient_keys():
         async with app.run_test(size=size, notifications=True) as pilot:
             person = Person(app, pilot, source)
             await person.until(lambda: source.started, "the start of the source")
             if source.first is not None:
                 await person.until(
-                    lambda: person.dashboard.presenter.current_update is not None, "the first picture"
+                    lambda: person.dashboard.presenter.current_update is not None, "the first update"
                 )
                 await person.settle()
             yield person
 
 
 @contextmanager
-def unhurried() -> Iterator[None]:
-    """Keys wait for what the keys before them led to, however busy the machine, and none comes too late."""
-    with patch.object(navigation, "_KEY_PATIENCE", PATIENCE), patch.object(tui.app, "_LATE", LATE):
+def patient_keys() -> Iterator[None]:
+    """Raise the time limits of keys, so that a busy machine drops none."""
+    with patch.object(navigation, "_KEY_PATIENCE", PATIENCE), patch.object(tui.app, "_LATE", KEY_TIMEOUT):
         yield

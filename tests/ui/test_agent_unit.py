@@ -1,4 +1,4 @@
-"""The systemd unit that `vnet-tui agent --unit` prints: well-formed, of this installation, and it runs."""
+"""The systemd unit of `vnet-tui agent --unit`: its settings, and that it works."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.waiting import PATIENCE, wait_until
 from tui.cli import agent
 
 
-def test_it_names_this_installation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_unit_starts_this_installation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("VNET_STATE", "DOCKER_HOST", "CONTAINER_HOST", "VNET_ENGINES"):
         monkeypatch.delenv(name, raising=False)
     program = tmp_path / "my tools" / "vnet-tui"
@@ -28,14 +28,14 @@ def test_it_names_this_installation(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     found = settings(agent.render())
     assert found["ExecStart"] == [f'"{program}" agent']
     assert found["StateDirectory"] == ["vnet-tui"] and "Environment" not in found
-    assert found["PrivateTmp"] == ["no"], "a program in /tmp must stay in sight"
+    assert found["PrivateTmp"] == ["no"], "the unit must see a program in /tmp"
     program.unlink()
     found = settings(agent.render())
     assert found["ExecStart"] == [f'"{program.with_name("python")}" -P -m tui.cli agent']
     assert found["Environment"] == [f"PYTHONPATH={Path(agent.__file__).parents[2]}"]
 
 
-def test_what_the_environment_says_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_unit_passes_on_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VNET_STATE", "/srv/100%/$state dir")
     monkeypatch.setenv("DOCKER_HOST", "unix:///run/other.sock")
     monkeypatch.setattr(agent.sys, "executable", "/home/$HOME/bin/python")
@@ -47,7 +47,7 @@ def test_what_the_environment_says_is_passed_on(monkeypatch: pytest.MonkeyPatch)
     assert found["ExecStart"] == ["/home/$$HOME/bin/python -P -m tui.cli agent"]
 
 
-def test_the_fast_path_gets_what_it_needs_and_only_where_it_is_kept() -> None:
+def test_only_units_that_accelerate_get_rights_for_the_fast_path() -> None:
     plain, fast = settings(agent.render()), settings(agent.render(accelerate=["shop", "my net"]))
     assert fast["ExecStart"][0].endswith('agent --accelerate shop "my net"')
     assert fast["RuntimeDirectory"] == fast["CacheDirectory"] == ["vnet-tui"]
@@ -58,7 +58,7 @@ def test_the_fast_path_gets_what_it_needs_and_only_where_it_is_kept() -> None:
     assert "CAP_NET_RAW" not in plain["CapabilityBoundingSet"][0] and "RuntimeDirectory" not in plain
 
 
-def test_engines_sockets_stay_in_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_unit_can_reach_the_sockets_of_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent.sys, "executable", "/usr/bin/python")
     monkeypatch.setattr(agent.sys, "prefix", "/usr")
     monkeypatch.setattr(agent, "_PACKAGES", Path("/usr/lib"))
@@ -71,7 +71,7 @@ def test_engines_sockets_stay_in_sight(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings(agent.render())["PrivateTmp"] == ["no"]
 
 
-def test_it_speaks_with_those_alone_whom_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_unit_allows_only_the_addresses_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     assert settings(agent.render())["IPAddressDeny"] == ["any"]
     for address in ("127.0.0.1:9742", "[::1]:9742", "localhost:9742"):
@@ -83,7 +83,7 @@ def test_it_speaks_with_those_alone_whom_it_serves(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.root
 @pytest.mark.needs("systemd-analyze")
-def test_what_it_starts_does_its_work_under_the_unit(machine: Machine) -> None:
+def test_the_agent_works_under_the_units_restrictions(machine: Machine) -> None:
     path = machine.folder / "agent.service"
     path.write_text(ok(machine, "agent --unit --metrics 127.0.0.1:9742"))
     ok(machine, "network create shop")
@@ -93,7 +93,7 @@ def test_what_it_starts_does_its_work_under_the_unit(machine: Machine) -> None:
             wait_until(lambda: "vnet nat shop" in machine.run("nft list ruleset"), "the rules")
             get = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9742/metrics').read())"
             assert "br-shop" in machine.run([sys.executable, "-c", get])
-            # nsenter waits for the program, its child in the machine.
+            # nsenter waits for its child, the program inside the machine.
             children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text()
             os.kill(int(children), signal.SIGTERM)
             assert agent.wait(PATIENCE) == 0
@@ -120,17 +120,19 @@ def test_the_units_restrictions_are_in_force(machine: Machine) -> None:
 @pytest.mark.needs("systemd-analyze")
 @pytest.mark.parametrize("metrics", ["", "0.0.0.0:9742"])
 @pytest.mark.parametrize("accelerate", [[], ["shop"]])
-def test_systemd_understands_it_and_finds_it_safe(
+def test_systemd_accepts_the_unit_and_rates_it_safe(
     tmp_path: Path, accelerate: list[str], metrics: str
 ) -> None:
     path = tmp_path / "vnet-tui-agent.service"
     path.write_text(agent.render(metrics, accelerate))
     assert not [
-        line for line in _analyzed("verify", "--man=no", str(path)).stderr.splitlines() if path.name in line
+        line
+        for line in systemd_analyze("verify", "--man=no", str(path)).stderr.splitlines()
+        if path.name in line
     ]
-    done = _analyzed("security", "--offline=true", "--no-pager", "--threshold=30", str(path))
+    done = systemd_analyze("security", "--offline=true", "--no-pager", "--threshold=30", str(path))
     assert done.returncode == 0, done.stdout  # an exposure of 3.0 at most
 
 
-def _analyzed(*words: str) -> subprocess.CompletedProcess[str]:
+def systemd_analyze(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, check=False)

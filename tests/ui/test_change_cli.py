@@ -1,19 +1,29 @@
-"""Commands that change networks, as used by users and scripts, on a simulated machine."""
+"""Commands that change networks, on a small machine."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.support.echo import answer, ask, serving
-from tests.support.machine import PROGRAM, Machine, addresses, link, ok, picture, read_json, refused, uplink
+from tests.support.machine import (
+    PROGRAM,
+    Machine,
+    addresses,
+    link,
+    machine_state,
+    ok,
+    read_json,
+    refused,
+    uplink,
+)
 from tests.support.terminal import Terminal
 from tui.cli.change import ports_of
 
 pytestmark = pytest.mark.root
 
 
-def test_a_network_is_made_and_removed(machine: Machine) -> None:
-    before = picture(machine)
+def test_a_network_is_created_and_removed(machine: Machine) -> None:
+    before = machine_state(machine)
     ok(machine, "network create shop --subnet 10.91.0.0/24 --subnet fd91::/64 --gateway 10.91.0.7 --mtu 1400")
     made = link(machine, "br-shop")
     assert (made["mtu"], made["linkinfo"]["info_kind"]) == (1400, "bridge")
@@ -21,11 +31,11 @@ def test_a_network_is_made_and_removed(machine: Machine) -> None:
     assert "masquerade" in machine.run("nft list table inet vnet")
     assert machine.run("sysctl -n net.ipv4.ip_forward") == "1\n"
     ok(machine, "network rm shop")
-    after = picture(machine)
+    after = machine_state(machine)
     assert after | {"forward": ""} == before | {"forward": ""}
 
 
-def test_a_person_is_asked_before_what_hits_others(machine: Machine) -> None:
+def test_removal_asks_before_it_detaches_containers(machine: Machine) -> None:
     ok(machine, "network create shop")
     ok(machine, "container create web --network shop")
     ok(machine, "publish web 8080:80")
@@ -41,7 +51,7 @@ def test_a_person_is_asked_before_what_hits_others(machine: Machine) -> None:
     assert 'network "shopp" doesn\'t exist' in refused(machine, "network", "rm", "shopp")
 
 
-def test_kinds_bridges_and_pairs(machine: Machine) -> None:
+def test_network_kinds_bridges_and_joins(machine: Machine) -> None:
     ok(machine, "network create vault --kind internal --bridge inner0 --ipv6")
     assert len(addresses(machine, "inner0")) == 2
     ok(machine, "network create lan --kind routed")
@@ -53,7 +63,7 @@ def test_kinds_bridges_and_pairs(machine: Machine) -> None:
     assert read_json(machine, "network ls")["networks"][0]["joined"] == []
 
 
-def test_a_bridge_that_knows_vlans_where_the_kernel_does(machine: Machine) -> None:
+def test_vlan_filtering_is_set_if_the_kernel_supports_it(machine: Machine) -> None:
     done = machine.vnet("network", "create", "lab", "--vlan-filtering")
     if done.returncode:
         assert "CONFIG_BRIDGE_VLAN_FILTERING" in done.stderr and "without VLAN filtering" in done.stderr
@@ -72,7 +82,7 @@ def test_networks_are_listed(shared: Machine) -> None:
     assert lines[1].split() == ["shop", "vnet", "nat", "10.91.0.0/24", "br-shop", "web"]
 
 
-def test_attached_moved_and_detached(machine: Machine) -> None:
+def test_attach_move_and_detach(machine: Machine) -> None:
     ok(machine, "network create shop --subnet 10.91.0.0/24")
     ok(machine, "network create lab --subnet 10.92.0.0/24")
     machine.run("ip netns add other")
@@ -85,7 +95,7 @@ def test_attached_moved_and_detached(machine: Machine) -> None:
     assert [one["ifname"] for one in machine.json("ip -j link", "other")] == ["lo"]
 
 
-def test_secondary_addresses_go_before_the_primary_and_come_back_after_it(machine: Machine) -> None:
+def test_undo_restores_secondary_addresses_after_the_primary(machine: Machine) -> None:
     ok(machine, "network create shop --subnet 10.91.0.0/24")
     ok(machine, "container create web --network shop")
     places = (("br-shop", ""), ("eth0", "web"))
@@ -96,14 +106,16 @@ def test_secondary_addresses_go_before_the_primary_and_come_back_after_it(machin
     assert [one.get("secondary", False) for one in before[0] if one["family"] == "inet"].count(True) == 2
     ok(machine, "network rm shop")
     ok(machine, "undo")
-    assert [_lasting(link(machine, *place)["addr_info"]) for place in places] == [*map(_lasting, before)]
+    assert [_global_addresses(link(machine, *place)["addr_info"]) for place in places] == [
+        *map(_global_addresses, before)
+    ]
 
 
-def _lasting(found: list[dict[str, object]]) -> list[dict[str, object]]:
+def _global_addresses(found: list[dict[str, object]]) -> list[dict[str, object]]:
     return [one for one in found if one["scope"] == "global"]
 
 
-def test_on_an_internal_network_and_on_one_that_it_is_joined_with(machine: Machine) -> None:
+def test_routes_of_a_container_on_joined_networks(machine: Machine) -> None:
     for words in ("shop --subnet 10.91.0.0/24 --subnet fd91::/64",
                   "vault --kind internal --subnet 10.92.0.0/24",
                   "cell --kind internal --subnet 10.93.0.0/24 --subnet fd93::/64"):  # fmt: skip
@@ -115,20 +127,20 @@ def test_on_an_internal_network_and_on_one_that_it_is_joined_with(machine: Machi
     ok(machine, "attach web cell")
     ok(machine, "network join shop cell")
     ok(machine, "network join vault cell")
-    ways = machine.json("ip -j route", "web")
-    assert [one["dev"] for one in ways if one["dst"] == "10.91.0.0/24"] == ["eth0"]
-    assert [one["dev"] for one in ways if one["dst"] == "10.92.0.0/24"] == ["eth1"]
+    routes = machine.json("ip -j route", "web")
+    assert [one["dev"] for one in routes if one["dst"] == "10.91.0.0/24"] == ["eth0"]
+    assert [one["dev"] for one in routes if one["dst"] == "10.92.0.0/24"] == ["eth1"]
     # A container that is only on internal networks gets each route once.
     ok(machine, "container create log --network vault")
     ok(machine, "attach log cell")
-    ways = machine.json("ip -j route", "log")
-    assert [one["gateway"] for one in ways if one["dst"] == "10.91.0.0/24"] == ["10.92.0.1"]
+    routes = machine.json("ip -j route", "log")
+    assert [one["gateway"] for one in routes if one["dst"] == "10.91.0.0/24"] == ["10.92.0.1"]
     ok(machine, "network part shop vault")
     ok(machine, "network part shop cell")
     assert not [one for one in machine.json("ip -j route", "log") if one["dst"] == "10.91.0.0/24"]
 
 
-def test_a_network_is_shown_by_its_name_and_found_by_its_bridges_too(machine: Machine) -> None:
+def test_a_network_is_found_by_its_name_and_its_bridge(machine: Machine) -> None:
     ok(machine, "network create shop --bridge s0 --subnet 10.91.0.0/24")
     ok(machine, "container create web --network shop")
     (shop,) = [one for one in read_json(machine, "show networks")["networks"] if one["bridge"] == "s0"]
@@ -187,11 +199,11 @@ def test_traffic_and_published_ports(machine: Machine) -> None:
         ("sctp/[::]:9", ("::", "9", "", "sctp")),
     ],
 )
-def test_how_ports_are_written(text: str, parts: tuple[str, ...]) -> None:
+def test_parsing_of_ports(text: str, parts: tuple[str, ...]) -> None:
     assert ports_of(text) == parts
 
 
-def test_links_bridges_and_ports_are_changed(machine: Machine) -> None:
+def test_settings_of_links_bridges_and_ports(machine: Machine) -> None:
     machine.run("ip link add br7 type bridge")
     machine.run("ip netns add other")
     machine.run("ip link add p7 type veth peer name eth0 netns other")

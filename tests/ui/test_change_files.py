@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.support.machine import PROGRAM, Machine, addresses, ok, picture, read_json, refused, uplink
+from tests.support.machine import PROGRAM, Machine, addresses, machine_state, ok, read_json, refused, uplink
 from tests.support.needs import AS_NOBODY
 from tests.support.terminal import Terminal
 from tests.support.waiting import wait_until
@@ -43,7 +43,7 @@ container_ports = 80
 """
 
 
-def test_a_file_is_made_true_once(machine: Machine) -> None:
+def test_apply_creates_what_a_file_describes_once(machine: Machine) -> None:
     file = machine.folder / "net.toml"
     file.write_text(FILE)
     assert "there is no terminal" in refused(machine, "apply", str(file))
@@ -51,17 +51,17 @@ def test_a_file_is_made_true_once(machine: Machine) -> None:
     ok(machine, f"apply {file} --yes")
     assert addresses(machine, "eth0", "log") == ["10.91.0.5/24", "fd91::2/64"]
     assert "tcp dport 8080" in machine.run("nft list chain inet vnet publish")
-    made = picture(machine)
+    made = machine_state(machine)
     assert "nothing to do" in ok(machine, f"apply {file}")
     written = ok(machine, "export")
     assert "nothing to do" in ok(machine, "apply - --prune", text=written)
     ok(machine, "cleanup --yes")
     assert machine.json("ip -j netns list") == [] and machine.run("nft list tables") == ""
     ok(machine, "apply - --yes", text=written)
-    assert picture(machine) == made
+    assert machine_state(machine) == made
 
 
-def test_another_mtu_is_set_in_place(machine: Machine) -> None:
+def test_apply_changes_the_mtu_in_place(machine: Machine) -> None:
     def mtus() -> list[tuple[str, int, int]]:
         shown = [*machine.json("ip -j link show type bridge"), *machine.json("ip -j link show type veth")]
         shown += machine.json("ip -j link show type veth", "web")
@@ -87,7 +87,7 @@ def test_another_mtu_is_set_in_place(machine: Machine) -> None:
     assert "out of range" in refused(machine, "apply", str(file), "--yes")
 
 
-def test_prune_removes_what_the_file_does_not_name(machine: Machine) -> None:
+def test_prune_removes_what_is_not_in_the_file(machine: Machine) -> None:
     file = machine.folder / "net.toml"
     file.write_text(FILE)
     ok(machine, f"apply {file} --yes")
@@ -98,7 +98,7 @@ def test_prune_removes_what_the_file_does_not_name(machine: Machine) -> None:
     assert machine.json("ip -j netns list") == []
 
 
-def test_a_person_is_shown_the_difference_and_asked(machine: Machine) -> None:
+def test_apply_shows_the_difference_and_asks(machine: Machine) -> None:
     file = machine.folder / "net.toml"
     file.write_text('[network.shop]\nsubnets = ["10.91.0.0/24"]\n')
     for answer, there in (("n", False), ("y", True)):
@@ -119,23 +119,21 @@ def test_a_person_is_shown_the_difference_and_asked(machine: Machine) -> None:
         ("[network.shop\n", 1, "line 1"),
     ],
 )
-def test_mistakes_in_a_file_are_named_with_their_line(
-    shared: Machine, text: str, line: int, words: str
-) -> None:
+def test_errors_in_a_file_name_the_line(shared: Machine, text: str, line: int, words: str) -> None:
     file = shared.folder / "bad.toml"
     file.write_text(text)
     said = refused(shared, "apply", str(file), "--yes")
     assert f"line {line}" in said and words in said
 
 
-def test_files_that_cannot_be_read(shared: Machine) -> None:
+def test_errors_of_unreadable_files(shared: Machine) -> None:
     assert "No such file" in refused(shared, "apply", "/nonexistent.toml")
     (shared.folder / "binary").write_bytes(b"\xff\xfe")
     assert "UTF-8" in refused(shared, "apply", str(shared.folder / "binary"))
     assert "No such file" in refused(shared, "export", "/nonexistent/net.toml")
 
 
-DRY = [
+COMMANDS = [
     "network create lab --ipv6", "network create lab --kind internal --subnet 10.92.0.0/24 --mtu 1400",
     "container create log --network shop", "container create log --joined-with web", "publish web 9000-9002",
     "unpublish 8080", "detach web shop", "container rm web", "network rm shop", "link set v-web --mtu 1400",
@@ -143,30 +141,30 @@ DRY = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", DRY)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_dry_run_prints_the_commands_and_changes_nothing(shared: Machine, command: str) -> None:
-    before = picture(shared)
+    before = machine_state(shared)
     printed = ok(shared, f"{command} --dry-run")
     whole = read_json(shared, f"{command} --dry-run")
     assert printed == "".join(f"{step['command']}\n" for step in whole["steps"]) != ""
     assert whole["dry_run"] is True and whole["change"] is None
-    assert picture(shared) == before
+    assert machine_state(shared) == before
 
 
-def test_the_printed_commands_do_what_we_do() -> None:
-    """The same sequence on two machines: by the printed commands, and by the program."""
+def test_the_printed_commands_have_the_same_result() -> None:
+    """Compare two machines: one changed by the printed commands, one by the program."""
     commands = ["network create shop --subnet 10.91.0.0/24", "container create web --network shop",
                 "publish web 8080:80", "container rm web"]  # fmt: skip
-    by_hand, ours = Machine(), Machine()
+    by_shell, by_program = Machine(), Machine()
     try:
         for command in commands:
-            by_hand.run(["sh", "-e", "-c", ok(by_hand, f"{command} --dry-run")])
-            whole = read_json(ours, command)
+            by_shell.run(["sh", "-e", "-c", ok(by_shell, f"{command} --dry-run")])
+            whole = read_json(by_program, command)
             assert whole["change"]["end"] == "done"
-            assert picture(by_hand) == picture(ours)
+            assert machine_state(by_shell) == machine_state(by_program)
     finally:
-        by_hand.close()
-        ours.close()
+        by_shell.close()
+        by_program.close()
 
 
 @pytest.mark.needs("nobody")
@@ -179,7 +177,7 @@ def test_a_dry_run_needs_no_rights(shared: Machine) -> None:
 
 
 def test_history_and_undo(machine: Machine) -> None:
-    before = picture(machine)
+    before = machine_state(machine)
     first = read_json(machine, "network create shop")["change"]["id"]
     second = read_json(machine, "container create web --network shop")["change"]["id"]
     lines = ok(machine, "history").splitlines()
@@ -188,7 +186,7 @@ def test_history_and_undo(machine: Machine) -> None:
     ok(machine, f"undo {second}")
     assert machine.json("ip -j netns list") == []
     ok(machine, "undo")
-    assert picture(machine) == before
+    assert machine_state(machine) == before
     changes = read_json(machine, "history")["changes"]
     assert [one["end"] for one in changes] == ["undone", "undone"]
     assert any("br-shop" in step["command"] for step in changes[1]["steps"])
@@ -197,34 +195,34 @@ def test_history_and_undo(machine: Machine) -> None:
     assert "no such change" in refused(machine, "undo", "../../etc/passwd")
 
 
-def test_a_change_that_fails_is_taken_back(machine: Machine) -> None:
+def test_a_failed_change_is_undone(machine: Machine) -> None:
     machine.run("mount --bind /proc/sys /proc/sys")
     machine.run("mount -o remount,ro,bind /proc/sys")
-    before = picture(machine)
+    before = machine_state(machine)
     said = refused(machine, "network", "create", "shop")
     assert "can't set net.ipv4.ip_forward" in said and "as it was before" in said
-    assert picture(machine) == before
+    assert machine_state(machine) == before
 
 
 def test_rules_that_cannot_be_read_are_not_replaced(machine: Machine) -> None:
     ok(machine, "network create shop")
     ok(machine, "container create web --network shop")
-    before = picture(machine)
+    before = machine_state(machine)
     machine.run("mount --bind /bin/false /usr/sbin/nft")
     said = refused(machine, "publish", "web", "8080")
     machine.run("umount /usr/sbin/nft")
     assert "vnet-tui's own rules couldn't be read" in said
-    assert picture(machine) == before
+    assert machine_state(machine) == before
 
 
-def test_changes_that_were_cut_off_are_offered(machine: Machine) -> None:
-    before = picture(machine)
+def test_recover_undoes_or_forgets_interrupted_changes(machine: Machine) -> None:
+    before = machine_state(machine)
     killed = machine.vnet(before=(sys.executable, "-c", _KILLED))
-    assert killed.returncode == -9 and picture(machine) != before
+    assert killed.returncode == -9 and machine_state(machine) != before
     assert "vnet-tui recover" in refused(machine, "network", "create", "lab")
     assert "br-shop" in ok(machine, "recover --dry-run")
     ok(machine, "recover")
-    assert picture(machine) == before
+    assert machine_state(machine) == before
     machine.vnet(before=(sys.executable, "-c", _KILLED))
     ok(machine, "container create web --auto-undo")
     assert [one["ifname"] for one in machine.json("ip -j link")] == ["lo"]
@@ -246,24 +244,24 @@ run.apply("cut off", steps, lambda step: os.kill(os.getpid(), 9) if step is step
 """
 
 
-def test_cleanup_leaves_what_is_not_ours(machine: Machine) -> None:
+def test_cleanup_leaves_what_vnet_tui_did_not_create(machine: Machine) -> None:
     machine.run("ip netns add theirs")
     machine.run("ip link add br0 type bridge")
     machine.run("ip link set br0 alias 'made by vnet: not'")
     machine.run("nft add table ip theirs")
     machine.run("nft add chain ip theirs post { type nat hook postrouting priority 100 ; }")
-    before = picture(machine)
+    before = machine_state(machine)
     ok(machine, "network create shop")
     ok(machine, "container create web --network shop")
     ok(machine, "attach theirs shop")
     ok(machine, "publish theirs 8080")
     assert "there is no terminal" in refused(machine, "cleanup")
     ok(machine, "cleanup --yes")
-    assert picture(machine) | {"forward": ""} == before | {"forward": ""}
+    assert machine_state(machine) | {"forward": ""} == before | {"forward": ""}
     assert "nothing to do" in ok(machine, "cleanup --yes")
 
 
-def test_a_name_that_is_no_text_is_not_exported(machine: Machine) -> None:
+def test_export_refuses_a_name_that_is_not_utf_8(machine: Machine) -> None:
     """TOML is UTF-8. All other commands accept such a name."""
     ok(machine, "network create shop --subnet 10.91.0.0/24")
     machine.run(["sh", "-c", "ip netns add $(printf 'w\\377b')"])
@@ -273,14 +271,14 @@ def test_a_name_that_is_no_text_is_not_exported(machine: Machine) -> None:
     assert not (machine.folder / "net.toml").exists()
 
 
-def test_a_guarded_change_is_confirmed_or_taken_back(machine: Machine) -> None:
+def test_a_guarded_change_is_confirmed_or_undone(machine: Machine) -> None:
     uplink(machine)
-    before = picture(machine)
+    before = machine_state(machine)
     whole = read_json(machine, "network create lan --kind nic-bridged --uplink up0")
     assert whole["guarded"] is True and addresses(machine, "br-lan") == ["192.0.2.2/24"]
     assert machine.run("ping -c1 -W1 192.0.2.1")
     ok(machine, f"undo {whole['change']['id']}")
-    assert picture(machine) == before
+    assert machine_state(machine) == before
     assert "no change waits" in refused(machine, "confirm")
     done = machine.vnet("network", "create", "lan", "--kind", "nic-bridged", "--uplink", "up0")
     assert "vnet-tui confirm" in done.stderr
@@ -291,7 +289,7 @@ def test_a_guarded_change_is_confirmed_or_taken_back(machine: Machine) -> None:
     assert addresses(machine, "up0") == ["192.0.2.2/24"]
 
 
-def test_a_change_taken_back_does_not_wait_while_its_guard_ends(machine: Machine) -> None:
+def test_an_undone_change_is_not_waiting_while_its_guard_ends(machine: Machine) -> None:
     uplink(machine)
     first = read_json(machine, "network create lan --kind nic-bridged --uplink up0")["change"]["id"]
     (guard,) = machine.run("pgrep -x vnet-guard").split()
@@ -305,7 +303,7 @@ def test_a_change_taken_back_does_not_wait_while_its_guard_ends(machine: Machine
         machine.run(f"kill -CONT {guard}")
 
 
-def test_the_agent_puts_the_rules_back(machine: Machine) -> None:
+def test_the_agent_restores_rules(machine: Machine) -> None:
     ok(machine, "network create shop")
     words = machine.words("setpriv", "--pdeathsig", "TERM", *PROGRAM, "agent")
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=machine.environment) as agent:

@@ -1,4 +1,4 @@
-"""Publishing ports by command, with real traffic: IPv6, UDP, ranges; SCTP by its rule only."""
+"""Publish ports by command with real traffic: IPv6, UDP, ranges; SCTP by its rule."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ ASK_UDP = (
 
 @pytest.fixture
 def site(machine: Machine) -> Machine:
-    """A machine with an uplink in both address families, and the containers web and till on its network
-    shop."""
+    """Return a machine with an IPv4 and IPv6 uplink, and web and till on shop."""
     uplink(machine)
     for inside, link, number in (("", "up0", 2), ("world", "far", 1)):
         machine.run(f"ip addr add 2001:db8:2::{number}/64 dev {link} nodad", inside=inside)
@@ -53,7 +52,7 @@ def site(machine: Machine) -> Machine:
     return machine
 
 
-def test_ipv6_is_reached_from_the_world_the_host_and_beside(site: Machine) -> None:
+def test_ipv6_is_reached_from_outside_the_host_and_a_neighbour(site: Machine) -> None:
     with serving(site, "web"):
         ok(site, "publish web 8080:80")
         assert answer(site, "2001:db8:2::2", 8080, "world") == "2001:db8:2::1"
@@ -67,14 +66,14 @@ def test_ipv6_is_reached_from_the_world_the_host_and_beside(site: Machine) -> No
         assert site.run([sys.executable, "-c", ASK, "2001:db8:2::2", "81"], "world", check=False) == ""
 
 
-def test_udp_single_and_by_ranges(site: Machine) -> None:
+def test_udp_ports_and_ranges(site: Machine) -> None:
     with serving(site, "web", SERVE_UDP):
         ok(site, "publish web 5353:53/udp")
         assert answer(site, "192.0.2.2", 5353, "world", program=ASK_UDP) == "192.0.2.1 53"
         assert answer(site, "2001:db8:2::2", 5353, "world", program=ASK_UDP) == "2001:db8:2::1 53"
-        asked = (("", "192.0.2.2"), ("till", "10.91.0.1"), ("till", "fd91::1"), ("web", "192.0.2.2"))
-        for asker, address in asked:
-            assert answer(site, address, 5353, asker, program=ASK_UDP).endswith(" 53"), (asker, address)
+        clients = (("", "192.0.2.2"), ("till", "10.91.0.1"), ("till", "fd91::1"), ("web", "192.0.2.2"))
+        for client, address in clients:
+            assert answer(site, address, 5353, client, program=ASK_UDP).endswith(" 53"), (client, address)
         ok(site, "unpublish 5353/udp")
         ok(site, "publish web 6053-6054:53-54/udp")
         assert answer(site, "192.0.2.2", 6053, "world", program=ASK_UDP) == "192.0.2.1 53"
@@ -91,7 +90,7 @@ def matches(rule: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(f"{left['protocol']} {left['field']}", right) for left, right in payloads if left]
 
 
-def test_sctp_by_what_nft_says(site: Machine) -> None:
+def test_sctp_rules_in_nft(site: Machine) -> None:
     ok(site, "publish web 3868/sctp")
     listed = json.loads(site.run("nft -j list chain inet vnet publish"))["nftables"]
     rules = [one["rule"] for one in listed if "rule" in one]

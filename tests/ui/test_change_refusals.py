@@ -1,4 +1,4 @@
-"""Refusals of commands that change networks: they give a reason and change nothing."""
+"""Refused commands give a reason and change nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.support.machine import PROGRAM, ROOT, Machine, ok, picture, refused
+from tests.support.machine import PROGRAM, ROOT, Machine, machine_state, ok, refused
 from tui.cli import main
 
 pytestmark = pytest.mark.root
@@ -27,18 +27,18 @@ BAD = [
     ("network create lab --mtu 7", "out of range"), ("network create lab --nat66", "NAT66"),
     ("network create lab --kind nic-bridged --uplink nope", "no link"),
     ("network create lab --engine docker", "Docker"), ("network join shop shop", "the same network"),
-    ("attach nobody shop", "no container"), ("attach web nothing", "doesn't exist"),
+    ("attach missing shop", "no container"), ("attach web nothing", "doesn't exist"),
     ("attach web shop", "already"), ("move web shop shop", "already"),
     ("detach web nothing", "doesn't exist"),
     ("container create web", "already"), ("container create log --network nothing", "doesn't exist"),
     ("container create log --network shop --address 10.91.0.2", "in use"),
     ("container create log --network shop --address 10.9.0.2", "is not in"),
-    ("container create log --model joined", "needs the name"), ("container rm nobody", "no named namespace"),
+    ("container create log --model joined", "needs the name"), ("container rm missing", "no named namespace"),
     ("publish web 8080", "already"), ("publish web 99999", "out of range"),
     ("publish web 1:2:3:4:5", "parts"),
     ("publish web 80/quic", "unknown protocol"), ("publish web 9.9.9.9:80", "isn't an address of this host"),
     ("unpublish 9", "publish"), ("link set nope --up", "none of that name"),
-    ("link set v-web --mtu 1", "range"), ("link set v-web --ns nobody --up", "find the namespace"),
+    ("link set v-web --mtu 1", "range"), ("link set v-web --ns missing --up", "find the namespace"),
     ("bridge set br-shop rubbish 1", "unknown setting"),
     ("port set v-web rubbish on", "unknown flag"), ("undo nothing", "no such change"),
     ("recover nothing", "no such change"), ("tune nothing --big-tcp", "no bridge or network"),
@@ -62,16 +62,16 @@ for command in json.load(sys.stdin):
 
 @pytest.fixture(scope="module")
 def said(shared: Machine) -> dict[str, tuple[int, str, str]]:
-    """Return the output of each bad command; none of them changes anything."""
-    before = picture(shared)
+    """Return the output of each bad command, none of which changes anything."""
+    before = machine_state(shared)
     commands = [command for command, _ in BAD]
     printed = shared.run([sys.executable, "-c", _EACH], text=json.dumps(commands))
-    assert picture(shared) == before
+    assert machine_state(shared) == before
     return dict(zip(commands, map(json.loads, printed.splitlines()), strict=True))
 
 
 @pytest.mark.parametrize(("command", "words"), BAD)
-def test_what_cannot_be_done_is_said(said: dict[str, tuple[int, str, str]], command: str, words: str) -> None:
+def test_refusals_give_the_reason(said: dict[str, tuple[int, str, str]], command: str, words: str) -> None:
     code, out, err = said[command]
     assert (code, out) == (1, "")
     assert err.startswith("vnet-tui: ") and words in err and "\x1b" not in err
@@ -101,7 +101,7 @@ def test_a_state_directory_that_cannot_be_written(machine: Machine) -> None:
     assert "br-shop" not in machine.run("ip link")
 
 
-def test_a_second_instance_is_told_who_is_at_it(machine: Machine) -> None:
+def test_a_second_instance_names_the_process_that_holds_the_lock(machine: Machine) -> None:
     code = "from core.state import writing\nwith writing(): print('held', flush=True); input()"
     words = machine.words(sys.executable, "-c", code)
     with subprocess.Popen(
@@ -115,7 +115,7 @@ def test_a_second_instance_is_told_who_is_at_it(machine: Machine) -> None:
 
 @pytest.mark.parametrize("option", [["--read-only"], ["--from", "host.vnet"]])
 @pytest.mark.parametrize("words", [["network", "create", "x"], ["undo"], ["accelerate"], ["demo"], ["agent"]])
-def test_what_changes_this_host_is_refused_with_options_that_promise_otherwise(
+def test_changes_are_refused_with_read_only_options(
     option: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*option, *words]) == 1

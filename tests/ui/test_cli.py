@@ -1,4 +1,4 @@
-"""The command line as a person or a script runs it: as a process of its own, in a pipe, without root."""
+"""The command line as scripts run it: a process in a pipe, without root."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PROGRAM = [sys.executable, "-m", "tui.cli"]
 def run(
     *arguments: str, before: tuple[str, ...] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the program in pipes and return what it printed."""
+    """Run the program in pipes and return its output."""
     if not before:
         return forkserver.run(arguments, os.environ | environment)
     return subprocess.run(
@@ -48,7 +48,7 @@ def run(
 
 @pytest.fixture
 def dump() -> Iterator[Path]:
-    """A dump of a small host that anyone may read."""
+    """Return a dump of a small host, readable by all users."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         path = Path(folder) / "host.vnet"
@@ -56,8 +56,8 @@ def dump() -> Iterator[Path]:
         yield path
 
 
-def nobody() -> tuple[str, ...]:
-    """What runs a command as somebody without rights, where we have any and can give them up."""
+def without_root() -> tuple[str, ...]:
+    """Return the words that drop root's rights; none if there are none to drop."""
     return AS_NOBODY if os.geteuid() == 0 and not lacking("nobody") else ()
 
 
@@ -67,7 +67,7 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["completion", "bash"]])
-def test_what_needs_no_data_imports_nothing_large(arguments: list[str]) -> None:
+def test_commands_without_data_import_no_large_modules(arguments: list[str]) -> None:
     code = f"import sys; from tui.cli import main\ntry: main({arguments!r})\nexcept SystemExit: pass\n"
     code += (
         "print('IMPORTED', *(name for name in ('textual', 'numpy', 'rich', 'docker') if name in sys.modules))"
@@ -76,7 +76,7 @@ def test_what_needs_no_data_imports_nothing_large(arguments: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "IMPORTED"
 
 
-def test_reading_imports_nothing_that_only_changes_need() -> None:
+def test_reading_imports_no_modules_for_changes() -> None:
     code = (
         "import sys, tui.app; from core.collect.snapshot import read_snapshot; read_snapshot(); "
         "print('IMPORTED', *(name for name in ('docker', 'requests', 'psutil') if name in sys.modules))"
@@ -103,9 +103,7 @@ def test_usage_errors(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     "words", ["--write demo", "demo --write", "demo --no-traffic --write", "--ascii demo --write"]
 )
-def test_the_demo_opens_as_asked_before_or_behind_its_name(
-    monkeypatch: pytest.MonkeyPatch, words: str
-) -> None:
+def test_options_of_the_demo_before_and_after_its_name(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     from core.lab import lab
 
     opened: list[list[str]] = []
@@ -119,20 +117,20 @@ def test_the_demo_opens_as_asked_before_or_behind_its_name(
     ]
 
 
-def test_every_topic_is_shown_and_read() -> None:
+def test_every_topic_of_show_has_parts_to_read() -> None:
     shown = run("show", "--help").stdout
     assert PARTS.keys() == set(TOPICS)
     assert all(topic in shown for topic in TOPICS)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_names_everything(shell: str) -> None:
+def test_completion_lists_all_commands_and_options(shell: str) -> None:
     text = script(make_parser(), shell)
     for word in ("show", "dump", "demo", "completion", "json", "from", "ns", "no-traffic", *TOPICS):
         assert word in text
 
 
-def test_bash_takes_the_completion_script() -> None:
+def test_bash_accepts_the_completion_script() -> None:
     done = subprocess.run(["bash", "-n"], input=run("completion", "bash").stdout, text=True, check=False)
     assert done.returncode == 0
 
@@ -159,9 +157,9 @@ def test_bash_completes(typed: list[str], offered: set[str]) -> None:
 
 
 @pytest.mark.parametrize("topic", ["all", *TOPICS])
-def test_a_dump_is_shown_to_anybody(dump: Path, topic: str) -> None:
+def test_a_dump_is_shown_without_root(dump: Path, topic: str) -> None:
     for arguments in ([], ["--json"]):
-        done = run("--from", str(dump), "show", topic, *arguments, before=nobody())
+        done = run("--from", str(dump), "show", topic, *arguments, before=without_root())
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout
         if arguments:
@@ -169,7 +167,7 @@ def test_a_dump_is_shown_to_anybody(dump: Path, topic: str) -> None:
             assert all(whole[each] for each in (TOPICS if topic == "all" else [topic]))
 
 
-def test_columns_for_people(dump: Path) -> None:
+def test_show_prints_columns(dump: Path) -> None:
     lines = run("--from", str(dump), "show", "veths").stdout.splitlines()
     web1 = next(line for line in lines if line.startswith("veth-web1"))
     assert lines[0].split()[0] == "END" and "\x1b" not in web1
@@ -179,7 +177,7 @@ def test_columns_for_people(dump: Path) -> None:
     assert {line[at:].split()[0] for line in lines[1:]} == {"br-app", "br-db", "docker0"}
 
 
-def test_only_one_namespace(dump: Path) -> None:
+def test_ns_selects_one_namespace(dump: Path) -> None:
     for name in ("web1", str(HOST + 1000), "sidecar"):
         whole = json.loads(run("--from", str(dump), "show", "links", "--ns", name, "--json").stdout)
         assert [link["name"] for link in whole["links"]] == ["lo", "eth0"]
@@ -187,27 +185,27 @@ def test_only_one_namespace(dump: Path) -> None:
     assert len(run("show", "--from", str(dump), "veths", "--ns", "web1").stdout.splitlines()) == 2
 
 
-def test_the_rules_of_a_namespace_are_those_of_its_containers_and_their_networks(dump: Path) -> None:
-    def told(name: str) -> list[str]:
+def test_ns_selects_rules_of_its_containers_and_networks(dump: Path) -> None:
+    def names_of(name: str) -> list[str]:
         whole = json.loads(run("--from", str(dump), "show", "nat", "--ns", name, "--json").stdout)
         lines = run("--from", str(dump), "show", "nat", "--ns", name).stdout.splitlines()
         assert len(lines) == 1 + len(whole["nat"]) or not whole["nat"]
         return [entry["name"] for entry in whole["nat"]]
 
     masquerade = "masquerade app (172.18.0.0/16)"
-    assert told("web1") == ["web1 tcp 8080 -> 172.18.0.2:80", masquerade]
-    assert told("api") == [masquerade]
-    assert "drop 172.18.0.3/32 -> *" in " ".join(told("web2"))
-    assert len(told("host")) == 5, "all that lie there"
+    assert names_of("web1") == ["web1 tcp 8080 -> 172.18.0.2:80", masquerade]
+    assert names_of("api") == [masquerade]
+    assert "drop 172.18.0.3/32 -> *" in " ".join(names_of("web2"))
+    assert len(names_of("host")) == 5, "all that lie there"
 
 
-def test_a_namespace_that_is_not_there(dump: Path) -> None:
+def test_an_unknown_namespace_is_an_error(dump: Path) -> None:
     done = run("--from", str(dump), "show", "links", "--ns", "w\x1b[1meb9")
     assert (done.returncode, done.stdout) == (1, "")
     assert "web1" in done.stderr and "\\x1b" in done.stderr and "\x1b" not in done.stderr
 
 
-def test_problems_go_to_standard_error_one_line_a_kind(tmp_path: Path) -> None:
+def test_problems_are_printed_to_stderr_one_line_per_kind(tmp_path: Path) -> None:
     denied = [
         Problem("links", "can't read its links", "no right", "be root", HOST + 1000 + number)
         for number in range(3)
@@ -225,7 +223,7 @@ def test_problems_go_to_standard_error_one_line_a_kind(tmp_path: Path) -> None:
     assert len(json.loads(done.stdout)["problems"]) == 4 and done.stderr == ""
 
 
-def test_names_from_outside_do_not_act(tmp_path: Path) -> None:
+def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     path = tmp_path / "hostile.vnet"
     path.write_bytes(pack(hostile_host()))
     for arguments in (["show"], ["show", "--json"]):
@@ -235,20 +233,20 @@ def test_names_from_outside_do_not_act(tmp_path: Path) -> None:
         assert not re.findall(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
 
 
-def test_a_locale_without_letters(tmp_path: Path) -> None:
+def test_output_in_an_ascii_locale(tmp_path: Path) -> None:
     path = tmp_path / "hostile.vnet"
     path.write_bytes(pack(hostile_host()))
     assert run("--from", str(path), "show", PYTHONIOENCODING="ascii").returncode == 0
 
 
 def printed_on_a_terminal(arguments: list[str], columns: int, **environment: str) -> str:
-    """What a command prints on a terminal of that width."""
+    """Return what a command prints on a terminal of this width."""
     with Terminal([*PROGRAM, *arguments], columns=columns, **environment) as terminal:
         terminal.read_to_the_end()
         return terminal.output.decode().replace("\r\n", "\n")
 
 
-def test_on_a_terminal_it_fits_and_is_coloured(dump: Path) -> None:
+def test_output_on_a_terminal_fits_and_is_coloured(dump: Path) -> None:
     arguments = ["--from", str(dump), "show", "links"]
     coloured = printed_on_a_terminal(arguments, 60, NO_COLOR="")
     plain = printed_on_a_terminal(arguments, 60, NO_COLOR="1")
@@ -281,7 +279,7 @@ CORRUPT = {
 
 @pytest.mark.parametrize("kind", CORRUPT)
 @pytest.mark.parametrize("command", [["show"], ["show", "--json"], ["dump", "/dev/null"]])
-def test_a_corrupt_dump_is_refused_in_words(tmp_path: Path, kind: str, command: list[str]) -> None:
+def test_a_corrupt_dump_is_refused_with_a_reason(tmp_path: Path, kind: str, command: list[str]) -> None:
     path = tmp_path / "corrupt.vnet"
     path.write_bytes(CORRUPT[kind])
     done = run("--from", str(path), *command)
@@ -290,12 +288,12 @@ def test_a_corrupt_dump_is_refused_in_words(tmp_path: Path, kind: str, command: 
 
 
 @pytest.mark.parametrize("path", ["/nonexistent/host.vnet", "/proc/self"])
-def test_a_dump_that_cannot_be_opened(path: str) -> None:
+def test_an_unreadable_dump_is_an_error(path: str) -> None:
     done = run("--from", path, "show")
     assert done.returncode == 1 and re.fullmatch(r"vnet-tui: can't read .+: .+\n", done.stderr)
 
 
-def test_one_long_name_makes_no_line_long(tmp_path: Path) -> None:
+def test_a_long_name_does_not_widen_all_lines(tmp_path: Path) -> None:
     host = small_host()
     net = host.nets[HOST]
     link = next(link for link in net.links.values() if link.name == "br-app")
@@ -307,7 +305,7 @@ def test_one_long_name_makes_no_line_long(tmp_path: Path) -> None:
     assert "x" * 10_000 in run("--from", str(path), "show", "links", "--json").stdout
 
 
-def test_a_dump_that_cannot_be_written(dump: Path) -> None:
+def test_an_unwritable_dump_is_an_error(dump: Path) -> None:
     done = run("--from", str(dump), "dump", "/nonexistent/host.vnet")
     assert done.returncode == 1 and done.stderr.startswith("vnet-tui: can't write /nonexistent/host.vnet: ")
 
@@ -330,7 +328,7 @@ def test_a_dump_into_a_pipe(dump: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
-def test_a_reader_that_has_enough(tmp_path: Path, arguments: list[str]) -> None:
+def test_a_closed_pipe_ends_the_command_quietly(tmp_path: Path, arguments: list[str]) -> None:
     path = tmp_path / "many.vnet"
     path.write_bytes(pack(many_namespaces(300)))
     command = [*PROGRAM, "--from", str(path), "show", *arguments]
@@ -354,8 +352,8 @@ def test_the_dashboard_opens_on_a_dump(dump: Path) -> None:
         assert terminal.read_to_the_end() == 0
 
 
-def test_this_host_without_root() -> None:
-    done = run("show", "links", "--json", before=nobody())
+def test_show_works_without_root() -> None:
+    done = run("show", "links", "--json", before=without_root())
     whole = json.loads(done.stdout)
     assert done.returncode == 0
     assert any(link["name"] == "lo" for link in whole["links"])
@@ -365,13 +363,13 @@ def test_this_host_without_root() -> None:
     ("line", "meant"),
     [("show veth", "veths"), ("shwo", "show"), ("network creat x", "create"), ("show zzzz", "")],
 )
-def test_what_is_nearly_a_word_is_asked_about(line: str, meant: str) -> None:
+def test_a_misspelt_word_gets_a_suggestion(line: str, meant: str) -> None:
     done = run(*line.split())
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.endswith(f"did you mean {meant}?\n") if meant else "did you mean" not in done.stderr
 
 
-def test_what_is_wrong_with_a_file_is_said_before_that_there_is_no_terminal(tmp_path: Path) -> None:
+def test_a_bad_file_is_reported_before_a_missing_terminal(tmp_path: Path) -> None:
     path = tmp_path / "words"
     path.write_text("no dump")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The conntrack view's rows: text of the rows in sight, order and filter over columns, and the detail."""
+"""The conntrack view: text of visible rows, order, filter, and the detail."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ NAMES = (*ENTRIES, *INNER)
 
 
 def snapshot() -> Snapshot:
-    """A host with two containers and a further namespace, each with a table."""
+    """Return a host with two containers and a namespace, each with a table."""
     card = Link(HOST, 2, "eth0", "physical", addresses=(Address(4, "192.0.2.1", 24),))
     containers = (
         Container("docker", "a1", "web1", endpoints=(Endpoint("br", f"{WEB1}/16", "fd00::2/64"),)),
@@ -88,7 +88,7 @@ def all_rows(rows: ConntrackRows) -> list[Row]:
 
 
 def names(rows: ConntrackRows) -> list[str]:
-    """The rows by the names that ENTRIES and INNER give them."""
+    """Return the rows' names in ENTRIES and INNER."""
     known = {flow_ref(HOST, place + 1): name for place, name in enumerate(ENTRIES)} | {
         flow_ref(LAB, 77): "inner"
     }
@@ -100,7 +100,7 @@ def cell(rows: ConntrackRows, name: str, column: str) -> str:
     return row.cells[[each.name for each in COLUMNS].index(column)].text
 
 
-def test_what_a_row_says(rows: ConntrackRows) -> None:
+def test_cells_of_a_row(rows: ConntrackRows) -> None:
     texts = [
         [cell(rows, name, column.name) for column in COLUMNS] for name in ("out", "in", "dns", "ping", "ssh")
     ]
@@ -117,7 +117,7 @@ def test_what_a_row_says(rows: ConntrackRows) -> None:
     assert cell(rows, "inner", "ns") == "lab"
 
 
-def test_names_are_made_fit_to_print() -> None:
+def test_names_are_escaped() -> None:
     evil = Container("docker", "x", "a\x1b[31m\n", endpoints=(Endpoint("br", "10.0.0.1/8"),))
     shot = Snapshot(
         host=Host(netns=HOST), conntracks={HOST: table(HOST, flow("10.0.0.1:1", "10.0.0.2:2"))},
@@ -210,18 +210,18 @@ def test_order(rows: ConntrackRows, column: str, wanted: str) -> None:
     assert names(rows.sorted_by(column, False)) == wanted.split()
 
 
-def test_reversed_order_keeps_blanks_last_and_equals_in_their_order(rows: ConntrackRows) -> None:
+def test_reversed_order_keeps_blanks_last_and_is_stable(rows: ConntrackRows) -> None:
     assert names(rows.sorted_by("bytes", True)) == ["out", "in", "inner", "ping", "dns", "ssh", "six"]
     assert names(rows.sorted_by("proto", True)) == ["dns", "inner", "in", "out", "ssh", "six", "ping"]
     assert names(rows.sorted_by("translation", True))[-3:] == ["inner", "ping", "ssh"]
 
 
-def test_filter_and_order_go_together(rows: ConntrackRows) -> None:
+def test_filter_and_order_combine(rows: ConntrackRows) -> None:
     found = rows.sorted_by("timeout", True).matching("tcp").sorted_by("state", False).matching("!inner")
     assert names(found) == ["inner", "in", "out", "six", "ssh"]
 
 
-def test_an_entry_is_found_where_it_stands(rows: ConntrackRows) -> None:
+def test_index_finds_an_entry(rows: ConntrackRows) -> None:
     shown = rows.matching("!icmp").sorted_by("timeout", False)
     for place, row in enumerate(all_rows(shown)):
         assert shown.index(row.ref) == place
@@ -230,7 +230,7 @@ def test_an_entry_is_found_where_it_stands(rows: ConntrackRows) -> None:
     assert shown.index(namespace_ref(HOST)) is None
 
 
-def test_no_entries() -> None:
+def test_an_empty_table() -> None:
     rows = conntrack_rows(Topology(Snapshot(conntracks={HOST: Conntrack(HOST)})))
     assert len(rows) == 0
     assert len(rows.matching("tcp").sorted_by("inside", True)) == 0
@@ -244,12 +244,12 @@ def test_the_view_fits_a_small_terminal() -> None:
 
 
 def lines(topology: Topology, ref: Ref) -> dict[str, list[str]]:
-    """The detail's lines by section, each as "label: text"."""
+    """Return the detail's lines by section, each as "label: text"."""
     found = detail(topology, ref)
     return {part.title: [f"{label}: {one.text}" for label, one, _ in part.lines] for part in found.sections}
 
 
-def test_detail(topology: Topology) -> None:
+def test_detail_of_an_entry(topology: Topology) -> None:
     topology.__dict__["nat"] = ()
     found = lines(topology, flow_ref(HOST, 1))
     assert found["Connection"] == [
@@ -270,7 +270,7 @@ def test_detail(topology: Topology) -> None:
     assert "expires in: 5d 00h without a packet" in found["State"]
 
 
-def test_detail_of_a_ping_that_is_not_counted(topology: Topology) -> None:
+def test_detail_of_an_uncounted_ping(topology: Topology) -> None:
     topology.__dict__["nat"] = ()
     found = lines(topology, flow_ref(HOST, 4))
     assert found["Original direction"] == [
@@ -279,7 +279,7 @@ def test_detail_of_a_ping_that_is_not_counted(topology: Topology) -> None:
     ]  # fmt: skip
 
 
-def test_detail_leads_to_container_rule_and_namespace() -> None:
+def test_detail_links_to_container_rule_and_namespace() -> None:
     rule = FirewallRule("nft", "ip", "nat", "post", "r1", "", "masquerade", src="172.18.0.0/16")
     topology = Topology(replace(snapshot(), firewalls={HOST: Firewall(HOST, rules=(rule,))}))
     topology.__dict__["nat"] = (
@@ -290,13 +290,13 @@ def test_detail_leads_to_container_rule_and_namespace() -> None:
     assert related == [container_ref("docker", "a1"), nat_ref(HOST, "n1"), namespace_ref(HOST)]
 
 
-def test_detail_of_what_is_gone(topology: Topology) -> None:
+def test_detail_of_a_deleted_entry(topology: Topology) -> None:
     for ref in (flow_ref(HOST, 999), flow_ref(5, 1)):
         assert detail(topology, ref).title == "this connection is gone"
 
 
 ipv4 = st.binary(min_size=4, max_size=4).map(lambda raw: bytes(10) + b"\xff\xff" + raw)
-# Few different hextets, zeros among them, so that fragments hit.
+# Few different hextets, some of them zero, so that fragments match.
 ipv6 = st.lists(st.sampled_from([0, 0, 1, 0x10, 0xDB8, 0x2001, 0xFD00]), min_size=8, max_size=8).map(
     lambda hextets: np.array(hextets, ">u2").tobytes()
 )
@@ -304,7 +304,7 @@ ipv6 = st.lists(st.sampled_from([0, 0, 1, 0x10, 0xDB8, 0x2001, 0xFD00]), min_siz
 
 @st.composite
 def fragments(draw: st.DrawFn, address: st.SearchStrategy[bytes]) -> tuple[list[bytes], str]:
-    """Some addresses, and a piece of the text of one of them."""
+    """Draw some addresses, and a piece of the text of one of them."""
     addresses = draw(st.lists(address, min_size=1, max_size=5))
     text = address_text(addresses[0])
     start = draw(st.integers(0, len(text) - 1))
@@ -313,7 +313,7 @@ def fragments(draw: st.DrawFn, address: st.SearchStrategy[bytes]) -> tuple[list[
 
 @settings(max_examples=300, deadline=None)
 @given(fragments(ipv4))
-def test_a_piece_of_an_ipv4_address(drawn: tuple[list[bytes], str]) -> None:
+def test_filter_by_a_piece_of_an_ipv4_address(drawn: tuple[list[bytes], str]) -> None:
     addresses, fragment = drawn
     texts = [address_text(raw) for raw in addresses]
     stored = halves(addresses)
@@ -323,8 +323,8 @@ def test_a_piece_of_an_ipv4_address(drawn: tuple[list[bytes], str]) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(fragments(ipv6))
-def test_a_piece_of_an_ipv6_address(drawn: tuple[list[bytes], str]) -> None:
-    """Found wherever it is in the text, and where it is in the text with its zeros written out."""
+def test_filter_by_a_piece_of_an_ipv6_address(drawn: tuple[list[bytes], str]) -> None:
+    """A piece matches the short text of an address, and the one with all zeros."""
     addresses, fragment = drawn
     found = query.containing(halves(addresses), fragment).tolist()
     for raw, hit in zip(addresses, found, strict=True):
@@ -337,23 +337,23 @@ def test_a_piece_of_an_ipv6_address(drawn: tuple[list[bytes], str]) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(ipv4 | ipv6, max_size=5), ipv4 | ipv6)
-def test_a_whole_address_means_itself(addresses: list[bytes], wanted: bytes) -> None:
+def test_a_whole_address_matches_only_itself(addresses: list[bytes], wanted: bytes) -> None:
     text = address_text(wanted)
-    assume(text == "::" or not text.endswith("::"))  # "fd00::" means what begins so
+    assume(text == "::" or not text.endswith("::"))  # "fd00::" matches what begins with it
     found = query.matching(halves(addresses), text)
     assert found is not None
     assert found.tolist() == [raw == wanted for raw in addresses]
 
 
-def test_ports_by_their_text() -> None:
+def test_filter_by_the_text_of_a_port() -> None:
     ports = np.arange(65536)
     for piece, at_start in itertools.product(("0", "44", "65535", "80"), (False, True)):
         wanted = [str(port).startswith(piece) if at_start else piece in str(port) for port in range(65536)]
         assert query.numbers(ports, piece, at_start).tolist() == wanted
 
 
-def test_a_large_table_in_every_order() -> None:
-    """Sorting by each column agrees with sorting its rows' text one by one."""
+def test_a_large_table_sorted_by_each_column() -> None:
+    """Sorting by a column gives the same order as sorting its rows' text."""
     rng = np.random.default_rng(1)
     entries = np.zeros(3000, CONNTRACK_DTYPE)
     entries["id"] = np.arange(3000)

@@ -1,4 +1,4 @@
-"""Filter, order, and a host that changes under the dashboard."""
+"""Filter and order of lists, and a host that changes while the dashboard runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = [view.name for view in registry.VIEWS]
 # ---- filter and order
 
 
-async def test_the_filter_says_how_much_it_leaves() -> None:
+async def test_the_filter_shows_how_many_rows_match() -> None:
     async with dashboard() as person:
         await person.press("5")
         total = len(person.dashboard.table.rows)
@@ -32,7 +32,7 @@ async def test_the_filter_says_how_much_it_leaves() -> None:
         assert f"{total} rows" in person.lines[2]
 
 
-async def test_a_filter_that_leaves_nothing_says_so() -> None:
+async def test_a_filter_without_matches_says_so() -> None:
     async with dashboard() as person:
         await person.press("5")
         await person.type("/[b]no such thing")
@@ -55,7 +55,7 @@ async def test_editing_the_filter() -> None:
         assert not person.dashboard.prompt.display
 
 
-async def test_sorting_by_columns_and_backwards() -> None:
+async def test_sorting_by_columns_and_in_reverse() -> None:
     async with dashboard() as person:
         await person.type(":cont⏎")
         names = person.dashboard.table.columns_in_sight()
@@ -94,7 +94,7 @@ async def test_bridges_fold() -> None:
 # ---- while the host changes
 
 
-async def test_the_cursor_follows_the_thing_while_containers_come_and_go() -> None:
+async def test_the_cursor_follows_its_row_while_containers_come_and_go() -> None:
     whole = small_host()
     engine = next(name for name, found in whole.engines.items() if len(found.containers) > 3)
     containers = whole.engines[engine].containers
@@ -110,7 +110,7 @@ async def test_the_cursor_follows_the_thing_while_containers_come_and_go() -> No
             assert person.row() == name
 
 
-async def test_pause_freezes_the_picture() -> None:
+async def test_pause_freezes_the_lists() -> None:
     whole = small_host()
     async with dashboard(whole) as person:
         await person.press("5", "p")
@@ -124,7 +124,7 @@ async def test_pause_freezes_the_picture() -> None:
         assert "web1" not in person.text
 
 
-async def test_before_all_was_read_it_says_how_much_and_finds_nothing() -> None:
+async def test_while_parts_are_missing_it_shows_progress_and_no_findings() -> None:
     whole = small_host()
     early = replace(whole, engines={}, pending=frozenset({"containers", "firewall"}))
     async with dashboard(early) as person:
@@ -137,7 +137,7 @@ async def test_before_all_was_read_it_says_how_much_and_finds_nothing() -> None:
         assert "live" in person.lines[0] and "findings" in person.lines[0]
 
 
-async def test_changes_are_told_also_those_of_a_burst() -> None:
+async def test_events_show_every_change_of_a_burst() -> None:
     whole = small_host()
     async with dashboard(whole) as person:
         await person.press("9")
@@ -155,13 +155,13 @@ async def test_nothing_is_painted_when_nothing_changed(monkeypatch: pytest.Monke
     painted: list[Widget] = []
     refresh = Widget.refresh
 
-    def noted(widget: Widget, *regions: Region, **how: bool) -> Widget:
+    def recorded_refresh(widget: Widget, *regions: Region, **how: bool) -> Widget:
         painted.append(widget)
         return refresh(widget, *regions, **how)
 
     async with dashboard(source=FedSource()) as person:
         await person.feed(whole, rates=rates)
-        monkeypatch.setattr(Widget, "refresh", noted)
+        monkeypatch.setattr(Widget, "refresh", recorded_refresh)
         for name in NAMES:
             person.dashboard.go_to(name)
             await person.settle()
@@ -170,7 +170,9 @@ async def test_nothing_is_painted_when_nothing_changed(monkeypatch: pytest.Monke
             assert painted == [], name
 
 
-async def test_a_picture_that_fails_is_told_and_the_program_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failing_view_shows_the_error_and_the_program_continues(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with dashboard() as person:
 
         def fail(*_: object) -> None:
@@ -184,7 +186,7 @@ async def test_a_picture_that_fails_is_told_and_the_program_goes_on(monkeypatch:
         assert "gateway" in person.text
 
 
-# ---- what a filter cannot mean, rows alike, what the events say
+# ---- invalid filters, details, order, events
 
 
 @pytest.mark.parametrize(
@@ -198,13 +200,13 @@ async def test_a_picture_that_fails_is_told_and_the_program_goes_on(monkeypatch:
         (":ct addr:10.0.0.0/99⏎", "can't filter by addr:10.0.0.0/99: it isn't a prefix"),
     ],
 )
-async def test_a_filter_that_means_nothing_is_explained(typed: str, said: str) -> None:
+async def test_an_invalid_filter_is_explained(typed: str, said: str) -> None:
     async with dashboard() as person:
         await person.type(typed)
         assert said in " ".join(" ".join(line.partition("▏")[0].split()) for line in person.lines)
 
 
-async def test_the_detail_is_empty_where_the_list_is() -> None:
+async def test_the_detail_is_empty_if_the_list_is() -> None:
     async with dashboard() as person:
         await person.press("5")
         await person.type("/no such thing⏎")
@@ -216,7 +218,7 @@ async def test_the_detail_is_empty_where_the_list_is() -> None:
         assert person.dashboard.pane.lines
 
 
-async def test_the_heading_of_the_order_shows_its_arrow_however_narrow_it_is() -> None:
+async def test_the_sorted_columns_heading_always_shows_its_arrow() -> None:
     async with dashboard(size=(80, 24)) as person:
         await person.press("7")
         for _ in range(4):
@@ -227,7 +229,7 @@ async def test_the_heading_of_the_order_shows_its_arrow_however_narrow_it_is() -
             await person.press("S")
 
 
-async def test_events_leave_room_for_the_sentence() -> None:
+async def test_events_show_the_whole_sentence() -> None:
     whole = small_host()
     sentence = "the MTU of veth v-web1 in host changed from 1500 to 1450"
     async with dashboard(whole, size=(80, 24)) as person:
@@ -236,7 +238,7 @@ async def test_events_leave_room_for_the_sentence() -> None:
         assert sentence in person.text
 
 
-async def test_events_tell_what_happened_on_the_smallest_terminal() -> None:
+async def test_events_show_the_sentence_on_the_smallest_terminal() -> None:
     whole = small_host()
     async with dashboard(whole, size=(40, 10)) as person:
         await person.feed(whole, changes=(Change(1.0, "added", Ref("link", (HOST, 1)), "v-web1 was added"),))

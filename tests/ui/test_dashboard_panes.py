@@ -26,7 +26,7 @@ NAMES = [view.name for view in registry.VIEWS]
 # ---- panes, copying, themes, overlays
 
 
-async def test_tab_and_zoom() -> None:
+async def test_tab_changes_the_pane_and_plus_zooms() -> None:
     async with dashboard() as person:
         await person.press("5", "tab")
         assert person.dashboard.pane.has_focus
@@ -40,7 +40,7 @@ async def test_tab_and_zoom() -> None:
         assert person.dashboard.pane.has_focus and person.dashboard.query_one("#side").display
 
 
-async def test_a_line_of_the_detail_can_be_followed() -> None:
+async def test_enter_follows_a_line_of_the_detail() -> None:
     async with dashboard() as person:
         await person.type(":cont name:web1⏎")
         await person.press("tab")
@@ -62,7 +62,7 @@ async def test_copying_a_name_and_a_line() -> None:
         assert person.app.clipboard == person.dashboard.pane.lines[0].text
 
 
-async def test_themes_in_turn() -> None:
+async def test_t_goes_through_the_themes() -> None:
     async with dashboard() as person:
         seen = [person.app.theme]
         for _ in themes.THEMES:
@@ -71,7 +71,7 @@ async def test_themes_in_turn() -> None:
         assert seen == ["vnet-dark", "vnet-light", "vnet-ansi", "vnet-dark"]
 
 
-async def test_colours_of_the_terminal_alone_where_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_color_uses_only_default_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     async with dashboard() as person:
         await person.press("5")
@@ -89,7 +89,7 @@ async def test_help_shows_the_keys_of_this_view_only(name: str) -> None:
     async with dashboard(size=(80, 200)) as person:
         person.dashboard.go_to(name)
         await person.settle()
-        # The keys that change things are told before changes are allowed, too: W comes first.
+        # Help lists the keys for changes even before W allows changes.
         wheres = person.dashboard.wheres() | {"change"}
         wheres |= set() if "flows" in wheres else {"fast"}
         await person.press("question_mark")
@@ -113,15 +113,15 @@ async def test_q_and_esc_close_a_panel_and_not_the_program(panel: str, key: str)
         assert len(person.app.screen_stack) == 1 and person.app.is_running
 
 
-def test_a_key_means_one_thing_everywhere() -> None:
-    # In a recording alone the arrows go along its time line, not along a drawing.
+def test_a_key_has_one_meaning_everywhere() -> None:
+    # The arrow keys have a second meaning, only in recordings: they move along the time line.
     actions = [action for action in keys.ACTIONS if action.name not in ("later", "earlier")]
     pressed = [key for action in actions for key in action.keys]
     assert len(pressed) == len(set(pressed))
     assert not set(pressed) & set("123456789")
 
 
-def test_every_action_can_be_run() -> None:
+def test_every_action_has_a_method() -> None:
     from tui.app import VnetApp
     from tui.screens.dashboard import Dashboard
     from tui.widgets.detail import DetailPane
@@ -133,14 +133,14 @@ def test_every_action_can_be_run() -> None:
         assert all(hasattr(owner, f"action_{action.name}") for owner in owners), action
 
 
-def test_the_overview_is_not_said_to_be_sortable() -> None:
+def test_help_of_the_overview_has_no_keys_for_sorting() -> None:
     view = registry.view_numbered(1)
     assert view is not None
     said = sections_of(view.list, [], {"any", "list", "lines"})
     assert not any(meaning == "reverse the order" for _, entries in said for _, meaning in entries)
 
 
-async def test_problems_are_counted_and_told() -> None:
+async def test_problems_are_counted_and_listed() -> None:
     problem = Problem("nat", "[b]nft[/b] is not installed", "no\x1b such file", "apt-get install nftables")
     snapshot = replace(small_host(), part_problems={"nat": (problem,)})
     async with dashboard(snapshot) as person:
@@ -152,7 +152,7 @@ async def test_problems_are_counted_and_told() -> None:
         assert "apt-get" not in person.text
 
 
-async def test_problems_of_one_reason_tell_it_once() -> None:
+async def test_problems_with_the_same_reason_show_it_once() -> None:
     every = [Problem("links", f"ns{number} cannot be read", "no right", "sudo", number) for number in (1, 2)]
     lines = lines_of([], [*every, Problem("nat", "no nft", "no file", "install it")], "", 80)
     text = ["".join(part for part, _ in line) for line, _ in lines]
@@ -215,7 +215,7 @@ async def test_a_click_on_a_tab_and_on_the_footer() -> None:
         assert person.dashboard.prompt.display
 
 
-async def test_another_theme_is_taken_up_by_every_line() -> None:
+async def test_a_new_theme_recolours_every_line() -> None:
     async with dashboard() as person:
         await person.press("5")
         before = colours(person)
@@ -227,15 +227,15 @@ async def test_another_theme_is_taken_up_by_every_line() -> None:
 
 
 def colours(person: Person) -> list[set[str]]:
-    """The background colours of each line."""
+    """Return the background colours of each line."""
     strips = person.app.screen._compositor.render_strips()
     return [{str(segment.style.bgcolor) for segment in strip if segment.style} for strip in strips]
 
 
-# ---- what is said, copied and offered
+# ---- messages, copying, the palette, details
 
 
-async def test_what_is_said_stands_in_the_footers_place_once() -> None:
+async def test_a_repeated_message_replaces_the_footer_once() -> None:
     async with dashboard(size=(80, 24)) as person:
         for _ in range(5):
             await person.type(":nosuchview⏎")
@@ -245,7 +245,7 @@ async def test_what_is_said_stands_in_the_footers_place_once() -> None:
         assert not person.app._notifications
 
 
-async def test_copying_what_a_line_stands_for() -> None:
+async def test_copying_the_item_of_a_line() -> None:
     async with dashboard() as person:
         await person.type(":ct dport:8080⏎")
         await person.press("y")
@@ -264,7 +264,7 @@ async def test_the_palette_names_every_view_and_not_itself() -> None:
         assert "below" not in entries["Filter"]
 
 
-def test_a_detail_says_each_thing_once_and_marks_each_link_once() -> None:
+def test_a_detail_lists_and_marks_each_link_once() -> None:
     one, other = Ref("link", (1, 1)), Ref("link", (1, 2))
     long = Cell("a text that is far too long for one line of the detail")
     detail = Detail("thing", (Section("Links", (("eth0", long, one),)),), (("eth0", one), ("eth1", other)))
@@ -282,35 +282,35 @@ def test_offloads_are_counted_not_listed() -> None:
     assert sections[0].title == "Link" and "ifindex" not in [label for label, _, _ in sections[0].lines]
 
 
-def test_sizes_of_packets_are_told_where_the_kernel_tells_them() -> None:
+def test_packet_sizes_are_shown_if_the_kernel_reports_them() -> None:
     topology = Topology(small_host())
     link = next(link for link in topology.snapshot.links() if link.name == "eth0")
-    told = {}
+    shown = {}
     for sizes in (PacketSizes(), PacketSizes(65536, 65536, 65536, 65536), PacketSizes(9, 8, 7, 6)):
         sections = common_sections(topology, replace(link, sizes=sizes), None)
-        told[sizes.gso] = {label: cell.text for label, cell, _ in sections[-1].lines}
-    assert "GSO, GRO" not in told[0] and "GSO, GRO IPv4" not in told[65536]
-    assert told[65536]["GSO, GRO"] == "65536, 65536 bytes"
-    assert (told[9]["GSO, GRO"], told[9]["GSO, GRO IPv4"]) == ("9, 8 bytes", "7, 6 bytes")
+        shown[sizes.gso] = {label: cell.text for label, cell, _ in sections[-1].lines}
+    assert "GSO, GRO" not in shown[0] and "GSO, GRO IPv4" not in shown[65536]
+    assert shown[65536]["GSO, GRO"] == "65536, 65536 bytes"
+    assert (shown[9]["GSO, GRO"], shown[9]["GSO, GRO IPv4"]) == ("9, 8 bytes", "7, 6 bytes")
 
 
 def test_a_number_stays_with_its_unit() -> None:
     assert wrapped("receives 300 kbit/s, sends 12 bit/s", 14) == ["receives", "300 kbit/s,", "sends 12 bit/s"]
 
 
-def test_one_problem_of_several_namespaces_is_told_once() -> None:
+def test_a_problem_of_several_namespaces_is_shown_once() -> None:
     every = [Problem("nat", "the rules could not be read", "no right", "run as root", ns) for ns in (1, 2)]
-    told = ["".join(text for text, _ in line) for line, _ in lines_of([], every, "", 80)]
-    assert [one for one in told if "could not be read" in one] == [
+    shown = ["".join(text for text, _ in line) for line, _ in lines_of([], every, "", 80)]
+    assert [one for one in shown if "could not be read" in one] == [
         "nat: the rules could not be read (2 namespaces)"
     ]
 
 
-async def test_a_rest_that_runs_out_meanwhile_is_no_timer_of_zero_seconds(
+async def test_a_delay_that_has_expired_starts_no_timer_of_zero_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rests = itertools.cycle((0.01, 0.0))
-    monkeypatch.setattr(Presenter, "delay", property(lambda _: next(rests)))
+    delays = itertools.cycle((0.01, 0.0))
+    monkeypatch.setattr(Presenter, "delay", property(lambda _: next(delays)))
     async with dashboard() as person:
         for _ in range(3):
             await person.feed(small_host())

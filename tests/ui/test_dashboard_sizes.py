@@ -38,7 +38,7 @@ async def test_every_view_fits_every_terminal(size: tuple[int, int], make: objec
             fits(person, size)
 
 
-async def test_resizing_all_the_way_and_back() -> None:
+async def test_resizing_keeps_the_selected_row() -> None:
     async with dashboard() as person:
         await person.press("3", "j", "j")
         name = person.row()
@@ -49,7 +49,7 @@ async def test_resizing_all_the_way_and_back() -> None:
             assert person.row() == name
 
 
-async def test_at_40x10_the_list_and_its_badge_are_there() -> None:
+async def test_at_40x10_the_list_and_its_filter_are_visible() -> None:
     async with dashboard(size=(40, 10)) as person:
         await person.press("5")
         await person.type("/name:web⏎")
@@ -57,7 +57,7 @@ async def test_at_40x10_the_list_and_its_badge_are_there() -> None:
         assert "web1" in person.text
 
 
-async def test_at_80x24_networks_show_their_gateway_and_connections_their_ports() -> None:
+async def test_at_80x24_networks_show_gateways_and_connections_show_ports() -> None:
     async with dashboard(size=(80, 24)) as person:
         await person.type(":networks⏎")
         assert "gateway" in person.lines[2]
@@ -66,7 +66,7 @@ async def test_at_80x24_networks_show_their_gateway_and_connections_their_ports(
         assert rows and all(re.search(r":[0-9]+ +[→←] .*:[0-9]+ ", line) for line in rows), rows
 
 
-async def test_ascii_mode_draws_with_ascii_alone() -> None:
+async def test_ascii_mode_draws_only_ascii() -> None:
     async with dashboard(ascii_only=True) as person:
         for name in NAMES:
             person.dashboard.go_to(name)
@@ -76,14 +76,14 @@ async def test_ascii_mode_draws_with_ascii_alone() -> None:
         assert person.text.isascii()
 
 
-async def test_a_terminal_that_shows_nothing_yet_has_no_rows() -> None:
+async def test_lists_show_a_message_before_any_data() -> None:
     async with dashboard(Snapshot()) as person:
         for number in "23456789":
             await person.press(number)
             assert person.dashboard.table.message
 
 
-async def test_columns_are_whole_where_there_is_room_for_few() -> None:
+async def test_columns_are_not_cut_if_only_few_fit() -> None:
     async with dashboard(size=(40, 10)) as person:
         await person.press("5")
         heading = person.lines[2].split()
@@ -91,7 +91,7 @@ async def test_columns_are_whole_where_there_is_room_for_few() -> None:
         assert "1-9 Containers" in person.lines[1]
 
 
-async def test_a_short_list_leaves_its_room_to_the_detail() -> None:
+async def test_a_short_list_leaves_room_for_the_detail() -> None:
     async with dashboard(size=(80, 24)) as person:
         await person.press("5")
         rows = len(person.dashboard.table.rows)
@@ -102,19 +102,19 @@ async def test_a_short_list_leaves_its_room_to_the_detail() -> None:
         assert "Esc shows all" in person.text
 
 
-async def test_a_large_terminal_gives_the_room_to_the_list() -> None:
+async def test_a_large_terminal_gives_most_room_to_the_list() -> None:
     async with dashboard(size=(200, 60)) as person:
         await person.press("5")
         assert person.dashboard.pane.size.width < 60
 
 
-async def test_the_legend_is_in_sight_at_35_lines() -> None:
+async def test_the_legend_is_visible_at_35_lines() -> None:
     async with dashboard(size=(130, 35), ascii_only=True) as person:
         assert "* bridged" in person.text
 
 
 @pytest.mark.parametrize("width", [80, 100, 130])
-async def test_the_tabs_stay_where_they_are(width: int) -> None:
+async def test_tabs_keep_their_position(width: int) -> None:
     async with dashboard(size=(width, 24)) as person:
         seen = set()
         for view in "123456789":

@@ -1,4 +1,4 @@
-"""Deleting a namespace with processes, and undoing that."""
+"""Delete a namespace that has processes, and undo that."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.machine import Machine, ok, picture
+from tests.support.machine import Machine, machine_state, ok
 from tests.support.ready import running
 
 pytestmark = pytest.mark.root
@@ -26,21 +26,21 @@ def inode(machine: Machine, name: str) -> str:
 
 @pytest.fixture
 def api(machine: Machine) -> Machine:
-    """A machine with the container api on the network shop."""
+    """Return a machine with the container api on the network shop."""
     ok(machine, "network create shop --subnet 10.91.0.0/24")
     ok(machine, "container create api --network shop")
     return machine
 
 
-def test_an_undo_gives_the_same_namespace_back(api: Machine) -> None:
-    before, was = picture(api), inode(api, "api")
+def test_undo_restores_the_same_namespace(api: Machine) -> None:
+    before, was = machine_state(api), inode(api, "api")
     with sleeping(api) as process:
         done = api.vnet("container", "rm", "api")
         assert done.returncode == 0 and "(sleep) keeps running without a network" in done.stderr
         assert api.run("ip netns list").strip() == ""
         ok(api, "undo")
         assert inode(api, "api") == was
-        assert picture(api) == before
+        assert machine_state(api) == before
         # The process reaches its network again.
         pid = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
         assert Path(f"/proc/{pid}/ns/net").stat().st_ino == int(was)
@@ -48,13 +48,13 @@ def test_an_undo_gives_the_same_namespace_back(api: Machine) -> None:
         subprocess.run([*entered, "ping", "-c1", "-W5", "10.91.0.1"], check=True, capture_output=True)
 
 
-def test_where_its_processes_have_ended_an_empty_one_is_made(api: Machine) -> None:
-    before = picture(api)
+def test_undo_creates_a_namespace_if_its_processes_have_ended(api: Machine) -> None:
+    before = machine_state(api)
     with sleeping(api):
         ok(api, "container rm api")
-    # A new namespace with the same inode number is never confused with the deleted one.
+    # A new namespace with the same inode number must not be taken for the deleted one.
     api.run("ip netns add other")
     ok(api, "undo")
     assert inode(api, "api") != inode(api, "other")
     api.run("ip netns del other")
-    assert picture(api) == before
+    assert machine_state(api) == before

@@ -1,4 +1,4 @@
-"""The demo where there is nothing else to see: the recording that ships with the program, and the key E."""
+"""The recorded demo that ships with the program, and the key E that opens it."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ def test_the_recording_is_small_and_ships_with_the_package() -> None:
     assert any(fnmatch(RECORDING.name, pattern) for pattern in packaged["tui"])
 
 
-def test_the_recording_is_whole_and_about_the_lab_alone(moments: list[Moment]) -> None:
+def test_the_recording_is_complete_and_shows_only_the_lab(moments: list[Moment]) -> None:
     for moment in moments:
         assert moment.snapshot.host.hostname == "demo-lab" and moment.snapshot.problems == ()
         assert {one.name for one in moment.snapshot.engines.values() if one.state == "ok"} == {"plain"}
 
 
-def test_the_recording_is_worth_watching(moments: list[Moment]) -> None:
+def test_the_recording_shows_all_models_flows_and_changes(moments: list[Moment]) -> None:
     recording = Recording(RECORDING)
     assert 60 <= recording.frames[-1].mono - recording.frames[0].mono <= 120
     models = {card.model for card in Topology(moments[-1].snapshot).cards.values()}
     assert {"bridged", "routed", "joined", "closed", "open"} <= models
     assert len(moments[-1].snapshot.conntracks[moments[-1].snapshot.host.netns].entries) > 50
     assert any(moment.fast is not None and len(moment.fast.entries) for moment in moments)
-    told = "\n".join(change.sentence for moment in moments for change in moment.changes)
+    sentences = "\n".join(change.sentence for moment in moments for change in moment.changes)
     for words in (
         "appeared",
         "is gone",
@@ -71,8 +71,8 @@ def test_the_recording_is_worth_watching(moments: list[Moment]) -> None:
         "switched off",
         "is up (was down)",
     ):
-        assert words in told
-    assert {len(findings(Topology(one.snapshot))) for one in moments} >= {3, 4}, "a fault goes and comes"
+        assert words in sentences
+    assert {len(findings(Topology(one.snapshot))) for one in moments} >= {3, 4}, "a finding comes and goes"
     both = [moment.stats.rows["rx_bytes"].sum() for moment in moments if moment.stats is not None]
     assert both[-1] > both[0] + 1_000_000
 
@@ -81,8 +81,8 @@ def test_the_recording_is_worth_watching(moments: list[Moment]) -> None:
 
 
 @asynccontextmanager
-async def presented(path: Path, size: tuple[int, int], words: str = "Why.") -> AsyncIterator[Person]:
-    """The dashboard on a recording that plays by itself."""
+async def demo_dashboard(path: Path, size: tuple[int, int], words: str = "Why.") -> AsyncIterator[Person]:
+    """Run the dashboard on a recording that plays automatically."""
     source = ReplaySource(Recording(path))
     source.present("Recorded demo", words)
     app = VnetApp(source)
@@ -91,9 +91,9 @@ async def presented(path: Path, size: tuple[int, int], words: str = "Why.") -> A
 
 
 @pytest.mark.parametrize("size", [(40, 10), (60, 16), *SIZES])
-async def test_the_recording_plays_by_itself_and_says_why(size: tuple[int, int]) -> None:
+async def test_the_recording_plays_automatically_and_says_why(size: tuple[int, int]) -> None:
     words = "Can't build the lab: needs CAP_NET_ADMIN and CAP_SYS_ADMIN. Try: docker run --privileged"
-    async with presented(RECORDING, size, words) as person:
+    async with demo_dashboard(RECORDING, size, words) as person:
         await person.eventually("demo-lab")
         player = person.dashboard.player
         assert player is not None
@@ -107,9 +107,9 @@ async def test_the_recording_plays_by_itself_and_says_why(size: tuple[int, int])
         assert "1x" in person.lines[-2] or size[0] < 80, "the time line stays in sight"
 
 
-async def test_it_begins_again_at_its_end(tmp_path: Path) -> None:
+async def test_the_demo_starts_over_at_its_end(tmp_path: Path) -> None:
     record(tmp_path / "story.vnetrec", sample_updates())
-    async with presented(tmp_path / "story.vnetrec", (80, 24)) as person:
+    async with demo_dashboard(tmp_path / "story.vnetrec", (80, 24)) as person:
         player = person.dashboard.player
         assert player is not None
         player.faster(6)
@@ -120,9 +120,9 @@ async def test_it_begins_again_at_its_end(tmp_path: Path) -> None:
         assert player.position.playing
 
 
-async def test_at_its_end_by_a_key_it_pauses(tmp_path: Path) -> None:
+async def test_the_demo_pauses_if_a_key_went_to_its_end(tmp_path: Path) -> None:
     record(tmp_path / "story.vnetrec", sample_updates())
-    async with presented(tmp_path / "story.vnetrec", (80, 24)) as person:
+    async with demo_dashboard(tmp_path / "story.vnetrec", (80, 24)) as person:
         player = person.dashboard.player
         assert player is not None and player.position.playing
         await person.press("dollar_sign")
@@ -131,7 +131,7 @@ async def test_at_its_end_by_a_key_it_pauses(tmp_path: Path) -> None:
         assert player.position.playing
 
 
-async def test_a_recording_of_ones_own_waits_and_has_no_banner(tmp_path: Path) -> None:
+async def test_another_recording_starts_paused_and_has_no_banner(tmp_path: Path) -> None:
     record(tmp_path / "story.vnetrec", sample_updates())
     app = VnetApp(ReplaySource(Recording(tmp_path / "story.vnetrec")))
     async with app.run_test(size=(80, 24)) as pilot:
@@ -148,8 +148,8 @@ async def test_a_recording_of_ones_own_waits_and_has_no_banner(tmp_path: Path) -
 # ---- the offer
 
 
-def lacking(snapshot: Snapshot) -> Snapshot:
-    """The same, seen without the rights to look into other namespaces."""
+def without_rights(snapshot: Snapshot) -> Snapshot:
+    """Return a snapshot read without the right to enter other namespaces."""
     return replace(snapshot, host=replace(snapshot.host, missing_capabilities=("CAP_SYS_ADMIN",)))
 
 
@@ -163,7 +163,7 @@ def host_with_a_bridge() -> Snapshot:
 def host_with_a_hidden_container() -> Snapshot:
     host = HostBuilder()
     host.container("plain", "secret", None)
-    return lacking(host.snapshot())
+    return without_rights(host.snapshot())
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -172,12 +172,12 @@ def host_with_a_hidden_container() -> Snapshot:
     [
         (empty_host(), "No virtual network on this host yet"),
         (host_with_a_bridge(), "No container on this host yet"),
-        (lacking(empty_host()), "needs CAP_SYS_ADMIN"),
+        (without_rights(empty_host()), "needs CAP_SYS_ADMIN"),
         (host_with_a_hidden_container(), "needs CAP_SYS_ADMIN"),
     ],
-    ids=["empty", "bridge", "lacking", "hidden"],
+    ids=["empty", "bridge", "without_rights", "hidden"],
 )
-async def test_e_opens_the_demo_where_no_container_is_in_sight(
+async def test_e_opens_the_demo_if_no_container_is_visible(
     snapshot: Snapshot, why: str, size: tuple[int, int]
 ) -> None:
     async with dashboard(snapshot, size) as person:
@@ -206,7 +206,7 @@ def key_e() -> object:
     ],
     ids=["containers", "file", "not read yet"],
 )
-async def test_elsewhere_e_does_nothing(source: FedSource) -> None:
+async def test_e_does_nothing_if_the_demo_is_not_offered(source: FedSource) -> None:
     async with dashboard(source=source) as person:
         assert OFFER not in person.text and "E Demo" not in person.lines[-1]
         await person.press("E")
@@ -217,7 +217,7 @@ async def test_elsewhere_e_does_nothing(source: FedSource) -> None:
 
 
 @pytest.mark.needs("nobody")
-def test_without_rights_the_dashboard_offers_the_recording_and_comes_back() -> None:
+def test_without_rights_the_dashboard_offers_the_recording_and_returns() -> None:
     with Terminal([*NOBODY, *PROGRAM], columns=100, VNET_ENGINES="none") as terminal:
         terminal.wait_for(OFFER)
         terminal.press("E")

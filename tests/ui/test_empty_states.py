@@ -1,4 +1,4 @@
-"""An empty list says what kept it from being read, and that nothing is there only where that was seen."""
+"""Empty lists: why a part was not read; "nothing here" only if the part was read."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def unprivileged(*lacking: str) -> Snapshot:
 
 
 @pytest.mark.parametrize("name", ["nat", "conntrack"])
-def test_tables_that_need_rights_say_so(name: str) -> None:
+def test_empty_tables_name_the_missing_rights(name: str) -> None:
     words = empty_text(view(name), unprivileged(*LACKING))
     assert words.startswith("Can't read this: it needs CAP_NET_ADMIN and CAP_SYS_ADMIN. Try: ")
 
 
 @pytest.mark.parametrize("name", ["veths", "containers", "bridges", "networks", "routes"])
-def test_lists_of_other_namespaces_say_what_is_out_of_sight(name: str) -> None:
+def test_lists_across_namespaces_say_what_is_hidden(name: str) -> None:
     words = empty_text(view(name), unprivileged(*LACKING))
     assert "needs CAP_SYS_ADMIN and CAP_SYS_PTRACE" in words and "No " not in words
 
 
 @pytest.mark.parametrize("each", registry.VIEWS, ids=lambda each: each.name)
-def test_with_all_rights_a_list_explains_itself(each: registry.View) -> None:
+def test_with_all_rights_an_empty_list_has_its_own_text(each: registry.View) -> None:
     assert empty_text(each.list, empty_host()) == each.list.empty
 
 
-def test_a_part_that_failed_is_told() -> None:
+def test_a_part_that_could_not_be_read_is_named() -> None:
     problem = Problem("nat", "can't find nft", "there is no such program on PATH", "install nftables")
     failed = replace(empty_host(), part_problems={"nat": (problem,)})
     words = "Can't find nft: there is no such program on PATH. Try: install nftables."
@@ -53,7 +53,7 @@ def test_a_part_that_failed_is_told() -> None:
     assert empty_text(view("conntrack"), failed) == view("conntrack").empty
 
 
-def test_a_stopped_engine_is_told_beside_the_rest() -> None:
+def test_a_stopped_engine_is_named_after_the_text() -> None:
     problem = Problem("docker", "can't connect to Docker", "", "systemctl start docker")
     stopped = replace(empty_host(), part_problems={"docker": (problem,)})
     words = empty_text(view("containers"), stopped)
@@ -63,7 +63,7 @@ def test_a_stopped_engine_is_told_beside_the_rest() -> None:
     )
 
 
-def test_entries_that_could_not_be_read_are_not_counted() -> None:
+def test_unread_entries_are_not_counted() -> None:
     refused = Problem("conntrack", "the conntrack entries of this namespace could not be read")
     host = small_host()
     ns = host.host.netns
@@ -72,7 +72,7 @@ def test_entries_that_could_not_be_read_are_not_counted() -> None:
     assert not any("conntrack" in fact.text for fact in rails(Topology(unread))[0].facts)
 
 
-def test_a_fast_path_that_only_root_may_ask_about_is_not_said_to_run() -> None:
+def test_without_root_the_fast_path_is_not_reported_as_running() -> None:
     fast = FastPath("hidden")
     assert not fast.is_running
     context = ViewContext(Topology(empty_host()), fast=fast)
@@ -82,6 +82,6 @@ def test_a_fast_path_that_only_root_may_ask_about_is_not_said_to_run() -> None:
 
 
 @pytest.mark.parametrize("name", ["networks", "containers"])
-def test_the_own_command_that_makes_one_comes_first(name: str) -> None:
+def test_the_first_hint_is_vnet_tuis_own_command(name: str) -> None:
     words = empty_text(view(name), empty_host())
     assert words.partition("`")[2].startswith(f"vnet-tui {name.removesuffix('s')} create NAME`")

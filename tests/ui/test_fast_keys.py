@@ -1,4 +1,4 @@
-"""The fast path from the dashboard: its key, the preview, the banner, the marks and its view."""
+"""The fast path in the dashboard: key, preview, banner, marks and view."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from core.model import FastPath, FastPort, Network, Requirement, Snapshot
 from core.topology import Topology
 from tests.support.snapshots import small_builder, small_host
 from tests.support.waiting import PATIENCE
+from tests.ui.change_service import FakeChangeService
 from tests.ui.driver import FedSource, Person, dashboard
-from tests.ui.planner import Planner
 from tui.command import CommandError
 from tui.services import FastPathPreview
 from tui.views import fastpath
@@ -33,8 +33,8 @@ NEEDED = (
 
 
 @dataclass
-class Pretended:
-    """A fast-path service without a kernel below it: does what it is asked to, after `go` if given."""
+class FakeFastPathService:
+    """Implement tui.services.FastPathService without a kernel; `go` delays changes."""
 
     topology: Topology
     fast: FastPath = field(default_factory=FastPath)
@@ -58,7 +58,9 @@ class Pretended:
         self, choices: tuple[Choice, ...], on: bool, topology: Topology, strict: bool | None = None
     ) -> FastPathPreview:
         after = added(choices, self.fast) if on else removed(choices, self.fast, topology)
-        title = f"{'Accelerate' if on else 'Stop accelerating'} {', '.join(one.label for one in choices)}"
+        title = (
+            f"{'Accelerate' if on else 'Stop accelerating'} {', '.join(one.label for one in choices)}"
+        )
         links = ("veth-web1 (container)", "eth0 (uplink)")
         changes = ("The sysctl is 1 while it is on.", "Bits 0xff000000 of the ct mark say which rules.")
         notes = ("tcpdump sees less.", *(["It is strict."] if strict else []))
@@ -78,7 +80,7 @@ class Pretended:
 
 
 def accelerated(*targets: str, **more: Any) -> FastPath:
-    """A fast path that is on for these."""
+    """Return the state of a fast path that is on for these networks."""
     ports = (
         FastPort("veth-web1", 4, "container", VERDICTS),
         FastPort("eth0", 2, "uplink", {}),
@@ -92,32 +94,32 @@ def accelerated(*targets: str, **more: Any) -> FastPath:
 
 
 @asynccontextmanager
-async def accelerating(
+async def fast_path_dashboard(
     snapshot: Snapshot | None = None, write: bool = True, size: tuple[int, int] = (130, 40), **more: Any
-) -> AsyncIterator[tuple[Person, Pretended]]:
-    """The dashboard with a pretended fast path."""
+) -> AsyncIterator[tuple[Person, FakeFastPathService]]:
+    """Run the dashboard with a fake fast path."""
     snapshot = snapshot or small_host()
-    pretended = Pretended(Topology(snapshot), **more)
+    service = FakeFastPathService(Topology(snapshot), **more)
     async with dashboard(
         snapshot,
         size,
-        make_change_service=lambda: Planner(snapshot),
-        make_fast_path_service=lambda: pretended,  # type: ignore[arg-type,return-value]
+        make_change_service=lambda: FakeChangeService(snapshot),
+        make_fast_path_service=lambda: service,  # type: ignore[arg-type,return-value]
     ) as person:
-        await person.until(lambda: pretended.asked, "the first question")
+        await person.until(lambda: service.asked, "the first question")
         if write:
             await person.press("W")
-        yield person, pretended
+        yield person, service
 
 
 async def select(person: Person, view: str, text: str) -> None:
-    """Go to a view, to the first line of that name."""
+    """Go to the first line of a view with this name."""
     await person.type(f":{view} name:{text}⏎")
     await person.until(lambda: person.row().startswith(text), text)
 
 
-async def test_f_asks_first_and_says_what_changes() -> None:
-    async with accelerating() as (person, pretended):
+async def test_f_asks_first_and_lists_what_changes() -> None:
+    async with fast_path_dashboard() as (person, service):
         await select(person, "networks", "app")
         await person.press("f")
         await person.eventually("Accelerate app (bridge br-app)")
@@ -130,11 +132,11 @@ async def test_f_asks_first_and_says_what_changes() -> None:
         ):
             assert words in person.text
         await person.press("n")
-        assert not pretended.fast.is_running and "fast path on" not in person.text
+        assert not service.fast.is_running and "fast path on" not in person.text
 
 
-async def test_s_asks_for_a_strict_one_and_takes_it_back() -> None:
-    async with accelerating() as (person, _):
+async def test_s_turns_strict_on_and_off() -> None:
+    async with fast_path_dashboard() as (person, _):
         await select(person, "networks", "app")
         await person.press("f")
         await person.eventually("Apply?")
@@ -147,26 +149,26 @@ async def test_s_asks_for_a_strict_one_and_takes_it_back() -> None:
         await person.eventually("Apply?")
 
 
-async def test_yes_turns_it_on_and_the_banner_stays_in_every_view() -> None:
-    async with accelerating() as (person, pretended):
+async def test_yes_turns_it_on_and_every_view_has_the_banner() -> None:
+    async with fast_path_dashboard() as (person, service):
         await select(person, "networks", "app")
         await person.press("f")
         await person.eventually("Apply?")
         await person.press("y")
         await person.eventually("Accelerated: app.")
         await person.eventually("» fast path on")
-        assert pretended.fast.targets == ("app",)
+        assert service.fast.targets == ("app",)
         for view in ("1", "2", "3", "5", "6", "7", "8", "9"):
             await person.press(view)
             banner = [line for line in person.lines if "» fast path on" in line]
             assert len(banner) == 1 and "app" in banner[0] and "97% of 1.0k packets" in banner[0]
 
 
-async def test_what_becomes_of_it_is_an_event() -> None:
-    async with accelerating(fast=accelerated("app")) as (person, pretended):
+async def test_changes_of_its_state_are_events() -> None:
+    async with fast_path_dashboard(fast=accelerated("app")) as (person, service):
         await person.eventually("» fast path on")
         await person.type(":events⏎")
-        assert "turned on" not in person.text, "it was on before anybody looked"
+        assert "turned on" not in person.text, "it was on before the dashboard started"
         steps = (
             (accelerated("app", state="paused", reasons=("rule 3: limit", "rule 4")),
              "fast path paused: rule 3: limit (and 1 more)"),
@@ -177,18 +179,18 @@ async def test_what_becomes_of_it_is_an_event() -> None:
             (accelerated("app"), "fast path turned on: app"),
         )  # fmt: skip
         for fast, words in steps:
-            pretended.fast = fast
+            service.fast = fast
             await person.eventually(words)
 
 
-async def test_f_on_what_is_accelerated_turns_it_off() -> None:
-    async with accelerating(fast=accelerated("app", "db")) as (person, pretended):
+async def test_f_on_an_accelerated_network_turns_it_off() -> None:
+    async with fast_path_dashboard(fast=accelerated("app", "db")) as (person, service):
         await person.eventually("» fast path on")
         await select(person, "bridges", "br-app")
         await person.press("f")
         await person.eventually("Stop accelerating app (bridge br-app)")
         await person.press("y")
-        await person.until(lambda: pretended.fast.targets == ("db",), "the other one alone")
+        await person.until(lambda: service.fast.targets == ("db",), "the other one alone")
         await select(person, "bridges", "br-db")
         await person.press("f")
         await person.eventually("Apply?")
@@ -196,8 +198,8 @@ async def test_f_on_what_is_accelerated_turns_it_off() -> None:
         await person.until(lambda: "» fast path" not in person.text, "the banner's end")
 
 
-async def test_a_container_stands_for_its_networks_and_the_host_for_all() -> None:
-    async with accelerating() as (person, pretended):
+async def test_a_container_selects_its_networks_and_the_host_selects_all() -> None:
+    async with fast_path_dashboard() as (person, service):
         await select(person, "containers", "api")
         await person.press("f")
         await person.eventually("Accelerate app (bridge br-app), db (bridge br-db)")
@@ -205,13 +207,13 @@ async def test_a_container_stands_for_its_networks_and_the_host_for_all() -> Non
         await person.press("1", "g", "f")
         await person.eventually("Accelerate all bridges")
         await person.press("y")
-        await person.until(lambda: pretended.fast.targets == ("all",), "all of them")
+        await person.until(lambda: service.fast.targets == ("all",), "all of them")
 
 
-async def test_without_a_bridge_there_is_nothing_to_do_and_that_is_said() -> None:
+async def test_items_without_a_bridge_are_refused_with_a_reason() -> None:
     host = small_builder()
     host.networks.append(Network("docker", "net-lan", "lan", "macvlan", ns=None))
-    async with accelerating(host.snapshot()) as (person, _):
+    async with fast_path_dashboard(host.snapshot()) as (person, _):
         await select(person, "networks", "lan")
         await person.press("f")
         await person.eventually("lan: macvlan connects containers to the NIC without a bridge")
@@ -222,60 +224,60 @@ async def test_without_a_bridge_there_is_nothing_to_do_and_that_is_said() -> Non
         await person.eventually("Try: select a bridge, a network, a container or a flow")
 
 
-async def test_read_only_is_read_only() -> None:
-    async with accelerating(write=False) as (person, _):
+async def test_f_is_refused_while_read_only() -> None:
+    async with fast_path_dashboard(write=False) as (person, _):
         await select(person, "networks", "app")
         await person.press("f")
         await person.eventually("can't change networks: the dashboard is read-only. Try: W")
         assert len(person.app.screen_stack) == 1
 
 
-async def test_while_it_compiles_the_screen_lives_and_says_so() -> None:
+async def test_the_screen_works_during_compilation() -> None:
     go = threading.Event()
-    async with accelerating(go=go) as (person, _):
+    async with fast_path_dashboard(go=go) as (person, _):
         await select(person, "networks", "app")
         await person.press("f")
         await person.eventually("Apply?")
         await person.press("y")
         await person.eventually("Compiling the program for this kernel…")
         await person.press("escape")
-        assert len(person.app.screen_stack) == 2, "what is under way is not left"
+        assert len(person.app.screen_stack) == 2, "Esc does not leave a change in progress"
         go.set()
         await person.eventually("» fast path on")
 
 
-async def test_errors_and_missing_requirements_are_told_in_words() -> None:
-    async with accelerating(error="the program cannot be compiled: no BCC") as (person, pretended):
+async def test_errors_and_missing_requirements_are_shown() -> None:
+    async with fast_path_dashboard(error="the program cannot be compiled: no BCC") as (person, service):
         await select(person, "networks", "app")
         await person.press("f")
         await person.eventually("Apply?")
         await person.press("y")
         await person.eventually("the program cannot be compiled: no BCC")
         await person.press("escape")
-        pretended.refused = ("needs BCC, but it is not installed",)
+        service.refused = ("needs BCC, but it is not installed",)
         await person.press("f")
         await person.eventually("Not possible on this host")
         assert "needs BCC, but it is not installed" in person.text
         await person.press("y")
-        assert not pretended.fast.is_running
+        assert not service.fast.is_running
 
 
 @pytest.mark.parametrize("size", [(80, 24), (130, 40), (200, 60)])
-async def test_why_it_is_paused_is_in_the_banner(size: tuple[int, int]) -> None:
+async def test_the_banner_shows_the_reason_of_a_pause(size: tuple[int, int]) -> None:
     why = "rule in ip filter FORWARD: -m limit --limit 10/s -j ACCEPT"
     paused = accelerated("app", state="paused", reasons=(why, "IPsec policies"))
-    async with accelerating(fast=paused, size=size) as (person, pretended):
+    async with fast_path_dashboard(fast=paused, size=size) as (person, service):
         await person.eventually("» fast path paused")
         banner = next(line for line in person.lines if "» fast path" in line)
         assert why[:30] in banner and len(banner) <= size[0]
-        pretended.fast = accelerated("app", state="silent")
+        service.fast = accelerated("app", state="silent")
         await person.eventually("process doesn't answer")
-        pretended.fast = accelerated("app", state="changing")
+        service.fast = accelerated("app", state="changing")
         await person.eventually("» fast path changing")
 
 
-async def test_bridges_networks_and_the_overview_carry_a_mark() -> None:
-    async with accelerating(fast=accelerated("app")) as (person, pretended):
+async def test_bridges_networks_and_the_overview_are_marked() -> None:
+    async with fast_path_dashboard(fast=accelerated("app")) as (person, service):
         await person.eventually("» fast path on")
         for view, name in (("bridges", "br-app"), ("networks", "app")):
             await person.type(f":{view}⏎")
@@ -284,21 +286,21 @@ async def test_bridges_networks_and_the_overview_carry_a_mark() -> None:
             assert name in line
         await person.press("1")
         await person.eventually("» fast ")
-        pretended.fast = FastPath()
+        service.fast = FastPath()
         await person.until(lambda: "»" not in person.text, "the marks' end")
         await person.press("2")
         assert "fast" not in person.lines[3]
 
 
 @pytest.mark.parametrize("size", [(80, 24), (130, 40), (200, 60)])
-async def test_the_view_tells_verdicts_by_link_and_requirements(size: tuple[int, int]) -> None:
+async def test_the_view_shows_verdicts_by_link_and_requirements(size: tuple[int, int]) -> None:
     fast = accelerated("app", captured=("10.9.0.3",), refused={"veth9": "it is down"})
-    async with accelerating(fast=fast, size=size) as (person, pretended):
+    async with fast_path_dashboard(fast=fast, size=size) as (person, service):
         await person.type(":fast⏎")
-        await person.until(lambda: pretended.asked[-1], "a closer look")
+        await person.until(lambda: service.asked[-1], "a read with counters")
         for words in ("all links", "veth-web1", "97.0%", "61 ns a packet", "mtu", "12 flows"):
             await person.eventually(words)
-        assert "» fast path" not in person.text, "the view itself says what the banner would"
+        assert "» fast path" not in person.text, "the view shows what the banner would"
         await person.type(":fast verdict:mtu⏎")
         await person.until(lambda: person.row().startswith("mtu"), "the verdict")
         await person.eventually("larger than the egress MTU")
@@ -316,21 +318,21 @@ def test_names_of_requirements_fit_into_80_columns(fast: FastPath) -> None:
     assert all(2 * (row.depth + 1) + len(row.cells[0].text) <= name.width for row in rows)
 
 
-async def test_f_in_its_view_turns_off_what_somebody_else_turned_on() -> None:
-    async with accelerating(fast=accelerated("app", "gone")) as (person, pretended):
+async def test_f_in_its_view_turns_off_what_another_program_turned_on() -> None:
+    async with fast_path_dashboard(fast=accelerated("app", "gone")) as (person, service):
         await person.type(":fast⏎")
         await person.eventually("all links")
         await person.press("f")
         await person.eventually("Stop accelerating app, gone")
         await person.press("y")
-        await person.until(lambda: not pretended.fast.is_running, "the end")
+        await person.until(lambda: not service.fast.is_running, "the end")
         await person.eventually("fast path off")
 
 
-async def test_it_is_let_go_at_the_end_and_a_file_has_none() -> None:
-    async with accelerating() as (person, pretended):
+async def test_the_service_is_closed_at_the_end_and_files_have_none() -> None:
+    async with fast_path_dashboard() as (person, service):
         await person.press("q")
-    assert pretended.closed
+    assert service.closed
     source = FedSource(small_host(), live=False)
     async with dashboard(source=source, make_fast_path_service=lambda: pytest.fail("asked")) as person:
         await person.press("f")
@@ -340,9 +342,9 @@ async def test_it_is_let_go_at_the_end_and_a_file_has_none() -> None:
         assert "to turn it on" not in person.text
 
 
-async def test_names_from_outside_stay_text() -> None:
+async def test_hostile_names_stay_text() -> None:
     hostile = accelerated("[red]x[/]\x1b[31m", state="paused", reasons=("rule \x1b]0;boo\x07 \u202e",))
-    async with accelerating(fast=hostile) as (person, _):
+    async with fast_path_dashboard(fast=hostile) as (person, _):
         await person.eventually("» fast path paused")
         await person.type(":fast⏎")
         await person.eventually("all links")

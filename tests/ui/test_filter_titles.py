@@ -1,4 +1,4 @@
-"""Every column of every view can be asked for by the title that stands above it."""
+"""The filter accepts every column's title as a key, in every view."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ CASES = [
 def test_a_title_is_a_key_of_the_filter(view: registry.View, name: str, title: str) -> None:
     everything = _shown(view)
     assert not list(query.remarks(f"{title}:1", _keys(everything)))
-    taken = title in {column.name for column in everything.columns}  # by a column of that very name
+    taken = title in {column.name for column in everything.columns}  # by a column with this name
     place = [column.name for column in everything.columns].index(title if taken else name)
     texts = [everything.rows.row(number).cells[place].text for number in range(len(everything.rows))]
     word = next((text for text in texts if text.strip() and '"' not in text), None)
     if name == "port" and word is not None:
         word = next(iter(re.findall(r"\d+", word)), None)  # ports are numbers
     if word is None or view.name in ("flows", "conntrack"):
-        return  # columns of arrays have terms of their own: tested with these
+        return  # columns of arrays have their own terms, which have their own tests
     found = _shown(view, f'{title}:"{word}"')
     got = {found.rows.row(number).cells[place].text for number in range(len(found.rows))}
     assert any(word.casefold() in text.casefold() for text in got)
@@ -52,11 +52,11 @@ def _keys(shown: ViewData) -> set[str]:
     return set(keys) | query.titles(shown.columns).keys()
 
 
-def test_every_column_with_a_title_was_asked_for() -> None:
-    asked = {(view.name, name) for view, name, _ in CASES}
+def test_every_column_with_a_title_is_tested() -> None:
+    tested = {(view.name, name) for view, name, _ in CASES}
     for view in registry.VIEWS:
         for column in _shown(view).columns:
-            assert not column.title or (view.name, column.name) in asked
+            assert not column.title or (view.name, column.name) in tested
 
 
 COLUMNS = (Column("name", "entry", 5), Column("hits", "hits", 5))
@@ -74,12 +74,12 @@ ROWS = ListRows(
     [("hits:>10", "bc"), ("hits:<10", "a"), ("hits:>=12", "bc"), ("hits:>1k", "c"), ("!hits:>10", "ad"),
      ("entry:a", "a"), ("!entry:a", "bcd")],
 )  # fmt: skip
-def test_figures_compare_and_titles_name(text: str, names: str) -> None:
+def test_comparisons_of_numbers_and_titles_as_keys(text: str, names: str) -> None:
     assert "".join(row.cells[0].text for row in ROWS.matching(text)) == names
 
 
 @pytest.mark.parametrize("key", ["bytes", "packets", "timeout"])
-def test_figures_of_connections_compare(key: str) -> None:
+def test_comparisons_in_the_conntrack_view(key: str) -> None:
     view = next(view for view in registry.VIEWS if view.name == "conntrack")
     assert len(_shown(view, f"{key}:>0").rows) + len(_shown(view, f"{key}:<=0").rows) == len(
         _shown(view).rows
@@ -87,7 +87,7 @@ def test_figures_of_connections_compare(key: str) -> None:
     assert not len(_shown(view, f"{key}:>999T").rows)
 
 
-async def test_a_negated_term_of_no_column_is_told_not_only_ignored() -> None:
+async def test_a_negated_term_with_an_unknown_column_is_reported() -> None:
     async with dashboard() as person:
         await person.type(":veth⏎/!nosuch:8080⏎")
         assert "can't filter by nosuch: there is no such column" in person.text

@@ -1,4 +1,4 @@
-"""The flows view: rows, order, filter, groups and matrix, the detail, and the keys that change the look."""
+"""The flows view: rows, order, filter, groups, matrix, details, and its keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REFS = {name: talk_ref(HOST, place + 1) for place, name in enumerate(ENTRIES)} |
 
 
 def measured(taken: Snapshot) -> FlowTable:
-    """The sample's tables with speeds: "in" the fastest, the others less and less; "inner" has none."""
+    """Return the sample's table with rates: highest for "in", none for "inner"."""
     table = table_of(taken.conntracks, at=taken.taken_at)
     speeds = np.full((len(NAMES), 4), np.nan, np.float32)
     for place, name in enumerate(["in", "out", "six", "dns", "ping", "ssh"]):
@@ -36,14 +36,14 @@ def measured(taken: Snapshot) -> FlowTable:
 
 
 @pytest.fixture
-def picture() -> FlowView:
+def flows_view() -> FlowView:
     taken = snapshot()
     return FlowView.of(Topology(taken), measured(taken))
 
 
 @pytest.fixture
-def rows(picture: FlowView) -> FlowRows:
-    return FlowRows(picture.index.topology, picture)
+def rows(flows_view: FlowView) -> FlowRows:
+    return FlowRows(flows_view.index.topology, flows_view)
 
 
 def names(rows: FlowRows) -> list[str]:
@@ -51,24 +51,24 @@ def names(rows: FlowRows) -> list[str]:
     return [known[rows.row(place).ref] for place in range(len(rows))]
 
 
-def test_what_a_row_says(rows: FlowRows) -> None:
+def test_cells_of_a_row(rows: FlowRows) -> None:
     row = rows.row(names(rows).index("in"))
-    told = {column.name: cell.text for column, cell in zip(COLUMNS, row.cells, strict=True)}
-    assert told == {
+    shown_detail = {column.name: cell.text for column, cell in zip(COLUMNS, row.cells, strict=True)}
+    assert shown_detail == {
         "from": "198.51.100.9:5000", "via": "DNAT :8080", "to": "web1 172.18.0.2:80", "proto": "tcp",
         "rate": "1.0 Mbit/s", "path": "fast", "state": "ESTABLISHED", "client": "outside", "bytes": "120 B",
         "rtt": "–", "process": "–", "age": "–", "timeout": "1m 00s", "packets": "2", "ns": "host",
     }  # fmt: skip
 
 
-def test_the_fastest_first_and_the_unknown_last(rows: FlowRows) -> None:
-    falling = ["in", "out", "six", "dns", "ping", "ssh", "inner"]
-    assert names(rows.sorted_by("rate", True)) == falling
-    assert names(rows.sorted_by("rate", False)) == [*reversed(falling[:-1]), "inner"]
+def test_order_by_rate_has_unknown_rates_last(rows: FlowRows) -> None:
+    descending = ["in", "out", "six", "dns", "ping", "ssh", "inner"]
+    assert names(rows.sorted_by("rate", True)) == descending
+    assert names(rows.sorted_by("rate", False)) == [*reversed(descending[:-1]), "inner"]
 
 
 @pytest.mark.parametrize("column", [column.name for column in COLUMNS])
-def test_every_column_sorts_both_ways_and_loses_nothing(rows: FlowRows, column: str) -> None:
+def test_sorting_by_any_column_keeps_all_rows(rows: FlowRows, column: str) -> None:
     one, other = names(rows.sorted_by(column, False)), names(rows.sorted_by(column, True))
     assert sorted(one) == sorted(other) == sorted(NAMES)
 
@@ -101,17 +101,17 @@ def test_filters(rows: FlowRows, text: str, wanted: set[str]) -> None:
     assert set(names(rows.matching(text))) == wanted
 
 
-def test_every_column_has_its_term(rows: FlowRows) -> None:
+def test_every_column_is_a_filter_key(rows: FlowRows) -> None:
     assert {column.name for column in COLUMNS} <= set(rows.keys())
 
 
-def test_pinned_ones_stay_on_top_whatever_the_filter(rows: FlowRows) -> None:
+def test_pinned_flows_stay_on_top_under_a_filter(rows: FlowRows) -> None:
     seen = rows.seen_through(FlowViewOptions(pins=frozenset({REFS["ssh"]}))).matching("client:outside")
     assert names(seen.sorted_by("rate", True)) == ["ssh", "in"]
     assert seen.sorted_by("rate", True).row(0).cells[0].text == "◆ 198.51.100.9:6000"
 
 
-def test_a_flow_that_is_gone_is_nowhere(rows: FlowRows) -> None:
+def test_an_ended_flow_has_no_index(rows: FlowRows) -> None:
     assert rows.index(talk_ref(HOST, 999)) is None
     assert rows.index(Ref("link", (HOST, 1))) is None
     assert names(rows)[rows.index(REFS["dns"]) or 0] == "dns"
@@ -134,21 +134,21 @@ def test_groups(rows: FlowRows, by: str, first: list[str]) -> None:
     assert grouped(rows, by)[0][:3] == first
 
 
-def test_a_group_tells_how_much_of_its_traffic_is_fast(rows: FlowRows, picture: FlowView) -> None:
+def test_a_group_shows_the_share_of_fast_traffic(rows: FlowRows, flows_view: FlowView) -> None:
     shown = {line[0]: dict(zip(range(9), line, strict=False)) for line in grouped(rows, "port")}
     assert (shown["80/tcp"][6], shown["443/tcp"][6], shown["53/udp"][6]) == ("100%", "0%", "0%")
     flow_options = FlowViewOptions(by="client")
     (row,) = rows.seen_through(flow_options).grouped()  # type: ignore[union-attr]
-    told = flows_detail.talkers(
-        ViewContext(picture.index.topology, flows=picture, flow_options=flow_options), row.ref
+    shown_detail = flows_detail.talkers(
+        ViewContext(flows_view.index.topology, flows=flows_view, flow_options=flow_options), row.ref
     )
     assert ("fast", "1 of 1 flow, 100% of the traffic") in [
-        (label, cell.text) for label, cell, _ in told.sections[0].lines
+        (label, cell.text) for label, cell, _ in shown_detail.sections[0].lines
     ]
 
 
 @pytest.mark.parametrize(("width", "ends"), [(78, 23), (83, 25), (100, 27), (128, 27), (141, 27), (198, 27)])
-def test_the_ends_have_room_before_what_is_less(width: int, ends: int) -> None:
+def test_both_ends_get_room_before_less_important_columns(width: int, ends: int) -> None:
     shown = {placed.column.name: placed.width for placed in lay_out(COLUMNS, width)}
     assert {"proto", "rate", "path"} <= set(shown)
     assert min(shown["from"], shown["to"]) >= ends
@@ -171,7 +171,7 @@ def test_a_groups_filter_selects_its_flows(rows: FlowRows) -> None:
             assert len(rows.matching(str(row.ref.key[1]))) == row.cells[1].sort, (by, row.ref)
 
 
-def test_who_sends_to_whom(rows: FlowRows) -> None:
+def test_the_matrix_of_sources_and_targets(rows: FlowRows) -> None:
     table = rows.seen_through(FlowViewOptions(by="matrix")).grouped()
     titles = [column.title for column in table.columns]
     cells = {
@@ -181,12 +181,12 @@ def test_who_sends_to_whom(rows: FlowRows) -> None:
     assert cells["web1"]["elsewhere"] == "110 kbit/s"
 
 
-def test_the_matrix_keeps_its_columns_where_they_are(picture: FlowView) -> None:
-    """Whoever is the fastest at the moment."""
+def test_the_matrix_keeps_the_order_of_its_columns(flows_view: FlowView) -> None:
+    """The order does not depend on the rates."""
     titles = []
     for turn in (1, -1):
-        table = replace(picture.table, speeds=picture.table.speeds[::turn])
-        other = FlowView.of(picture.index.topology, table)
+        table = replace(flows_view.table, speeds=flows_view.table.speeds[::turn])
+        other = FlowView.of(flows_view.index.topology, table)
         matrix = FlowRows(other.index.topology, other).seen_through(FlowViewOptions(by="matrix")).grouped()
         titles.append([(column.title, column.priority) for column in matrix.columns])
     assert titles[0] == titles[1]
@@ -194,7 +194,9 @@ def test_the_matrix_keeps_its_columns_where_they_are(picture: FlowView) -> None:
     assert shown == [*sorted(shown[:-1]), "elsewhere"]
 
 
-def test_a_group_counts_what_its_row_counts_under_a_filter(rows: FlowRows, picture: FlowView) -> None:
+def test_a_groups_detail_and_row_count_the_same_flows_under_a_filter(
+    rows: FlowRows, flows_view: FlowView
+) -> None:
     text = "client:outside"
     for flow_options in (FlowViewOptions(by="container"), FlowViewOptions(per_hop=True, by="container")):
         for shown, asked in (
@@ -202,11 +204,11 @@ def test_a_group_counts_what_its_row_counts_under_a_filter(rows: FlowRows, pictu
             (rows.seen_through(flow_options).matching(text), text),
         ):
             context = ViewContext(
-                picture.index.topology, flows=picture, flows_filter=asked, flow_options=flow_options
+                flows_view.index.topology, flows=flows_view, flows_filter=asked, flow_options=flow_options
             )
             for row in shown.grouped():  # type: ignore[union-attr]
-                told = flows_detail.talkers(context, row.ref).sections[0].lines
-                values = {label: cell.text for label, cell, _ in told}
+                shown_detail = flows_detail.talkers(context, row.ref).sections[0].lines
+                values = {label: cell.text for label, cell, _ in shown_detail}
                 assert values["flows"] == row.cells[1].text, (row.ref, asked)
                 assert values["fast"].split(" of ")[1].split()[0] == row.cells[1].text
 
@@ -219,7 +221,7 @@ def test_a_group_counts_what_its_row_counts_under_a_filter(rows: FlowRows, pictu
         ("bytes:9-1", "can't filter by bytes:9-1"),
     ],
 )
-async def test_a_filter_that_means_nothing_is_told(text: str, reason: str) -> None:
+async def test_an_invalid_filter_is_explained(text: str, reason: str) -> None:
     taken = snapshot()
     async with dashboard(source=FedSource(taken), size=(80, 24)) as person:
         await person.type(":flows⏎")
@@ -231,7 +233,7 @@ async def test_a_filter_that_means_nothing_is_told(text: str, reason: str) -> No
         await person.eventually(reason)
 
 
-async def test_what_flows_are_added_up_by_is_told() -> None:
+async def test_the_grouping_is_shown() -> None:
     taken = snapshot()
     async with dashboard(source=FedSource(taken), size=(80, 24)) as person:
         await person.type(":flows⏎")
@@ -247,7 +249,7 @@ async def test_what_flows_are_added_up_by_is_told() -> None:
         assert "Not grouped" in person.text
 
 
-async def test_lines_above_the_columns_end_in_an_ellipsis_where_they_are_cut() -> None:
+async def test_cut_lines_above_the_columns_end_in_an_ellipsis() -> None:
     taken = snapshot()
     async with dashboard(source=FedSource(taken), size=(44, 24)) as person:
         await person.type(":flows⏎")
@@ -258,7 +260,7 @@ async def test_lines_above_the_columns_end_in_an_ellipsis_where_they_are_cut() -
         assert line.rstrip().endswith("…")
 
 
-async def test_columns_without_room_are_counted() -> None:
+async def test_columns_that_do_not_fit_are_counted() -> None:
     taken = snapshot()
     source = FedSource(taken)
     async with dashboard(source=source, size=(60, 24)) as person:
@@ -272,13 +274,13 @@ async def test_columns_without_room_are_counted() -> None:
         assert f"{missing} column{'s' * (missing != 1)} not shown" in person.text
 
 
-def test_the_detail_is_a_sentence(picture: FlowView) -> None:
-    context = ViewContext(picture.index.topology, flows=picture)
-    told = flows_detail.detail(context, REFS["in"])
-    assert told.copy == (
+def test_detail_of_a_flow(flows_view: FlowView) -> None:
+    context = ViewContext(flows_view.index.topology, flows=flows_view)
+    shown_detail = flows_detail.detail(context, REFS["in"])
+    assert shown_detail.copy == (
         "198.51.100.9:5000 -> [DNAT 192.0.2.1:8080] -> web1 172.18.0.2:80 tcp ESTABLISHED 1.0 Mbit/s fast"
     )
-    texts = {label: cell.text for section in told.sections for label, cell, _ in section.lines}
+    texts = {label: cell.text for section in shown_detail.sections for label, cell, _ in section.lines}
     assert texts["client"] == "another host"
     assert texts["sent"] == "1.0 Mbit/s, 1 p/s, 60 B in 1 packet, 0 B of it fast"
     uncounted = flows_detail.detail(context, REFS["ssh"])
@@ -287,7 +289,7 @@ def test_the_detail_is_a_sentence(picture: FlowView) -> None:
     assert registry.detail(context, talk_ref(HOST, 999)).title == "this flow is gone"
 
 
-async def test_the_keys_of_the_view() -> None:
+async def test_keys_of_the_view() -> None:
     taken = snapshot()
     source = FedSource(taken)
     async with dashboard(source=source) as person:

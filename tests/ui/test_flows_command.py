@@ -1,4 +1,4 @@
-"""`vnet-tui flows` on a dump file: what it prints, what it refuses; the schema of its groups."""
+"""`vnet-tui flows` on a dump file: output, errors, and JSON schema."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ PAGE = Path(__file__).parents[2] / "docs" / "json.md"
 
 @pytest.fixture
 def file(tmp_path: Path) -> str:
-    """A dump of a host with seven connections."""
+    """Return the path of a dump of a host with seven connections."""
     path = tmp_path / "host.vnet"
     path.write_bytes(pack(snapshot()))
     return str(path)
 
 
-def told(capsys: pytest.CaptureFixture[str], file: str, words: str) -> str:
+def flows_output(capsys: pytest.CaptureFixture[str], file: str, words: str) -> str:
     assert main(["flows", "--from", file, *words.split()]) == 0
     return capsys.readouterr().out
 
 
 def documented(heading: str) -> set[str]:
-    """The fields in the table under a heading."""
+    """Return the fields in the table under a heading of the page."""
     part = PAGE.read_text().split(f"### {heading}\n")[1].split("\n#")[0]
     return set(re.findall(r"^\| `(\w+)` \|", part, re.M))
 
 
-def test_a_line_is_the_sentence(capsys: pytest.CaptureFixture[str], file: str) -> None:
-    assert told(capsys, file, "to:web1") == (
+def test_a_flow_is_one_line(capsys: pytest.CaptureFixture[str], file: str) -> None:
+    assert flows_output(capsys, file, "to:web1") == (
         "198.51.100.9:5000 -> [DNAT 192.0.2.1:8080] -> web1 172.18.0.2:80 tcp ESTABLISHED kernel\n"
     )
-    assert told(capsys, file, "--per-hop ns:lab").endswith("[lab]\n")
+    assert flows_output(capsys, file, "--per-hop ns:lab").endswith("[lab]\n")
 
 
-def test_the_document(capsys: pytest.CaptureFixture[str], file: str) -> None:
-    flows = json.loads(told(capsys, file, "--json"))
-    groups = json.loads(told(capsys, file, "--json --by port"))
+def test_the_json_document(capsys: pytest.CaptureFixture[str], file: str) -> None:
+    flows = json.loads(flows_output(capsys, file, "--json"))
+    groups = json.loads(flows_output(capsys, file, "--json --by port"))
     assert set(flows) | set(groups) == documented("the flows")
     assert set(groups["groups"][0]) == documented("group")
     assert flows["clients"] == {
@@ -55,24 +55,24 @@ def test_the_document(capsys: pytest.CaptureFixture[str], file: str) -> None:
         None,
         None,
     )
-    coming = next(one for one in flows["flows"] if one["client"] == "outside")
-    assert coming["dnat"] == {"address": "192.0.2.1", "port": 8080}
-    assert coming["responder"] == {"address": "172.18.0.2", "name": "web1", "port": 80}
+    incoming = next(one for one in flows["flows"] if one["client"] == "outside")
+    assert incoming["dnat"] == {"address": "192.0.2.1", "port": 8080}
+    assert incoming["responder"] == {"address": "172.18.0.2", "name": "web1", "port": 80}
 
 
 def test_groups_as_columns(capsys: pytest.CaptureFixture[str], file: str) -> None:
-    heading, *lines = told(capsys, file, "--by container").splitlines()
+    heading, *lines = flows_output(capsys, file, "--by container").splitlines()
     assert heading.split()[:3] == ["CONTAINER", "FLOWS", "RATE"]
     assert {line.split()[0]: line.split()[1] for line in lines} == {"web1": "3", "web2": "2", "host": "1"}
 
 
-def test_only_so_many(capsys: pytest.CaptureFixture[str], file: str) -> None:
-    assert len(told(capsys, file, "--top 2").splitlines()) == 2
+def test_top_limits_flows(capsys: pytest.CaptureFixture[str], file: str) -> None:
+    assert len(flows_output(capsys, file, "--top 2").splitlines()) == 2
 
 
-def test_only_so_many_groups(capsys: pytest.CaptureFixture[str], file: str) -> None:
-    assert len(told(capsys, file, "--by container --top 2").splitlines()) == 3
-    groups = json.loads(told(capsys, file, "--json --by container --top 2"))["groups"]
+def test_top_limits_groups(capsys: pytest.CaptureFixture[str], file: str) -> None:
+    assert len(flows_output(capsys, file, "--by container --top 2").splitlines()) == 3
+    groups = json.loads(flows_output(capsys, file, "--json --by container --top 2"))["groups"]
     assert [groups[0]["flows"], len(groups)] == [3, 2]
 
 
@@ -90,7 +90,7 @@ def test_only_so_many_groups(capsys: pytest.CaptureFixture[str], file: str) -> N
         ("addr:10.0.0.0/99", "can't filter by addr:10.0.0.0/99: it isn't a prefix. Try: addr:10.0.0.0/8"),
     ],
 )
-def test_what_makes_no_sense_is_said(
+def test_errors_give_the_reason(
     capsys: pytest.CaptureFixture[str], file: str, words: str, reason: str
 ) -> None:
     assert main(["flows", "--from", file, *words.split()]) == 1

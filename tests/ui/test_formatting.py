@@ -1,4 +1,4 @@
-"""Figures in words."""
+"""Formatting of numbers, durations and sparklines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_bits(value: float, text: str) -> None:
     assert formatting.bits(value) == text
 
 
-def test_figures_fit_their_columns() -> None:
+def test_numbers_fit_their_columns() -> None:
     for power in range(18):
         for lead in (1, 9.994, 9.996, 9.9996):
             value = lead * 10**power
@@ -27,7 +27,7 @@ def test_figures_fit_their_columns() -> None:
             assert len(formatting.size(value)) <= 8
 
 
-def test_one_is_no_plural() -> None:
+def test_one_is_singular() -> None:
     assert [formatting.several(number, "packet") for number in (0, 1, 2, 1200)] == [
         "0 packets", "1 packet", "2 packets", "1.2k packets",
     ]  # fmt: skip
@@ -54,7 +54,7 @@ def test_sparkline_is_scaled_to_its_highest_value() -> None:
     assert formatting.sparkline([]) == ""
 
 
-def test_ascii_keeps_every_cell() -> None:
+def test_an_ascii_sparkline_has_as_many_cells() -> None:
     drawn = "╭──┴──╮ │ ◆ web1 ▁▂▃▄▅▆▇█ → ↔ ≠ … ■□◐"
     plain = formatting.ascii_only(drawn)
     assert plain.isascii()

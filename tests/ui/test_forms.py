@@ -1,5 +1,4 @@
-"""Changing things in the dashboard: keys as a person presses them, on throw-away hosts, asserted with the
-system's own tools."""
+"""Change networks with the dashboard's forms, checked with ip and nft."""
 
 from __future__ import annotations
 
@@ -15,8 +14,20 @@ from core.operations import AddAddress, CreateBridge
 from tests.support.host import ThrowawayHost
 from tests.support.state import state
 from tests.support.waiting import eventually
+from tests.ui.change_forms import (
+    BRIDGE,
+    NET,
+    PARTS,
+    attach,
+    closed,
+    dialog_shows,
+    dialog_text,
+    host_dashboard,
+    keys,
+    make_network,
+    shows,
+)
 from tests.ui.driver import FedSource, dashboard
-from tests.ui.writer import BRIDGE, NET, PARTS, attach, closed, keys, make_network, prose, says, shows, writer
 from tui.cli.session import ChangeSession
 
 pytestmark = pytest.mark.root
@@ -31,9 +42,9 @@ def alias_of(host: ThrowawayHost, link: str) -> str:
     return next((one.get("ifalias", "") for one in host.json("ip -j link") if one["ifname"] == link), "")
 
 
-async def test_a_network_and_a_container_on_it_by_keyboard(inside_host: ThrowawayHost) -> None:
+async def test_creating_a_network_and_attaching_a_container(inside_host: ThrowawayHost) -> None:
     name = inside_host.namespace("web")
-    async with writer() as person:
+    async with host_dashboard() as person:
         await make_network(person)
         await shows(person, f"Created the nat network {NET}")
         (bridge,) = inside_host.json(f"ip -j -d addr show dev {BRIDGE}")
@@ -45,12 +56,12 @@ async def test_a_network_and_a_container_on_it_by_keyboard(inside_host: Throwawa
         assert own["prefixlen"] == gateway["prefixlen"] == 24 and own["local"] != gateway["local"]
         (route,) = inside_host.json("ip -j route show default", inside="web")
         assert route["gateway"] == gateway["local"]
-        await person.until(lambda: person.source.refreshes == 2, "a fresh look after each change")
+        await person.until(lambda: person.source.refreshes == 2, "a new read after each change")
 
 
 @pytest.mark.parametrize("size", [(80, 24), (130, 40), (200, 60)])
 async def test_form_and_preview_fit(inside_host: ThrowawayHost, size: tuple[int, int]) -> None:
-    async with writer(size) as person:
+    async with host_dashboard(size) as person:
         await keys(person, "n")
         await keys(person, *NET)
         await shows(
@@ -62,10 +73,10 @@ async def test_form_and_preview_fit(inside_host: ThrowawayHost, size: tuple[int,
     assert not alias_of(inside_host, BRIDGE) and not list(journal.history())
 
 
-async def test_proposals(inside_host: ThrowawayHost) -> None:
+async def test_forms_propose_values(inside_host: ThrowawayHost) -> None:
     name = inside_host.namespace("web")
     inside_host.run("ip link add br-net1 type bridge")
-    async with writer() as person:
+    async with host_dashboard() as person:
         await keys(person, "n")
         fields = {one.name: one.value for one in person.app.screen.form.fields}  # type: ignore[attr-defined]
         assert fields["name"] == "net2" and fields["subnet"].endswith("/24")
@@ -83,8 +94,8 @@ async def test_proposals(inside_host: ThrowawayHost) -> None:
         assert (fields["address"], fields["link"]) == (subnet.replace(".0/24", ".2"), "eth0")
 
 
-async def test_a_gateway_follows_the_subnet_until_it_is_touched(inside_host: ThrowawayHost) -> None:
-    async with writer() as person:
+async def test_a_gateway_follows_the_subnet_until_it_is_edited(inside_host: ThrowawayHost) -> None:
+    async with host_dashboard() as person:
         await keys(person, "n")
         await keys(person, "tab", "tab", *"10.91.0.0/16")
         await shows(person, "10.91.0.1", "10.91.0.1/16 dev br-net1")
@@ -104,25 +115,25 @@ async def test_a_gateway_follows_the_subnet_until_it_is_touched(inside_host: Thr
         (("ok", "tab", "tab", "tab", "tab", "tab", "99999"), "out of range"),
     ],
 )
-async def test_what_is_wrong_is_said_while_typing(
+async def test_errors_are_shown_while_typing(
     inside_host: ThrowawayHost, typed: tuple[str, ...], message: str
 ) -> None:
     inside_host.run("ip link add taken type bridge")
     inside_host.run("ip addr add 10.99.0.1/24 dev taken")
-    async with writer() as person:
+    async with host_dashboard() as person:
         await keys(person, "n")
         for word in typed:
             await keys(person, *([word] if word == "tab" else word))
-        await says(person, message)
+        await dialog_shows(person, message)
         await person.press("enter")
         assert len(person.app.screen_stack) == 2
         await keys(person, "ctrl+u", *("fine" if len(typed) == 1 else ""))
-        await person.until(lambda: message not in prose(person), "its end")
+        await person.until(lambda: message not in dialog_text(person), "its end")
     assert not list(journal.history())
 
 
 async def test_read_only_refuses(inside_host: ThrowawayHost) -> None:
-    async with writer(write=False) as person:
+    async with host_dashboard(write=False) as person:
         assert "read-only" in person.lines[0]
         for key in "nadPcu":
             await person.press(key)
@@ -134,11 +145,11 @@ async def test_read_only_refuses(inside_host: ThrowawayHost) -> None:
         assert "read-only" in person.lines[0]
 
 
-async def test_without_the_capability_it_says_which(
+async def test_a_missing_capability_is_named(
     inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tui.cli.console.missing_capabilities", lambda: ("CAP_NET_ADMIN",))
-    async with writer() as person:
+    async with host_dashboard() as person:
         await shows(person, "CAP_NET_ADMIN")
         assert "read-only" in person.lines[0]
 
@@ -152,9 +163,9 @@ async def test_a_file_cannot_be_changed() -> None:
         assert "read-only" in person.lines[0]
 
 
-async def test_delete_says_what_it_hits_and_wants_a_yes(inside_host: ThrowawayHost) -> None:
+async def test_delete_lists_what_it_removes_and_needs_a_yes(inside_host: ThrowawayHost) -> None:
     name = inside_host.namespace("web")
-    async with writer() as person:
+    async with host_dashboard() as person:
         await make_network(person)
         await attach(person, name)
         await person.feed(read_snapshot(PARTS))
@@ -174,9 +185,9 @@ async def test_delete_says_what_it_hits_and_wants_a_yes(inside_host: ThrowawayHo
         assert {one["ifname"] for one in inside_host.json("ip -j link", inside="web")} == {"lo"}
 
 
-async def test_undo_takes_a_change_back_whole(inside_host: ThrowawayHost) -> None:
+async def test_undo_restores_the_previous_state(inside_host: ThrowawayHost) -> None:
     before = state([inside_host.name])
-    async with writer() as person:
+    async with host_dashboard() as person:
         await make_network(person, NET, "tab", "tab", "tab", "tab", "right")
         assert len(inside_host.json(f"ip -j addr show dev {BRIDGE}")[0]["addr_info"]) == 2
         await person.press("u")
@@ -190,9 +201,9 @@ async def test_undo_takes_a_change_back_whole(inside_host: ThrowawayHost) -> Non
     assert [entry.end for entry in journal.history()] == ["undone"]
 
 
-async def test_what_others_stand_on_is_not_taken_back(inside_host: ThrowawayHost) -> None:
+async def test_a_change_that_later_ones_depend_on_is_not_undone(inside_host: ThrowawayHost) -> None:
     name = inside_host.namespace("web")
-    async with writer() as person:
+    async with host_dashboard() as person:
         await make_network(person)
         await attach(person, name)
         await person.press("u")
@@ -207,9 +218,9 @@ async def test_what_others_stand_on_is_not_taken_back(inside_host: ThrowawayHost
         assert len(person.app.screen_stack) == 2
 
 
-async def test_publish(inside_host: ThrowawayHost) -> None:
+async def test_publishing_a_port(inside_host: ThrowawayHost) -> None:
     name = inside_host.namespace("web")
-    async with writer() as person:
+    async with host_dashboard() as person:
         await make_network(person)
         await attach(person, name)
         await keys(person, "P")
@@ -221,10 +232,10 @@ async def test_publish(inside_host: ThrowawayHost) -> None:
     assert f"dnat ip to {address['local']}:8000" in inside_host.run("nft list table inet vnet")
 
 
-async def test_a_plain_container_is_made_and_deleted(inside_host: ThrowawayHost) -> None:
+async def test_a_plain_container_is_created_and_deleted(inside_host: ThrowawayHost) -> None:
     name = inside_host.full("box")
     inside_host.names.append(name)
-    async with writer() as person:
+    async with host_dashboard() as person:
         await make_network(person)
         await keys(person, "c")
         await keys(person, *name, "tab", *"bridged")
@@ -241,9 +252,9 @@ async def test_a_plain_container_is_made_and_deleted(inside_host: ThrowawayHost)
     assert not Path(f"/run/netns/{name}").exists()
 
 
-async def test_names_from_outside_are_shown_as_text(inside_host: ThrowawayHost) -> None:
+async def test_hostile_names_are_shown_as_text(inside_host: ThrowawayHost) -> None:
     name = inside_host.namespace("[b]\x1b[31m\u202e")
-    async with writer() as person:
+    async with host_dashboard() as person:
         await make_network(person)
         await keys(person, "a")
         await keys(person, *name.partition("[")[0])
@@ -256,7 +267,7 @@ async def test_names_from_outside_are_shown_as_text(inside_host: ThrowawayHost) 
 
 
 async def test_the_command_log(inside_host: ThrowawayHost) -> None:
-    async with writer() as person:
+    async with host_dashboard() as person:
         await person.press("L")
         await shows(person, "No commands have run")
         await person.press("escape")
@@ -265,8 +276,8 @@ async def test_the_command_log(inside_host: ThrowawayHost) -> None:
         await shows(person, f"create the nat network {NET}  done", f"✓ ip link add {BRIDGE}")
 
 
-async def test_what_changed_meanwhile_is_shown_before_anything_is_done(inside_host: ThrowawayHost) -> None:
-    async with writer() as person:
+async def test_a_changed_plan_is_shown_before_it_is_applied(inside_host: ThrowawayHost) -> None:
+    async with host_dashboard() as person:
         await keys(person, "n")
         await keys(person, *NET)
         inside_host.run(f"ip link add {BRIDGE} type bridge")
@@ -276,7 +287,7 @@ async def test_what_changed_meanwhile_is_shown_before_anything_is_done(inside_ho
         inside_host.run(f"ip link del {BRIDGE}")
 
 
-async def test_a_failure_is_told_and_all_is_taken_back(
+async def test_a_failure_is_shown_and_everything_is_undone(
     inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, execute = state([inside_host.name]), run.execute
@@ -287,7 +298,7 @@ async def test_a_failure_is_told_and_all_is_taken_back(
         execute(operation, kernel)  # type: ignore[arg-type]
 
     monkeypatch.setattr(run, "execute", failing)
-    async with writer() as person:
+    async with host_dashboard() as person:
         await keys(person, "n")
         await keys(person, *NET)
         await person.press("enter")
@@ -300,12 +311,12 @@ async def test_a_failure_is_told_and_all_is_taken_back(
 
 
 @pytest.mark.parametrize("answer", ["y", "n"])
-async def test_a_guarded_change_wants_to_be_kept(inside_host: ThrowawayHost, answer: str) -> None:
+async def test_a_guarded_change_asks_for_confirmation(inside_host: ThrowawayHost, answer: str) -> None:
     inside_host.namespace("world")
     inside_host.run(f"ip link add up0 type veth peer name far netns {inside_host.full('world')}")
     inside_host.run("ip addr add 192.0.2.2/24 dev up0")
     inside_host.run("ip link set up0 up")
-    async with writer() as person:
+    async with host_dashboard() as person:
         await keys(person, "n")
         await keys(person, *"lan", "tab", *"nic")
         await shows(person, "create the nic-bridged network lan", "ip link set up0 master br-lan")
@@ -325,13 +336,13 @@ def _addresses(host: ThrowawayHost, link: str) -> list[dict[str, str]]:
     return [one for entry in found for one in entry.get("addr_info", [])]
 
 
-async def test_what_was_cut_off_is_offered_for_undo(inside_host: ThrowawayHost) -> None:
+async def test_an_interrupted_change_is_offered_for_undo(inside_host: ThrowawayHost) -> None:
     step = CreateBridge("br-half", alias="vnet:net=half kind=nat")
     record = journal.Record("make the nat network half", (step,))
     record.begin(0)
     record.close()
     inside_host.run("ip link add br-half alias 'vnet:net=half kind=nat' type bridge")
-    async with writer() as person:
+    async with host_dashboard() as person:
         await shows(person, "Interrupted changes", "make the nat network half")
         await person.press("enter")
         await shows(person, "y: apply")

@@ -1,4 +1,4 @@
-"""Taking back a change that could cut a person off is guarded as the change was."""
+"""The undo of a guarded change is guarded too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture
 def bridged(machine: Machine) -> Machine:
-    """A machine whose card was made a bridge's port, and confirmed."""
+    """Return a machine whose uplink became a bridge port by a confirmed change."""
     uplink(machine)
     ok(machine, "network create lan --kind nic-bridged --uplink up0")
     ok(machine, "confirm")
@@ -23,7 +23,7 @@ def ends(machine: Machine) -> dict[str, str]:
     return {one["title"]: one["end"] for one in read_json(machine, "history")["changes"]}
 
 
-def test_confirmed_it_is_as_if_the_change_had_never_been(bridged: Machine) -> None:
+def test_a_confirmed_undo_restores_the_previous_state(bridged: Machine) -> None:
     held = addresses(bridged, "br-lan")
     done = bridged.vnet("undo")
     assert done.returncode == 0 and "vnet-tui confirm" in done.stderr
@@ -34,17 +34,17 @@ def test_confirmed_it_is_as_if_the_change_had_never_been(bridged: Machine) -> No
     assert addresses(bridged, "up0") == held
 
 
-def test_unconfirmed_the_change_is_made_again(bridged: Machine) -> None:
+def test_an_unconfirmed_undo_applies_the_change_again(bridged: Machine) -> None:
     held = addresses(bridged, "br-lan")
     ok(bridged, "undo")
-    bridged.run("pkill -TERM -x vnet-guard")  # asked to end, a guard waits no longer
+    bridged.run("pkill -TERM -x vnet-guard")  # a guard that gets SIGTERM undoes at once
     wait_until(lambda: ends(bridged)["undo: create the nic-bridged network lan"] == "undone", "the guard")
     assert addresses(bridged, "br-lan") == held
     ok(bridged, "undo")
     assert addresses(bridged, "up0") == held
 
 
-def test_what_waits_is_taken_back_without_a_guard_of_its_own(machine: Machine) -> None:
+def test_an_unconfirmed_change_is_undone_without_another_guard(machine: Machine) -> None:
     uplink(machine)
     held = addresses(machine, "up0")
     ok(machine, "network create lan --kind nic-bridged --uplink up0")
@@ -53,7 +53,7 @@ def test_what_waits_is_taken_back_without_a_guard_of_its_own(machine: Machine) -
     assert ends(machine) == {"create the nic-bridged network lan": "undone"}
 
 
-def test_other_changes_are_taken_back_at_once(bridged: Machine) -> None:
+def test_other_changes_are_undone_without_a_guard(bridged: Machine) -> None:
     ok(bridged, "container create web --network lan --model bridged")
     assert "vnet-tui confirm" not in bridged.vnet("undo").stderr
     assert set(ends(bridged).values()) == {"done", "undone"}

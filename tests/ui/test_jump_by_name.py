@@ -1,4 +1,4 @@
-"""`:name` leads to views and to things."""
+"""`:name` goes to views and to items."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.ui.driver import dashboard
         ("veth-web1", "veths", "link"),
     ],
 )
-async def test_a_thing_is_gone_to_by_its_name(name: str, view: str, kind: str) -> None:
+async def test_a_name_goes_to_an_item(name: str, view: str, kind: str) -> None:
     async with dashboard() as person:
         await person.type(f":{name}⏎")
         assert (person.dashboard.view.name, person.dashboard.ref and person.dashboard.ref.kind) == (
@@ -28,13 +28,13 @@ async def test_a_thing_is_gone_to_by_its_name(name: str, view: str, kind: str) -
         assert name.casefold() in person.row().casefold()
 
 
-async def test_what_was_tried_is_told() -> None:
+async def test_an_unknown_name_lists_what_was_searched() -> None:
     async with dashboard() as person:
         await person.type(":nosuchthing⏎")
         assert 'can\'t go to "nosuchthing": no view, container, network, link or namespace' in person.text
 
 
-async def test_the_help_names_the_views_without_a_number() -> None:
+async def test_help_lists_views_without_a_number() -> None:
     async with dashboard(size=(130, 90)) as person:
         await person.press("question_mark")
         for name in (":flows", ":links", ":networks", ":fastpath"):

@@ -1,22 +1,22 @@
-"""Keys faster than any hand: repeats keep up, and what waited too long acts on nothing."""
+"""Many keys at once: repeated keys are merged, late keys are dropped."""
 
 from __future__ import annotations
 
 import pytest
 from textual import events
 
-from tests.ui.driver import LATE, Person, dashboard
-from tests.ui.planner import planning
+from tests.ui.change_service import change_dashboard
+from tests.ui.driver import KEY_TIMEOUT, Person, dashboard
 from tui.widgets.table import TableView
 
 
-def _typed(person: Person, key: str, age: float = 0.0) -> None:
+def post_key(person: Person, key: str, age: float = 0.0) -> None:
     event = events.Key(key, key if len(key) == 1 else None)
     event.time -= age
     person.app.post_message(event)
 
 
-async def test_repeats_of_a_movement_become_one_and_end_where_they_would(
+async def test_repeated_moves_are_merged_and_end_on_the_same_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with dashboard() as person:
@@ -35,11 +35,11 @@ async def test_repeats_of_a_movement_become_one_and_end_where_they_would(
         assert person.dashboard.ref == person.dashboard.table.ref == person.dashboard.pane.about
 
 
-async def test_keys_that_waited_too_long_do_nothing_nor_do_those_typed_after_them() -> None:
-    async with planning() as (person, _):
+async def test_late_keys_are_dropped_with_the_keys_typed_after_them() -> None:
+    async with change_dashboard() as (person, _):
         await person.type(":veth⏎")
-        for key, age in (("d", 2 * LATE), ("8", 0.5), ("d", 0.1)):
-            _typed(person, key, age)
+        for key, age in (("d", 2 * KEY_TIMEOUT), ("8", 0.5), ("d", 0.1)):
+            post_key(person, key, age)
         await person.settle()
         assert person.dashboard.view.name == "veths" and len(person.app.screen_stack) == 1
         await person.press("8")

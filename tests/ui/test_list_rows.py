@@ -1,4 +1,4 @@
-"""Order, folds and places of plain rows; columns for a width."""
+"""Order, folding and lookup of rows; layout of columns."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def names(rows: ListRows) -> list[str]:
     return [row.cells[0].text for row in rows]
 
 
-def test_names_sort_as_a_person_counts() -> None:
+def test_names_sort_in_natural_order() -> None:
     rows = ListRows([row("veth10"), row("Veth2"), row("veth1"), row("br0")], COLUMNS)
     assert names(rows.sorted_by("name", False)) == ["br0", "veth1", "Veth2", "veth10"]
 
 
-def test_numbers_sort_as_numbers_and_nothing_stands_last_either_way() -> None:
+def test_numbers_sort_by_value_and_blanks_are_last() -> None:
     rows = ListRows([row("a", 9), row("b"), row("c", 100), row("d", 20)], COLUMNS)
     assert names(rows.sorted_by("rate", False)) == ["a", "d", "c", "b"]
     assert names(rows.sorted_by("rate", True)) == ["c", "d", "a", "b"]
@@ -52,7 +52,7 @@ def test_an_unknown_column_changes_nothing() -> None:
     assert rows.sorted_by("nothing", False) is rows
 
 
-def test_folding_hides_what_stands_below() -> None:
+def test_folding_hides_rows_below() -> None:
     rows = ListRows(
         [row("br0"), row("x", depth=1), row("y", depth=2), row("br1"), row("z", depth=1)], COLUMNS
     )
@@ -67,11 +67,11 @@ def test_a_filtered_child_without_its_parent_is_not_put_under_another() -> None:
     ]
 
 
-def test_places_by_reference_and_by_alias() -> None:
-    far = Ref("link", ("far",))
-    rows = ListRows([row("a"), row("b", aliases=(far,))], COLUMNS)
+def test_index_by_reference_and_alias() -> None:
+    alias = Ref("link", ("far",))
+    rows = ListRows([row("a"), row("b", aliases=(alias,))], COLUMNS)
     assert rows.index(Ref("link", ("b",))) == 1
-    assert rows.index(far) == 1
+    assert rows.index(alias) == 1
     assert rows.index(Ref("link", ("gone",))) is None
 
 
@@ -101,13 +101,13 @@ def test_the_least_important_column_goes_first() -> None:
     assert [each.column.name for each in lay_out(WIDE, 18)] == ["a", "d"]
 
 
-def test_what_is_left_over_goes_to_those_that_grow() -> None:
+def test_remaining_width_goes_to_columns_that_grow() -> None:
     placed = lay_out(WIDE, 82)
     assert [each.width for each in placed] == [20, 8, 42, 6]
     assert width_of(placed) == 82
 
 
-def test_room_goes_first_to_the_texts_that_need_it() -> None:
+def test_width_goes_first_to_longer_texts() -> None:
     columns = (Column("a", "A", 10, grow=1), Column("b", "B", 10, grow=1), Column("c", "C", 5))
     fixed = 5 + 2 * GAP
     assert [each.width for each in lay_out(columns, 20 + fixed, {0: 4, 1: 16})] == [4, 16, 5]
@@ -117,17 +117,17 @@ def test_room_goes_first_to_the_texts_that_need_it() -> None:
 
 
 @pytest.mark.parametrize("width", range(1, 120, 3))
-def test_texts_of_any_width_fit_any_width(width: int) -> None:
+def test_columns_with_long_texts_fit_any_width(width: int) -> None:
     placed = lay_out(WIDE, width, {0: 300, 2: 0})
     assert width_of(placed) <= max(width, 1) and all(each.width >= 1 for each in placed)
 
 
-def test_where_texts_are_short_more_columns_have_room() -> None:
+def test_short_texts_leave_room_for_more_columns() -> None:
     assert [each.column.name for each in lay_out(WIDE, 40)] == ["a", "c", "d"]
     assert [each.column.name for each in lay_out(WIDE, 40, {0: 8, 2: 10})] == ["a", "b", "c", "d"]
 
 
-def test_words_that_are_short_leave_their_room_to_those_that_grow() -> None:
+def test_short_texts_leave_room_for_columns_that_grow() -> None:
     columns = (Column("name", "name", 10, grow=1), Column("verdict", "verdict", 14))
     rows = ListRows([Row(Ref("link", ("a",)), (Cell("a"), Cell("dnat")))], columns)
     assert [each.width for each in lay_out(columns, 40, rows.needs())] == [29, 9]
@@ -160,7 +160,7 @@ def test_options_that_do_not_fit_are_counted(width: int, text: str) -> None:
     assert options_text(("nat", "routed", "none"), width) == text
 
 
-def test_a_filter_and_an_order_leave_the_columns_as_wide_as_they_are() -> None:
+def test_filter_and_order_keep_the_widths_of_columns() -> None:
     columns = (Column("name", "name", 10, grow=1), Column("rate", "rate", 6, align="right"))
     rows = ListRows([row("a", 2), row("a-long-name-of-something", 1), row("x", 3, depth=1)], columns)
     assert rows.needs() == {0: len("a-long-name-of-something") + 4}, "with room for the mark of a fold"

@@ -13,7 +13,7 @@ from tui.view_model import Navigation, ViewTarget
 WEB, PEER = Ref("container", ("docker", "web")), Ref("link", (1, 2))
 
 
-def test_the_trail_leads_back() -> None:
+def test_back_returns_to_the_previous_entry() -> None:
     nav = Navigation("containers")
     nav.current.state.ref = WEB
     nav.follow(ViewTarget("veths", PEER), "web")
@@ -23,7 +23,7 @@ def test_the_trail_leads_back() -> None:
     assert not nav.back()
 
 
-def test_a_filter_that_was_followed_belongs_to_its_stop() -> None:
+def test_a_followed_filter_belongs_to_its_history_entry() -> None:
     nav = Navigation("containers")
     nav.current.state.sort = "name"
     nav.follow(ViewTarget("conntrack", None, "ct:=web"), "web")
@@ -36,7 +36,7 @@ def test_a_filter_that_was_followed_belongs_to_its_stop() -> None:
     assert (nav.current.filter, nav.current.state.filter) == ("", "")
 
 
-def test_a_view_is_found_as_it_was_left() -> None:
+def test_a_view_keeps_its_filter_and_order() -> None:
     nav = Navigation("containers")
     nav.current.state.filter, nav.current.state.sort = "web", "name"
     nav.jump("nat")
@@ -45,7 +45,7 @@ def test_a_view_is_found_as_it_was_left() -> None:
     assert (nav.current.state.filter, nav.current.state.sort, nav.previous) == ("web", "name", "nat")
 
 
-def test_of_many_requests_of_a_kind_the_newest_is_done() -> None:
+def test_the_worker_runs_only_the_newest_request_of_a_kind() -> None:
     gate, done, results = threading.Event(), threading.Event(), []
 
     def deliver(kind: str, result: object) -> None:
@@ -65,7 +65,7 @@ def test_of_many_requests_of_a_kind_the_newest_is_done() -> None:
     assert results == [("first", True), ("rows", 99), ("end", "last")]
 
 
-def test_what_the_work_raises_is_delivered() -> None:
+def test_an_exception_of_the_worker_is_delivered() -> None:
     done, results = threading.Event(), []
 
     def deliver(kind: str, result: object) -> None:
@@ -80,14 +80,14 @@ def test_what_the_work_raises_is_delivered() -> None:
     assert isinstance(results[0], ZeroDivisionError)
 
 
-def test_a_burst_is_one_update_with_all_its_changes() -> None:
-    rung: list[int] = []
-    queue = UpdateQueue(lambda: rung.append(1))
+def test_a_burst_becomes_one_update_with_all_changes() -> None:
+    notified: list[int] = []
+    queue = UpdateQueue(lambda: notified.append(1))
     changes = [Change(float(number), "added", WEB, f"change {number}") for number in range(50)]
     last = Snapshot(taken_at=50)
     for number, change in enumerate(changes):
         queue.put(Update(last if number == 49 else Snapshot(), changes=(change,)))
-    assert len(rung) == 1
+    assert len(notified) == 1
     taken = queue.take()
     assert taken is not None
     assert taken[0].snapshot is last

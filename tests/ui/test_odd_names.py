@@ -1,4 +1,4 @@
-"""Containers whose names are no UTF-8, or act on a terminal: attached, shown, detached and taken back."""
+"""Containers with names that aren't UTF-8 or that control a terminal."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ pytestmark = pytest.mark.root
 NAMES = [b"caf\xe9", b"a\x1b[2Jb", b"it's\n$(id)\xff"]
 
 
-def picture(machine: Machine, name: str) -> object:
+def links_and_rules(machine: Machine, name: str) -> object:
     links = [(one["ifname"], one.get("ifalias")) for one in machine.json("ip -j link")]
     return links, machine.run("nft -s list ruleset"), machine.run("ip -br link", inside=name)
 
 
 @pytest.mark.parametrize("raw", NAMES, ids=repr)
-def test_a_container_of_an_odd_name_is_attached(machine: Machine, raw: bytes) -> None:
+def test_a_container_with_an_odd_name_is_attached_and_detached(machine: Machine, raw: bytes) -> None:
     name = os.fsdecode(raw)
     machine.run(["ip", "netns", "add", name])
     ok(machine, "network create shop --subnet 10.91.0.0/24")
-    before = picture(machine, name)
+    before = links_and_rules(machine, name)
     done = machine.vnet("attach", name, "shop", "--dry-run")
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     for line in done.stdout.splitlines():
@@ -38,13 +38,13 @@ def test_a_container_of_an_odd_name_is_attached(machine: Machine, raw: bytes) ->
     assert machine.vnet("show", "links", "--ns", name).returncode == 0
     done = machine.vnet("detach", name, "shop")
     assert done.returncode == 0, done.stderr
-    assert picture(machine, name) == before
+    assert links_and_rules(machine, name) == before
     ok(machine, "undo")
     ok(machine, "undo")
-    assert picture(machine, name) == before, shop
+    assert links_and_rules(machine, name) == before, shop
 
 
-def test_the_printed_commands_do_the_same(machine: Machine) -> None:
+def test_the_printed_commands_work_with_an_odd_name(machine: Machine) -> None:
     name = os.fsdecode(b"n\x1b\xe9'")
     machine.run(["ip", "netns", "add", name])
     ok(machine, "network create shop --subnet 10.91.0.0/24")

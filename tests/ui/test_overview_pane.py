@@ -1,4 +1,4 @@
-"""The overview on the screen: keys, mouse, updates under the cursor, and what is repainted."""
+"""The overview on the screen: keys, mouse, updates, and repainted lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tui.widgets.table import MainPane
 
 
 async def settled(pilot: Any, holds: Callable[[MainPane], object] = lambda pane: len(pane.rows)) -> MainPane:
-    """The pane, as soon as it has rows, or whatever else is waited for holds."""
+    """Return the pane, as soon as it has rows or another condition holds."""
     pane = pilot.app.screen.query_one(MainPane)
     end = time.monotonic() + PATIENCE
     while not holds(pane):
@@ -37,14 +37,14 @@ def shown(pane: MainPane) -> str:
 
 
 @pytest.mark.parametrize("size", [(80, 24), (200, 60), (40, 10)])
-async def test_it_is_drawn_at_every_size(size: tuple[int, int]) -> None:
+async def test_the_overview_is_drawn_at_every_size(size: tuple[int, int]) -> None:
     async with VnetApp(FedSource(small_host())).run_test(size=size) as pilot:
         pane = await settled(pilot)
         assert pane.rails is not None
         assert "host lab" in shown(pane) and "monitor" in shown(pane)
 
 
-async def test_keys_move_by_place() -> None:
+async def test_keys_move_by_position() -> None:
     async with VnetApp(FedSource(small_host())).run_test(size=(160, 60)) as pilot:
         pane = await settled(pilot)
         names = [name_of(pane)]
@@ -58,7 +58,7 @@ async def test_keys_move_by_place() -> None:
         assert name_of(pane) == "host lab"
 
 
-async def test_enter_follows_and_escape_comes_back() -> None:
+async def test_enter_follows_and_escape_returns() -> None:
     async with VnetApp(FedSource(small_host())).run_test(size=(160, 60)) as pilot:
         pane = await settled(pilot)
         await pilot.press("j", "j", "l")
@@ -70,7 +70,7 @@ async def test_enter_follows_and_escape_comes_back() -> None:
         assert name_of(pane) == "api"
 
 
-async def test_the_mouse_selects() -> None:
+async def test_a_click_selects() -> None:
     async with VnetApp(FedSource(small_host())).run_test(size=(160, 60)) as pilot:
         pane = await settled(pilot)
         item = next(item for item in pane.picture.items if item.kind == "goal" and item.rail == "net-app")
@@ -78,7 +78,7 @@ async def test_the_mouse_selects() -> None:
         assert pane.item == item
 
 
-async def test_the_cursor_stays_with_its_thing_on_its_rail() -> None:
+async def test_the_cursor_stays_on_its_item_of_its_network() -> None:
     source = FedSource(small_host())
     async with VnetApp(source).run_test(size=(160, 60)) as pilot:
         pane = await settled(pilot)
@@ -98,7 +98,7 @@ async def test_the_cursor_stays_with_its_thing_on_its_rail() -> None:
         assert name_of(pane) == "api" and pane.item is not None and pane.item.rail == "net-db"
 
 
-async def test_what_is_removed_leaves_the_cursor_nearby() -> None:
+async def test_the_cursor_goes_to_another_item_if_its_own_is_removed() -> None:
     source = FedSource(small_host())
     async with VnetApp(source).run_test(size=(160, 60)) as pilot:
         pane = await settled(pilot)
@@ -108,7 +108,7 @@ async def test_what_is_removed_leaves_the_cursor_nearby() -> None:
         assert pane.item is not None
 
 
-async def test_a_filter_makes_it_a_list() -> None:
+async def test_a_filter_turns_the_overview_into_a_list() -> None:
     async with VnetApp(FedSource(small_host())).run_test(size=(120, 40)) as pilot:
         pane = await settled(pilot)
         await pilot.press("slash", *"web", "enter")
@@ -121,7 +121,7 @@ async def test_a_filter_makes_it_a_list() -> None:
         await settled(pilot, lambda pane: pane.rails is not None)
 
 
-async def test_scrolling_keeps_the_selected_thing_in_sight() -> None:
+async def test_the_selected_item_stays_visible() -> None:
     async with VnetApp(FedSource(many_namespaces())).run_test(size=(80, 24)) as pilot:
         pane = await settled(pilot)
         assert pane.picture.height > pane.size.height
@@ -152,7 +152,7 @@ async def test_only_lines_that_differ_are_repainted() -> None:
         assert len(differing) <= 4, "one line a rail"
 
 
-async def test_resizing_draws_anew() -> None:
+async def test_resizing_redraws() -> None:
     async with VnetApp(FedSource(small_host())).run_test(size=(160, 60)) as pilot:
         pane = await settled(pilot)
         assert "╭" in shown(pane)

@@ -1,4 +1,4 @@
-"""Commands that a warning or a finding ends with stand on lines of their own, on the screen as well."""
+"""Commands at the end of warnings and findings are on separate lines."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def texts(lines: list[list[tuple[str, str]]]) -> list[str]:
     return ["".join(text for text, _ in line) for line in lines]
 
 
-def test_in_a_preview() -> None:
+def test_commands_in_a_preview() -> None:
     shown = texts(change_lines("make x", (), (), (f"ufw's rules drop it; {ADVICE}",), NOT_BEGUN, 60))
     assert shown[-4:-2] == ["$ iptables -I FORWARD 1", "$ iptables -I FORWARD 2"]
 
 
-def test_among_the_findings() -> None:
+def test_commands_among_the_findings() -> None:
     finding = Finding("forward", namespace_ref(1), "no default route", "It drops.", "bad", (), ADVICE)
     shown = texts([line for line, _ in lines_of([finding], [], "", 80)])
     assert shown[1].startswith("  Try: vnet") and "; iptables" not in " ".join(shown)

@@ -1,4 +1,4 @@
-"""What the form that publishes a port offers."""
+"""Choices in the form that publishes a port."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_hosts_addresses_of_the_containers_families_are_offered(case: str) -> None:
+def test_the_form_offers_host_addresses_of_the_containers_families(case: str) -> None:
     addresses, expected = CASES[case]
     host = HostBuilder()
     host.link(HOST, "eth0", "physical", OWN)

@@ -64,29 +64,29 @@ ROWS = ListRows(
         ("mtu:differs", ["db"]),
     ],
 )
-def test_what_a_filter_lets_through(text: str, names: list[str]) -> None:
+def test_rows_that_match_a_filter(text: str, names: list[str]) -> None:
     assert [row.cells[0].text for row in ROWS.matching(text)] == names
 
 
 @pytest.mark.parametrize("name", ["web", "two words", "it's: 8080 -> [::1]:80"])
-def test_a_term_for_a_name_lets_through_that_name_alone(name: str) -> None:
+def test_a_term_for_a_name_matches_only_this_name(name: str) -> None:
     rows = ListRows([row(name, "up"), row(f"{name}2", "up")], COLUMNS)
     assert [each.cells[0].text for each in rows.matching(term("name", name))] == [name]
 
 
-def test_what_cannot_be_meant_is_told() -> None:
+def test_invalid_terms_are_reported() -> None:
     known = ROWS.keys()
     assert {"name", "state", "mac", "mtu", "port", "ns", "addr"} == known
     assert list(remarks("web name:x fe80::1 02:42 ac:11:00:03 port:80-90 addr:10.0.0.0/8", known)) == []
     assert len(list(remarks("foo:bar !bar:foo port:x addr:10.0.0.0/99", known))) == 4
 
 
-def test_terms() -> None:
+def test_parsing_of_terms() -> None:
     assert parse('ns:Web !state:up "a b" !"c d"') == (
         Term("ns", "web"), Term("state", "up", True), Term("", "a b"), Term("", "c d", True),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ['"', "!!", ":", '::"', 'a"b', "\x1b[31m", "key:" * 500, "[red]"])
-def test_no_text_makes_it_fail(text: str) -> None:
+def test_any_text_is_accepted(text: str) -> None:
     assert len(ROWS.matching(text)) <= len(ROWS)

@@ -1,4 +1,4 @@
-"""What was cut off, and what only looks so: changes under way, killed undos, entries of other versions."""
+"""Interrupted changes, changes in progress, killed undos, unknown entries."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 
 from tests.support import forkserver
 from tests.support.killing import KILL_AT
-from tests.support.machine import Machine, ok, picture, read_json, refused
+from tests.support.machine import Machine, machine_state, ok, read_json, refused
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
-# Makes a network by our own means, and stops itself before the last step.
+# Creates a network, and stops itself before the last step.
 _STOPPED = """
 import os
 from core.apply import run
@@ -32,24 +32,24 @@ print(run.apply("slow", steps, lambda step: os.kill(os.getpid(), 19) if step is 
 
 
 @contextmanager
-def under_way(machine: Machine) -> Iterator[subprocess.Popen[str]]:
-    """A change that stands still in its middle."""
+def stopped_change(machine: Machine) -> Iterator[subprocess.Popen[str]]:
+    """Run a change that is stopped half-way."""
     words = machine.words(sys.executable, "-c", _STOPPED)
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=machine.environment) as process:
         try:
-            wait_until(lambda: _stopped(machine), "the change to stop in its middle")
+            wait_until(lambda: stopped_pid(machine), "the change to stop in its middle")
             yield process
         finally:
             process.kill()
 
 
-def _stopped(machine: Machine) -> str:
-    """The pid, on the machine, of a python that was stopped."""
+def stopped_pid(machine: Machine) -> str:
+    """Return the PID, on the machine, of a stopped process."""
     lines = machine.run("ps -eo pid=,stat=,comm=").splitlines()
     return next((line.split()[0] for line in lines if line.split()[1].startswith("T")), "")
 
 
-def test_a_change_under_way_is_not_cut_off(machine: Machine) -> None:
+def test_a_change_in_progress_is_not_interrupted(machine: Machine) -> None:
     commands = (
         "recover",
         "recover --forget",
@@ -57,7 +57,7 @@ def test_a_change_under_way_is_not_cut_off(machine: Machine) -> None:
         "network create shop",
         "undo",
     )
-    with under_way(machine) as process:
+    with stopped_change(machine) as process:
         assert "under way" in ok(machine, "history").split("slow")[0]
         (change,) = read_json(machine, "history")["changes"]
         with ThreadPoolExecutor(len(commands)) as pool:
@@ -73,7 +73,7 @@ def test_a_change_under_way_is_not_cut_off(machine: Machine) -> None:
     assert read_json(machine, "history")["changes"][0]["end"] == "done"
 
 
-def test_many_at_once_wait_for_each_other(machine: Machine) -> None:
+def test_simultaneous_changes_wait_for_each_other(machine: Machine) -> None:
     names = [f"net{number}" for number in range(16)]
     with ThreadPoolExecutor(len(names)) as pool:
         list(pool.map(lambda name: ok(machine, f"network create {name}"), names))
@@ -82,30 +82,30 @@ def test_many_at_once_wait_for_each_other(machine: Machine) -> None:
     assert len({subnet for one in made for subnet in one["subnets"]}) == len(names)
 
 
-def killed(machine: Machine, command: str, at: int) -> None:
+def run_killed(machine: Machine, command: str, at: int) -> None:
     environment = machine.environment | {KILL_AT: str(at)}
     assert forkserver.run(command.split(), environment, machine.namespaces).returncode == -9
 
 
-def test_an_undo_that_was_killed_is_found_and_finished(machine: Machine) -> None:
-    before = picture(machine)
+def test_recover_finishes_a_killed_undo(machine: Machine) -> None:
+    before = machine_state(machine)
     ok(machine, "network create shop")
     ok(machine, "container create web --network shop")
-    killed(machine, "undo", 30)
+    run_killed(machine, "undo", 30)
     assert "undo interrupted" in ok(machine, "history")
     (change, _) = read_json(machine, "history")["changes"]
     assert (change["end"], change["undo_begun"]) == ("cut off", True)
     assert "vnet-tui recover" in refused(machine, "network", "create", "lab")
-    killed(machine, "recover", 20)
+    run_killed(machine, "recover", 20)
     ok(machine, "network create lab --kind internal --auto-undo")
     assert machine.json("ip -j netns list") == [] and "v-web" not in machine.run("ip link")
     assert "nothing to do" in ok(machine, "recover")
     ok(machine, "undo")
     ok(machine, "undo")
-    assert picture(machine) | {"forward": ""} == before | {"forward": ""}
+    assert machine_state(machine) | {"forward": ""} == before | {"forward": ""}
 
 
-def test_an_entry_of_another_version_refuses_further_changes(machine: Machine) -> None:
+def test_an_entry_of_another_version_blocks_changes(machine: Machine) -> None:
     ok(machine, "network create shop")
     (made,) = Path(machine.environment["VNET_STATE"], "journal").iterdir()
     lines = made.read_text().splitlines()
@@ -121,7 +121,7 @@ def test_an_entry_of_another_version_refuses_further_changes(machine: Machine) -
     assert "br-shop" in machine.run("ip link")
 
 
-def test_odd_files_in_the_journal_stop_nothing(machine: Machine) -> None:
+def test_odd_files_in_the_journal_are_ignored(machine: Machine) -> None:
     ok(machine, "network create shop")
     journal = Path(machine.environment["VNET_STATE"], "journal")
     (journal / "x.jsonl").symlink_to("/nonexistent")
@@ -131,7 +131,7 @@ def test_odd_files_in_the_journal_stop_nothing(machine: Machine) -> None:
         ok(machine, command)
 
 
-def test_wanted_attachments_that_are_nested_too_deeply(machine: Machine) -> None:
+def test_a_file_of_attachments_nested_too_deeply_is_ignored(machine: Machine) -> None:
     folder = Path(machine.environment["VNET_STATE"])
     folder.mkdir()
     (folder / "wanted.json").write_text("[" * 200_000)

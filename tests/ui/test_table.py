@@ -1,4 +1,4 @@
-"""The virtual table: its cursor follows the thing, and only what is in sight and differs is painted."""
+"""The virtual table: the cursor follows an item, only changed lines are painted."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def row(number: int, rate: float = 0.0, name: str = "", depth: int = 0) -> Row:
     return Row(Ref("link", (number,)), cells, depth=depth)
 
 
-def things(*numbers: int) -> ListRows:
+def items(*numbers: int) -> ListRows:
     return ListRows([row(number) for number in numbers], COLUMNS)
 
 
-class Big:
-    """Any number of rows that exist only while somebody looks; counts how many were looked at."""
+class LazyRows:
+    """Any number of rows, created on demand; counts how many were read."""
 
     def __init__(self, count: int, shift: int = 0) -> None:
-        self.count, self.shift, self.looks = count, shift, 0
+        self.count, self.shift, self.reads = count, shift, 0
 
     def __len__(self) -> int:
         return self.count
 
     def row(self, index: int) -> Row:
-        self.looks += 1
+        self.reads += 1
         return row(index + self.shift)
 
     def index(self, ref: Ref) -> int | None:
@@ -74,7 +74,7 @@ class TableApp(TonedApp):
             self.register_theme(theme)
         self.theme = themes.DARK.name
         self.rows = rows
-        self.heard: list[Message] = []
+        self.posted: list[Message] = []
 
     def compose(self) -> ComposeResult:
         yield TableView()
@@ -85,13 +85,13 @@ class TableApp(TonedApp):
         self.table.show(COLUMNS, self.rows, None, 0)
 
     def on_table_view_opened(self, message: TableView.Opened) -> None:
-        self.heard.append(message)
+        self.posted.append(message)
 
     def on_table_view_sort_asked(self, message: TableView.SortAsked) -> None:
-        self.heard.append(message)
+        self.posted.append(message)
 
     def on_table_view_fold_asked(self, message: TableView.FoldAsked) -> None:
-        self.heard.append(message)
+        self.posted.append(message)
 
 
 @asynccontextmanager
@@ -107,69 +107,69 @@ def at_cursor(table: TableView) -> str:
     return chosen.cells[0].text if chosen else ""
 
 
-# ---- the cursor follows the thing
+# ---- the cursor follows an item
 
 
-async def test_the_cursor_follows_the_thing_when_others_come_and_go() -> None:
-    async with table(things(*range(10, 30))) as (view, pilot):
+async def test_the_cursor_follows_its_item_when_others_come_and_go() -> None:
+    async with table(items(*range(10, 30))) as (view, pilot):
         await pilot.press("j", "j", "j")
         assert at_cursor(view) == "thing13"
-        view.update(things(*range(30)))
+        view.update(items(*range(30)))
         assert at_cursor(view) == "thing13"
-        view.update(things(13, 29, 1))
+        view.update(items(13, 29, 1))
         assert at_cursor(view) == "thing13"
 
 
-async def test_the_cursor_follows_the_thing_when_the_order_changes() -> None:
-    async with table(things(*range(200))) as (view, pilot):
+async def test_the_cursor_follows_its_item_when_the_order_changes() -> None:
+    async with table(items(*range(200))) as (view, pilot):
         await pilot.press(*"jjjjj")
-        view.update(things(*reversed(range(200))))
+        view.update(items(*reversed(range(200))))
         await pilot.pause()
         assert at_cursor(view) == "thing5"
         assert any("▌thing5 " in line for line in screen_lines(pilot.app))
 
 
-async def test_when_the_thing_vanishes_the_cursor_goes_to_its_neighbour() -> None:
-    async with table(things(1, 2, 3, 4, 5)) as (view, pilot):
+async def test_the_cursor_goes_to_the_neighbour_when_its_item_vanishes() -> None:
+    async with table(items(1, 2, 3, 4, 5)) as (view, pilot):
         await pilot.press("j", "j")
-        view.update(things(1, 2, 4, 5))
+        view.update(items(1, 2, 4, 5))
         assert at_cursor(view) == "thing4"
-        view.update(things(1, 2))
+        view.update(items(1, 2))
         assert at_cursor(view) == "thing2"
-        view.update(things(7, 8, 9))
+        view.update(items(7, 8, 9))
         assert at_cursor(view) in ("thing7", "thing8")
-        view.update(things())
+        view.update(items())
         assert view.ref is None
-        view.update(things(3))
+        view.update(items(3))
         assert at_cursor(view) == "thing3"
 
 
-async def test_what_is_on_the_screen_stays_where_it_is_when_lines_come_above() -> None:
-    async with table(things(*range(100, 200))) as (view, pilot):
+async def test_lines_added_above_do_not_scroll_the_screen() -> None:
+    async with table(items(*range(100, 200))) as (view, pilot):
         await pilot.press("ctrl+d", "ctrl+d", "ctrl+d", "j")
         await pilot.pause()
         before = screen_lines(pilot.app)
-        view.update(things(*range(50, 200)))
+        view.update(items(*range(50, 200)))
         await pilot.pause()
         after = screen_lines(pilot.app)
         assert [line[:40] for line in after] == [line[:40] for line in before]
 
 
 async def test_a_pinned_cursor_stays_on_the_first_line() -> None:
-    async with table(things(3, 2, 1)) as (view, pilot):
-        view.update(things(4, 3, 2, 1), pinned=True)
+    async with table(items(3, 2, 1)) as (view, pilot):
+        view.update(items(4, 3, 2, 1), pinned=True)
         assert at_cursor(view) == "thing4"
         await pilot.press("j")
-        view.update(things(5, 4, 3, 2, 1), pinned=True)
+        view.update(items(5, 4, 3, 2, 1), pinned=True)
         assert at_cursor(view) == "thing3"
 
 
-async def test_scrolled_away_from_the_cursor_the_lines_in_sight_stay() -> None:
-    async with table(things(*range(100))) as (view, pilot):
+async def test_visible_lines_stay_when_scrolled_away_from_the_cursor() -> None:
+    async with table(items(*range(100))) as (view, pilot):
         view.scroll_by(40)
         await pilot.pause()
         top = view.rows.row(view.top).cells[0].text
-        view.update(things(*range(-20, 100)))
+        view.update(items(*range(-20, 100)))
         assert view.rows.row(view.top).cells[0].text == top
         assert at_cursor(view) == "thing0"
 
@@ -177,8 +177,8 @@ async def test_scrolled_away_from_the_cursor_the_lines_in_sight_stay() -> None:
 # ---- keys and mouse
 
 
-async def test_moving_keys() -> None:
-    async with table(things(*range(100)), (60, 11)) as (view, pilot):
+async def test_keys_move_the_cursor() -> None:
+    async with table(items(*range(100)), (60, 11)) as (view, pilot):
         for keys, place in (
             ("j", 1), ("down", 2), ("k", 1), ("up", 0), ("k", 0), ("G", 99), ("j", 99), ("g", 0),
             ("ctrl+d", 5), ("ctrl+u", 0), ("pagedown", 9), ("pageup", 0), ("end", 99), ("home", 0),
@@ -188,7 +188,7 @@ async def test_moving_keys() -> None:
             assert view.top <= view.cursor < view.top + view.page
 
 
-async def test_folding_asks_for_it_and_goes_up_from_below() -> None:
+async def test_h_goes_to_the_parent_and_folds_it() -> None:
     rows = ListRows([row(1), row(2, depth=1), row(3, depth=1), row(4)], COLUMNS)
     async with table(rows) as (view, pilot):
         await pilot.press("j", "j", "h")
@@ -196,17 +196,17 @@ async def test_folding_asks_for_it_and_goes_up_from_below() -> None:
         await pilot.press("h")
         view.closed = frozenset({row(1).ref})
         await pilot.press("l")
-        assert [(m.ref, m.closed) for m in pilot.app.heard] == [(row(1).ref, True), (row(1).ref, False)]
+        assert [(m.ref, m.closed) for m in pilot.app.posted] == [(row(1).ref, True), (row(1).ref, False)]
 
 
 async def test_the_mouse_selects_opens_sorts_and_scrolls() -> None:
-    async with table(things(*range(100))) as (view, pilot):
+    async with table(items(*range(100))) as (view, pilot):
         await pilot.click(TableView, offset=(3, 5))
         assert at_cursor(view) == "thing4"
         await pilot.click(TableView, offset=(3, 5), times=2)
         await pilot.click(TableView, offset=(3, 0))
         await pilot.pause()
-        opened, sort = pilot.app.heard
+        opened, sort = pilot.app.posted
         assert opened.ref == row(4).ref
         assert sort.column == "name"
         await pilot.click(TableView, offset=(59, 19))
@@ -214,7 +214,7 @@ async def test_the_mouse_selects_opens_sorts_and_scrolls() -> None:
 
 
 async def test_the_wheel_scrolls_without_moving_the_cursor() -> None:
-    async with table(things(*range(100))) as (view, pilot):
+    async with table(items(*range(100))) as (view, pilot):
         view.post_message(events.MouseScrollDown(view, 3, 5, 0, 1, 0, False, False, False))
         await pilot.pause()
         assert (view.top, view.cursor) == (3, 0)
@@ -241,7 +241,7 @@ async def test_no_line_is_wider_than_the_terminal(width: int) -> None:
         assert not any(char in line for line in lines for char in "\x1b\n\u202e")
 
 
-async def test_a_name_is_text_and_never_markup() -> None:
+async def test_a_name_is_not_parsed_as_markup() -> None:
     async with table(ListRows([row(1, name=HOSTILE_NAME)], COLUMNS), (120, 10)) as (_, pilot):
         assert "[red]x[/]" in screen_lines(pilot.app)[1]
 
@@ -251,39 +251,39 @@ async def test_a_name_that_does_not_fit_ends_in_an_ellipsis() -> None:
         assert "nnn…" in screen_lines(pilot.app)[1]
 
 
-async def test_of_a_hundred_thousand_rows_only_those_in_sight_are_asked_for() -> None:
-    rows = Big(100_000)
+async def test_only_visible_rows_are_read_of_a_hundred_thousand() -> None:
+    rows = LazyRows(100_000)
     async with table(rows, (60, 20)) as (_view, pilot):
         for key in ("G", "g", "ctrl+d", "j", "j", "pagedown"):
-            rows.looks = 0
+            rows.reads = 0
             await pilot.press(key)
-            assert rows.looks <= 2 * 20 + 4, key
+            assert rows.reads <= 2 * 20 + 4, key
 
 
 async def test_equal_rows_paint_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with table(things(*range(50))) as (view, pilot):
+    async with table(items(*range(50))) as (view, pilot):
         painted: list[int] = []
         monkeypatch.setattr(view, "refresh", lambda *regions, **_: painted.append(len(regions)))
-        view.update(things(*range(50)))
+        view.update(items(*range(50)))
         await pilot.pause()
         assert painted == []
 
 
 async def test_only_lines_that_differ_are_painted(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with table(things(*range(50))) as (view, _):
+    async with table(items(*range(50))) as (view, _):
         regions: list = []
         monkeypatch.setattr(view, "refresh", lambda *found, **_: regions.extend(found))
         view.update(ListRows([row(n, rate=7 if n == 3 else 0) for n in range(50)], COLUMNS))
         assert [(region.y, region.height) for region in regions] == [(4, 1)]
 
 
-async def test_a_key_press_costs_the_same_whatever_the_number_of_rows() -> None:
+async def test_the_cost_of_a_key_does_not_depend_on_the_number_of_rows() -> None:
     async def cost(count: int) -> float:
-        rows = Big(count)
+        rows = LazyRows(count)
         async with table(rows, (130, 40)) as (view, pilot):
             times = []
             for number in range(20):
-                view.update(Big(count, shift=-number))
+                view.update(LazyRows(count, shift=-number))
                 began = time.process_time()
                 await pilot.press("j")
                 times.append(time.process_time() - began)
@@ -293,8 +293,8 @@ async def test_a_key_press_costs_the_same_whatever_the_number_of_rows() -> None:
     assert large <= 3 * small
 
 
-async def test_an_empty_table_says_why_in_the_middle() -> None:
-    async with table(things(), (60, 20)) as (view, pilot):
+async def test_an_empty_table_shows_its_message_in_the_middle() -> None:
+    async with table(items(), (60, 20)) as (view, pilot):
         view.message = "No bridge yet: a bridge is a switch inside the kernel. " * 2
         view.repaint()
         await pilot.pause()
@@ -315,7 +315,7 @@ async def test_an_empty_table_says_why_in_the_middle() -> None:
         ("a", 3, "a  "),
     ],
 )
-def test_a_line_that_is_cut_off_says_so(text: str, width: int, wanted: str) -> None:
+def test_a_cut_line_ends_in_an_ellipsis(text: str, width: int, wanted: str) -> None:
     for spans in ([(text, Style.null())], [(letter, Style.null()) for letter in text]):
         strip = strip_of(spans, width)
         assert (strip.text.rstrip(), strip.cell_length) == (wanted.rstrip(), width)

@@ -1,4 +1,4 @@
-"""A demo lab that is killed under the dashboard leaves the terminal as it was."""
+"""The terminal is restored after the demo lab is killed while the dashboard runs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.root
 
-# A shell that lives on, as a person's does: a terminal whose session has ended takes no more output.
+# The shell keeps running: a terminal whose session has ended accepts no more output.
 _SHELL = ["sh", "-c", '"$@"; echo "left with $?"; exec cat', "sh"]
 
 
-def test_kill_of_the_demo_gives_the_terminal_back() -> None:
+def test_killing_the_demo_restores_the_terminal() -> None:
     with Terminal([*_SHELL, sys.executable, "-m", "tui.cli", "demo", "--no-traffic"]) as terminal:
         terminal.wait_for("br-shop")
         (launcher,) = psutil.Process(terminal.pid).children()

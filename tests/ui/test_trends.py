@@ -1,4 +1,4 @@
-"""Curves of the past in the detail pane: right in shape and scale, at any width, of the window asked for."""
+"""Curves of past rates in the detail pane: shape, scale, width and window."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tui.widgets.detail import detail_lines
 NAN = math.nan
 
 
-def test_a_curve_shows_each_slots_highest_against_the_highest_of_all() -> None:
+def test_a_curve_scales_the_maximum_of_each_slot_to_the_highest() -> None:
     assert formatting.curve([0, 1, 7], 10, 3) == "▁▂█"
     assert formatting.curve([0, 0, 0], 10, 3) == "▁▁▁"
     assert formatting.curve([NAN, 7, NAN], 10, 3) == " █ "
@@ -46,22 +46,22 @@ def test_a_curve_fits(width: int) -> None:
         assert len(formatting.curve([5.0] * 60, newest, width)) <= width
 
 
-def test_a_bar_keeps_its_slots_as_time_goes_on() -> None:
+def test_a_bar_keeps_its_slots_as_time_passes() -> None:
     values = [0.0] * 60
     values[30] = 9.0
     before = formatting.curve(values, 119, 12)
     after = formatting.curve([*values[1:], 0.0], 120, 12)
-    assert before.index("█") - after.index("█") == 1  # five slots a bar: 120 begins the next
+    assert before.index("█") - after.index("█") == 1  # five slots per bar: 120 starts the next one
     assert formatting.curve([*values[2:], 0.0, 0.0], 121, 12) == after
 
 
 def test_rare_events_are_not_rounded_away() -> None:
-    told = [formatting.each_second(rate) for rate in (0, 0.05, 3.21, 42.4, 1234)]
-    assert told == ["0/s", "0.05/s", "3.2/s", "42/s", "1.2k/s"]
+    shown = [formatting.each_second(rate) for rate in (0, 0.05, 3.21, 42.4, 1234)]
+    assert shown == ["0/s", "0.05/s", "3.2/s", "42/s", "1.2k/s"]
 
 
 def speeds(snapshot: Snapshot, seconds: int = 70) -> Rates:
-    """Every link receives 8 Mbit/s for a minute, then 80, and sends a tenth of that."""
+    """Return rates: each link receives 8, then 80 Mbit/s, and sends a tenth of it."""
     keys = [link.key for link in snapshot.links()]
     meter = RateMeter()
     rows = np.zeros(len(keys), STATS_DTYPE)
@@ -87,14 +87,14 @@ def trends_of(snapshot: Snapshot, rates: Rates, ref: Ref) -> dict[str, Trend]:
     return {label: cell for label, cell, _ in lines if isinstance(cell, Trend)}
 
 
-def named(snapshot: Snapshot, name: str) -> LinkKey:
+def link_key(snapshot: Snapshot, name: str) -> LinkKey:
     return next(link.key for link in snapshot.links() if link.name == name)
 
 
 def test_a_link_has_both_directions_in_bits_and_packets() -> None:
     snapshot = small_host()
     rates = speeds(snapshot)
-    found = trends_of(snapshot, rates, link_ref(named(snapshot, "veth-web1")))
+    found = trends_of(snapshot, rates, link_ref(link_key(snapshot, "veth-web1")))
     assert [(label, cell.text) for label, cell in found.items()] == [
         ("receives", "80.0 Mbit/s"), ("sends", "8.0 Mbit/s"),
         ("packets in", "10.0k p/s"), ("packets out", "1.0k p/s"),
@@ -102,11 +102,11 @@ def test_a_link_has_both_directions_in_bits_and_packets() -> None:
     assert [curve.title for curve in found["sends"].curves] == ["1 min", "5 min", "1 h"]
 
 
-def test_a_bridge_counts_each_frame_once_and_its_network_says_the_same() -> None:
+def test_a_bridge_and_its_network_count_each_frame_once() -> None:
     snapshot = small_host()
     rates = speeds(snapshot)
-    ports = len(Topology(snapshot).ports_of(named(snapshot, "br-app")))
-    for ref in (link_ref(named(snapshot, "br-app")), network_ref("net-app")):
+    ports = len(Topology(snapshot).ports_of(link_key(snapshot, "br-app")))
+    for ref in (link_ref(link_key(snapshot, "br-app")), network_ref("net-app")):
         carries = trends_of(snapshot, rates, ref)["rate"]
         assert carries.text == formatting.bits(80e6 * ports + 8e6)
         assert max(carries.curves[0].values[1:-1]) == pytest.approx(80e6 * ports + 8e6)
@@ -116,12 +116,12 @@ def test_a_container_adds_up_its_links() -> None:
     snapshot = small_host()
     api = next(one for one in snapshot.containers() if one.name == "api")
     found = trends_of(snapshot, speeds(snapshot), container_ref(api.runtime, api.id))
-    assert found["receives"].text == "160 Mbit/s"  # of both its links
+    assert found["receives"].text == "160 Mbit/s"  # sum of its two links
     peak = max(value for value in found["receives"].curves[1].values if value == value)
     assert peak == pytest.approx(160e6, rel=1e-3)
 
 
-def test_rules_that_translate_show_connections_and_filters_traffic() -> None:
+def test_nat_rules_show_connections_and_filter_rules_show_traffic() -> None:
     snapshot = small_host()
     rates = speeds(snapshot)
     labels = {
@@ -137,7 +137,7 @@ def test_rules_that_translate_show_connections_and_filters_traffic() -> None:
 def test_lines_with_curves_fit_any_pane(width: int) -> None:
     snapshot = small_host()
     context = ViewContext(Topology(snapshot), speeds(snapshot))
-    detail = registry.detail(context, link_ref(named(snapshot, "br-app")))
+    detail = registry.detail(context, link_ref(link_key(snapshot, "br-app")))
     for window in range(3):
         lines = [line.lead + line.text for line in detail_lines(detail, width, window)]
         assert any(title in line for line in lines for title in (" 1 min", " 5 min", " 1 h"))
@@ -157,16 +157,16 @@ async def test_w_changes_the_window() -> None:
             await person.eventually(title)
 
 
-async def test_a_file_has_no_curves_and_w_does_nothing() -> None:
+async def test_without_rates_there_are_no_curves() -> None:
     async with dashboard(small_host()) as person:
         await person.press("3", "w")
         assert "5 min" not in person.text and "peak" not in person.text
 
 
-async def test_a_storm_is_told_on_top_of_its_bridge() -> None:
+async def test_a_storm_is_shown_in_the_detail_of_its_bridge() -> None:
     snapshot = small_host()
-    bridge = named(snapshot, "br-app")
-    port = named(snapshot, "veth-web1")
+    bridge = link_key(snapshot, "br-app")
+    port = link_key(snapshot, "veth-web1")
     storm = Storm(HOST, bridge.ifindex, "broadcast", 12_000.0, 0.97, (port.ifindex,))
     stormy = small_host(storms=(storm,))
     async with dashboard(stormy, size=(160, 50)) as person:
@@ -174,14 +174,14 @@ async def test_a_storm_is_told_on_top_of_its_bridge() -> None:
         await person.press("2")
         await person.type("/br-app⏎")
         await person.eventually("Broadcast storm on br-app")
-        told = " ".join(line.text for line in person.dashboard.pane.lines)
+        shown = " ".join(line.text for line in person.dashboard.pane.lines)
         assert (
             "about 12,000 frames/s, 97% of all frames that enter it; they enter through veth-web1 (from"
-            in told
+            in shown
         )
 
 
-def test_what_translated_connections_carry_is_told_of_their_rule() -> None:
+def test_a_nat_rule_shows_the_traffic_of_its_connections() -> None:
     snapshot = small_host()
     rates = speeds(snapshot)
     entry = next(entry for entry in Topology(snapshot).nat if entry.kind == "masquerade")
@@ -189,5 +189,5 @@ def test_what_translated_connections_carry_is_told_of_their_rule() -> None:
     key = (entry.ns, entry.doing[0])
     rates.histories.translated.feed([key], np.array([[100.0, 1e6]]), 50_000.0, 50_069.0)
     found = trends_of(snapshot, rates, nat_ref(entry.ns, entry.entry_id))
-    told = {label: cell.text for label, cell in found.items() if label != "new connections"}
-    assert told == {"packets": "100 p/s", "traffic": "1.0 Mbit/s"}
+    shown = {label: cell.text for label, cell in found.items() if label != "new connections"}
+    assert shown == {"packets": "100 p/s", "traffic": "1.0 Mbit/s"}

@@ -1,4 +1,4 @@
-"""Tuning by command and by keyboard, asserted with the system's own tools."""
+"""Tune by command and by form, checked with ip and ethtool."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ import pytest
 from tests.support.docker_dns import write_rules
 from tests.support.host import ThrowawayHost
 from tests.support.machine import Machine, link, ok, read_json
+from tests.ui.change_forms import (
+    BRIDGE,
+    apply_form,
+    attach,
+    host_dashboard,
+    keys,
+    make_network,
+    select,
+    shows,
+    values,
+)
 from tests.ui.driver import Person
-from tests.ui.writer import BRIDGE, attach, do, keys, make_network, select, shows, values, writer
 
 pytestmark = pytest.mark.root
 
@@ -25,7 +35,7 @@ def size(machine: Machine, name: str, inside: str = "") -> tuple[int, int]:
     return found["gso_max_size"], found["gro_ipv4_max_size"]
 
 
-def test_by_command(machine: Machine) -> None:
+def test_tune_by_command(machine: Machine) -> None:
     ok(machine, "network create shop")
     ok(machine, "container create web --network shop")
     commands = ok(machine, "tune shop --big-tcp --br-netfilter off --dry-run").splitlines()
@@ -48,16 +58,16 @@ def test_by_command(machine: Machine) -> None:
 
 
 async def choose(person: Person, field: str, *pressed: str) -> None:
-    """Go to a field, from wherever, and press these keys."""
+    """Go to a field, and press keys."""
     place = list(values(person)).index(field)
     here = person.app.screen.fields.place  # type: ignore[attr-defined]
     await keys(person, *["tab" if place > here else "up"] * abs(place - here), *pressed)
 
 
-async def test_by_keyboard(inside_host: ThrowawayHost) -> None:
+async def test_tune_by_form(inside_host: ThrowawayHost) -> None:
     name = inside_host.namespace("web")
     inside_host.run("ip link add br-aaa type bridge")
-    async with writer() as person:
+    async with host_dashboard() as person:
         await make_network(person)
         await attach(person, name)
         before = inside_host.run("ip -d link show dev eth0", inside="web")
@@ -75,7 +85,7 @@ async def test_by_keyboard(inside_host: ThrowawayHost) -> None:
         await shows(person, "gso_max_size 262144", "only new connections use the new size")
         await choose(person, "br_netfilter", "left")
         await shows(person, "no longer sees packets")
-        await do(person)
+        await apply_form(person)
         (link_now,) = inside_host.json("ip -j -d link show dev eth0", inside="web")
         assert link_now["gso_ipv4_max_size"] == 262144
         await select(person, "bridges", BRIDGE)
@@ -85,13 +95,13 @@ async def test_by_keyboard(inside_host: ThrowawayHost) -> None:
         await person.press("u")
         await shows(person, f"tune {BRIDGE}")
         await person.press("enter")
-        await do(person, "y")
+        await apply_form(person, "y")
         assert inside_host.run("ip -d link show dev eth0", inside="web") == before
 
 
-async def test_dns_alone_by_keyboard(inside_host: ThrowawayHost) -> None:
+async def test_tune_only_dns_by_form(inside_host: ThrowawayHost) -> None:
     name = inside_host.namespace("web")
-    async with writer() as person:
+    async with host_dashboard() as person:
         await make_network(person)
         await attach(person, name)
         await select(person, "networks", BRIDGE)
@@ -104,7 +114,7 @@ async def test_dns_alone_by_keyboard(inside_host: ThrowawayHost) -> None:
         assert values(person)["no_track_dns"] == "off"
         await choose(person, "no_track_dns", "right")
         await shows(person, "table netdev vnet_untracked", "replace Docker's DNS rules")
-        await do(person)
+        await apply_form(person)
         assert inside_host.run("nft list tables", inside="web") == "table netdev vnet_untracked\n"
         await keys(person, "T")
         assert values(person)["no_track_dns"] == "on"
@@ -112,5 +122,5 @@ async def test_dns_alone_by_keyboard(inside_host: ThrowawayHost) -> None:
         await person.press("u")
         await shows(person, f"tune {BRIDGE}")
         await person.press("enter")
-        await do(person, "y")
+        await apply_form(person, "y")
         assert inside_host.run("nft list tables", inside="web") == "table ip nat\n"

@@ -1,4 +1,4 @@
-"""Every list view: its cells, its filter terms, its details, on ordinary and on odd hosts."""
+"""List views: cells, filter terms and details, on ordinary and odd hosts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tui.views import registry
 from tui.views.rows import LOG_LENGTH, ChangeLog, Detail, Row, Rows, ViewContext
 
 
-def scene_of(snapshot: Snapshot) -> ViewContext:
+def context_of(snapshot: Snapshot) -> ViewContext:
     log = ChangeLog().extended(
         Change(1_700_000_000.0 + n, "added", link_ref(link.key), f"link {link.name} appeared")
         for n, link in enumerate(snapshot.links())
@@ -47,7 +47,7 @@ def scene_of(snapshot: Snapshot) -> ViewContext:
 
 @pytest.fixture(scope="module")
 def context() -> ViewContext:
-    return scene_of(small_host())
+    return context_of(small_host())
 
 
 def rows_of(context: ViewContext, view: str) -> Rows:
@@ -87,14 +87,14 @@ ODD = {
 
 @pytest.mark.parametrize("view", registry.VIEWS, ids=lambda view: view.name)
 @pytest.mark.parametrize("host", ODD)
-def test_every_view_presents_every_host(view: registry.View, host: str) -> None:
-    context = scene_of(ODD[host])
+def test_every_view_shows_every_host(view: registry.View, host: str) -> None:
+    context = context_of(ODD[host])
     rows = view.list.rows(context)
     for row in all_rows(rows):
         assert len(row.cells) == len(view.list.columns)
         for text in (*(cell.text for cell in row.cells), *row.terms.values()):
-            assert text == safe(text), "text from outside is made fit to print"
-        if view.name != "overview":  # a thing stands on each of its rails
+            assert text == safe(text), "text from outside is escaped"
+        if view.name != "overview":  # the overview has a row per network of an item
             assert rows.index(row.ref) is not None
     for row in all_rows(rows)[:30]:
         detail = registry.detail(context, row.ref)
@@ -134,7 +134,7 @@ def test_views_are_found_by_number_name_and_alias() -> None:
     assert second is not None and second.name == "bridges"
 
 
-def test_every_thing_is_in_the_rows_of_its_home(context: ViewContext) -> None:
+def test_every_item_is_in_the_rows_of_its_main_view(context: ViewContext) -> None:
     for view in registry.VIEWS:
         for row in all_rows(view.list.rows(context)):
             home = registry.home_of(context.topology, row.ref)
@@ -151,7 +151,7 @@ def test_both_ends_of_a_veth_are_one_row(context: ViewContext) -> None:
     assert row["addr"] == "172.18.0.2/16"
 
 
-def test_rates_of_a_veth_are_seen_from_its_outer_end(context: ViewContext) -> None:
+def test_rates_of_a_veth_are_those_of_its_outer_end(context: ViewContext) -> None:
     row = the_row(context, "veths", "ct:web1")
     rate = context.rate(next(link.key for link in context.snapshot.links() if link.name == "veth-web1"))
     assert rate is not None and rate.tx_bps == pytest.approx(24e6) and rate.rx_bps == pytest.approx(48e6)
@@ -167,23 +167,23 @@ def test_an_mtu_mismatch_is_marked(context: ViewContext) -> None:
     assert [cell.text for cell in marked] == ["1500/1400"]
 
 
-def test_a_veth_whose_peer_is_out_of_sight() -> None:
+def test_a_veth_with_a_hidden_peer() -> None:
     host = HostBuilder()
     host.link(HOST, "lonely", "veth", lower=9, lower_nsid=77)
-    context = scene_of(host.snapshot())
+    context = context_of(host.snapshot())
     assert the_row(context, "veths", "lonely")["peer"] == "unknown"
 
 
-def test_one_end_off_is_said_of_the_right_end() -> None:
+def test_the_state_names_the_end_that_is_down() -> None:
     host = HostBuilder()
     bridge = host.bridge("br0")
     ns = host.namespace(HOST + 1, names=("x",))
     host.wire(ns, bridge, "v-x", state="down", admin_up=False, carrier=False)
-    context = scene_of(host.snapshot())
+    context = context_of(host.snapshot())
     assert the_row(context, "veths", "v-x")["state"] == "B is down"
 
 
-def test_bridges_carry_their_ports(context: ViewContext) -> None:
+def test_ports_are_listed_below_their_bridge(context: ViewContext) -> None:
     rows = all_rows(rows_of(context, "bridges"))
     names = [(row.depth, row.cells[0].text) for row in rows]
     start = names.index((0, "br-app"))
@@ -192,7 +192,7 @@ def test_bridges_carry_their_ports(context: ViewContext) -> None:
     assert (row["net"], row["addr"], row["ports"]) == ("app (nat)", "172.18.0.0/16", "3")
 
 
-def test_a_bridge_carries_what_enters_it_once(context: ViewContext) -> None:
+def test_a_bridge_counts_entering_traffic_once(context: ViewContext) -> None:
     by_name = {link.name: link for link in context.snapshot.links() if link.ns == HOST}
     bridge = by_name["br-app"].key
     ports = [context.rate(by_name[name].key) for name in ("veth-api", "veth-web1", "veth-web2")]
@@ -203,16 +203,16 @@ def test_a_bridge_carries_what_enters_it_once(context: ViewContext) -> None:
     assert "Forwarding table" in [section.title for section in detail.sections]
 
 
-def test_an_idle_bridge_is_no_fault() -> None:
+def test_an_idle_bridge_is_not_marked_bad() -> None:
     host = HostBuilder()
     host.bridge("docker0", carrier=False, state="down")
-    context = scene_of(host.snapshot())
+    context = context_of(host.snapshot())
     row = rows_of(context, "bridges").row(0)
     assert cells(context, "bridges", row)["state"] == "idle"
     assert all(cell.tone != "bad" for cell in row.cells)
 
 
-def test_the_model_card_and_its_matrix(context: ViewContext) -> None:
+def test_the_network_model_and_its_namespaces(context: ViewContext) -> None:
     assert the_row(context, "containers", "name:web1")["model"] == "bridged"
     assert the_row(context, "containers", "name:sidecar")["model"] == "joined"
     assert the_row(context, "containers", "name:vault")["model"] == "closed"
@@ -222,65 +222,65 @@ def test_the_model_card_and_its_matrix(context: ViewContext) -> None:
     sidecar = rows_of(context, "containers").matching("name:sidecar").row(0)
     detail = registry.detail(context, sidecar.ref)
     matrix = next(section for section in detail.sections if section.title == "Namespaces")
-    told = {label.split()[0]: cell.text for label, cell, _ in matrix.lines}
-    assert told == {
+    shown = {label.split()[0]: cell.text for label, cell, _ in matrix.lines}
+    assert shown == {
         "user": "■ the host's", "mnt": "□ its own", "pid": "□ its own", "uts": "□ its own",
         "net": "◐ shared with web1", "ipc": "□ its own",
     }  # fmt: skip
     assert lines_of(detail)["network mode"] == "container web1"
 
 
-def test_a_container_row_tells_ports_and_traffic(context: ViewContext) -> None:
+def test_a_container_row_shows_ports_and_traffic(context: ViewContext) -> None:
     row = the_row(context, "containers", "name:web2")
     assert row["port"] == "127.0.0.1:8081→80"
     assert (row["in"], row["out"]) == ("16.0 Mbit/s", "8.0 Mbit/s")
     reached = [row.cells[0].text for row in all_rows(rows_of(context, "containers").matching("port:80"))]
-    assert reached == ["sidecar", "web1", "web2"], "the sidecar is where web1 is"
+    assert reached == ["sidecar", "web1", "web2"], "the sidecar shares the namespace of web1"
     assert len(rows_of(context, "containers").matching("port:808")) == 0, "a port is a whole number"
     assert len(rows_of(context, "containers").matching("label:tier=front")) == 1
 
 
-def test_neighbouring_ports_are_told_as_one_range() -> None:
+def test_adjacent_ports_are_shown_as_one_range() -> None:
     host = small_builder()
     made = [PublishedPort("udp", "", port, port + 100) for port in range(5000, 5011)]
     made += [PublishedPort("tcp", "", 443, 443), PublishedPort("tcp", "127.0.0.1", 80, 8080)]
     many = host.container("docker", "many", HOST + 1000, ports=tuple(made))
-    context = scene_of(host.snapshot())
+    context = context_of(host.snapshot())
     row = the_row(context, "containers", "name:many")
     assert row["port"] == "127.0.0.1:80→8080 443→443 5000-5010→5100-5110/udp"
-    told = lines_of(registry.detail(context, container_ref("docker", many.id)))
-    assert told["udp 5000-5010"] == "on every address → 5100-5110"
+    shown = lines_of(registry.detail(context, container_ref("docker", many.id)))
+    assert shown["udp 5000-5010"] == "on every address → 5100-5110"
     for inside_the_range in ("port:5005", "port:5105"):
         assert the_row(context, "containers", f"{inside_the_range} name:many")["name"] == "many"
 
 
-def test_ports_of_one_family_say_which() -> None:
+def test_ports_of_one_address_family_name_it() -> None:
     host = small_builder()
     made = (PublishedPort("tcp", "::", 8091, 80), PublishedPort("tcp", "0.0.0.0", 8092, 80))
     half = host.container("docker", "half", HOST + 1000, ports=(*made, PublishedPort("tcp", "fd00::9", 1, 2)))
-    context = scene_of(host.snapshot())
+    context = context_of(host.snapshot())
     assert the_row(context, "containers", "name:half")["port"] == "[fd00::9]:1→2 [::]:8091→80 8092→80"
-    told = lines_of(registry.detail(context, container_ref("docker", half.id)))
-    assert told["tcp 8091"] == "on every IPv6 address → 80"
-    assert told["tcp 8092"] == "on every IPv4 address → 80"
+    shown = lines_of(registry.detail(context, container_ref("docker", half.id)))
+    assert shown["tcp 8091"] == "on every IPv6 address → 80"
+    assert shown["tcp 8092"] == "on every IPv4 address → 80"
 
 
-def test_pairs_of_the_host_come_first_and_others_say_where_they_lie() -> None:
+def test_veths_of_the_host_come_first_and_others_name_their_namespace() -> None:
     host = small_builder()
     inner = host.namespace(HOST + 1, names=("router",))
     far = host.namespace(HOST + 2, names=("leaf",))
     host.link(inner, "a0", "veth", ifindex=2, lower=2, lower_nsid=far)
     host.link(far, "eth0", "veth", ifindex=2, lower=2, lower_nsid=inner)
-    rows = [cells(context, "veths", row) for context in [scene_of(host.snapshot())] for row in
+    rows = [cells(context, "veths", row) for context in [context_of(host.snapshot())] for row in
             all_rows(rows_of(context, "veths"))]  # fmt: skip
     assert [row["name"] for row in rows if " in " in row["name"]] == ["a0 in router"] == [rows[-1]["name"]]
     assert rows[-1]["ct"] == "leaf"
     host.link(inner, "br9", "bridge", ("10.9.0.1/24",))
-    bridge = rows_of(scene_of(host.snapshot()), "bridges").matching("name:=br9").row(0)
+    bridge = rows_of(context_of(host.snapshot()), "bridges").matching("name:=br9").row(0)
     assert bridge.cells[0].text == "br9 in router"
 
 
-def test_namespaces_say_what_holds_them(context: ViewContext) -> None:
+def test_namespaces_show_their_kind(context: ViewContext) -> None:
     rows = [cells(context, "namespaces", row) for row in all_rows(rows_of(context, "namespaces"))]
     held = {row["name"]: row["kind"] for row in rows}
     assert held["host"] == "the host" and rows[0]["name"] == "host"
@@ -288,14 +288,14 @@ def test_namespaces_say_what_holds_them(context: ViewContext) -> None:
     assert held["blue"] == "ip netns name"
 
 
-def test_a_namespace_without_a_way_in_says_why_nothing_is_known_of_it() -> None:
+def test_a_namespace_that_cannot_be_entered_says_why() -> None:
     host = small_builder()
     hidden = host.namespace(HOST + 1, mounts=("/run/netns/covered",))
-    told = lines_of(registry.detail(scene_of(host.snapshot()), namespace_ref(hidden)))
-    assert told["entered through"].startswith("no path can be reached from here")
+    shown = lines_of(registry.detail(context_of(host.snapshot()), namespace_ref(hidden)))
+    assert shown["entered through"].startswith("no path can be reached from here")
     host.spaces[hidden] = replace(host.spaces[hidden], entry="/run/netns/covered")
-    told = lines_of(registry.detail(scene_of(host.snapshot()), namespace_ref(hidden)))
-    assert told["entered through"] == "/run/netns/covered"
+    shown = lines_of(registry.detail(context_of(host.snapshot()), namespace_ref(hidden)))
+    assert shown["entered through"] == "/run/netns/covered"
 
 
 def test_nat_entries_come_with_their_rules(context: ViewContext) -> None:
@@ -322,7 +322,7 @@ def test_routes_are_folded_by_namespace(context: ViewContext) -> None:
     assert lines_of(detail)["next hop"] == "192.0.2.254 dev eth0"
 
 
-def test_events_are_the_newest_first_and_lead_to_their_thing(context: ViewContext) -> None:
+def test_events_are_newest_first_and_link_to_their_item(context: ViewContext) -> None:
     rows = all_rows(rows_of(context, "events"))
     moments = [row.cells[0].sort for row in rows]
     assert moments == sorted(moments, reverse=True)  # type: ignore[type-var]
@@ -330,7 +330,7 @@ def test_events_are_the_newest_first_and_lead_to_their_thing(context: ViewContex
     assert detail.related[0][1].kind == "link"
 
 
-def test_the_log_keeps_a_thousand_and_their_numbers() -> None:
+def test_the_log_keeps_a_thousand_events_and_their_numbers() -> None:
     change = Change(1.0, "added", namespace_ref(1), "x")
     log = ChangeLog()
     for number in range(3):
@@ -357,24 +357,22 @@ def test_the_log_keeps_a_thousand_and_their_numbers() -> None:
         ("events", "ns:veth-web2 state:removed", set()),
     ],
 )
-def test_filter_terms_mean_the_same_in_the_drawing_and_in_the_log(
-    view: str, query: str, names: set[str]
-) -> None:
+def test_filter_terms_work_in_the_overview_and_in_events(view: str, query: str, names: set[str]) -> None:
     host = small_builder()
     host.container("docker", "old", None, state="exited", pid=None)
     host.container("docker", "dns", None, ports=(PublishedPort("udp", "", 53, 53),))
-    found = all_rows(rows_of(scene_of(host.snapshot()), view).matching(query))
+    found = all_rows(rows_of(context_of(host.snapshot()), view).matching(query))
     assert {row.cells[view == "events"].text for row in found} == names
 
 
-def test_what_is_gone_says_so(context: ViewContext) -> None:
+def test_a_deleted_item_is_shown_as_gone(context: ViewContext) -> None:
     for ref in (link_ref(LinkKey(HOST, 99)), namespace_ref(1), network_ref("x"), nat_ref(HOST, "x")):
         assert "gone" in registry.detail(context, ref).title
     assert "gone" in registry.detail(context, container_ref("docker", "x")).title
 
 
 def test_hostile_names_stay_readable() -> None:
-    context = scene_of(hostile_host())
+    context = context_of(hostile_host())
     row = rows_of(context, "containers").row(0)
     assert safe(HOSTILE_NAME) in {
         cell.text for each in all_rows(rows_of(context, "containers")) for cell in each.cells
@@ -385,7 +383,7 @@ def test_hostile_names_stay_readable() -> None:
 def test_stopped_containers_have_no_namespace() -> None:
     host = small_builder()
     old = host.container("docker", "old", None, state="exited", pid=None)
-    context = scene_of(host.snapshot())
+    context = context_of(host.snapshot())
     row = the_row(context, "containers", "name:old")
     assert row["state"] == "exited" and row["in"] == "–"
     assert row["model"] == "–", "it has none until it is started"
@@ -410,7 +408,7 @@ def test_open_vswitch_bridges_are_bridges_with_ports() -> None:
             OvsPort("lost", interfaces=(OvsInterface("lost", error="could not open network device lost"),)),
         ),
     )
-    context = scene_of(host.snapshot(ovs=(switch,)))
+    context = context_of(host.snapshot(ovs=(switch,)))
     rows = all_rows(rows_of(context, "bridges"))
     assert [(row.depth, row.cells[0].text) for row in rows] == [(0, "ovsbr"), (1, "v-x")]
     assert cells(context, "bridges", rows[0])["vlan"] == "ovs"
@@ -422,12 +420,12 @@ def test_open_vswitch_bridges_are_bridges_with_ports() -> None:
     assert "bridge ovsbr" in leads
 
 
-def test_ports_published_by_rules_alone_are_told() -> None:
+def test_ports_published_only_by_rules_are_shown() -> None:
     host = small_builder()
     host.rule(
         "DOCKER", "-A DOCKER -p udp --dport 5353 -j DNAT --to-destination 172.18.0.4:53",
         l4_proto="udp", dport="5353", verdict="dnat", to_address="172.18.0.4", to_port="53",
     )  # fmt: skip
-    context = scene_of(host.snapshot())
+    context = context_of(host.snapshot())
     assert the_row(context, "containers", "name:api")["port"] == "5353→53/udp"
     assert len(rows_of(context, "containers").matching("port:5353")) == 1

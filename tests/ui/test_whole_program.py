@@ -1,4 +1,4 @@
-"""The whole program in a terminal of its own, on the demo lab: typed into and looked at as a person would."""
+"""The whole program in a real terminal, on the demo lab."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lab() -> Iterator[Lab]:
 
 
 def inside(lab: Lab, *words: str) -> list[str]:
-    """The command line that runs `words` inside the lab, as the dashboard is run."""
+    """Return the command line that runs `words` inside the lab."""
     return ["nsenter", "-t", str(lab.pid), "-n", "-m", "-p", "-u", "-i", f"--wdns={os.getcwd()}", *words]
 
 
@@ -48,7 +48,7 @@ def test_each_view_opens_by_its_number(terminal: Terminal) -> None:
         terminal.wait_for(text, since=seen)
 
 
-def test_what_happens_in_a_container_appears_by_itself(terminal: Terminal, lab: Lab) -> None:
+def test_a_change_in_a_container_appears_automatically(terminal: Terminal, lab: Lab) -> None:
     terminal.press(":links\r")
     terminal.wait_for("v-blog")
     seen = len(terminal.output)
@@ -62,7 +62,7 @@ def test_what_happens_in_a_container_appears_by_itself(terminal: Terminal, lab: 
 
 
 @pytest.mark.parametrize("size", [(40, 10), (80, 24), (200, 60)])
-def test_a_resize_is_survived_in_every_view(terminal: Terminal, size: tuple[int, int]) -> None:
+def test_every_view_can_be_resized(terminal: Terminal, size: tuple[int, int]) -> None:
     for key in "123456789":
         terminal.press(key)
         terminal.resize(*size)
@@ -75,18 +75,18 @@ def test_a_resize_is_survived_in_every_view(terminal: Terminal, size: tuple[int,
 
 
 @pytest.mark.parametrize("keys", ["q", "\x03"])
-def test_the_terminal_is_given_back_as_it_was(terminal: Terminal, keys: str) -> None:
+def test_the_terminal_is_restored_at_the_end(terminal: Terminal, keys: str) -> None:
     terminal.press(keys)
     assert terminal.read_to_the_end() == 0
     ending = terminal.output[-600:]
     assert b"\x1b[?1049l" in ending  # back from the alternate screen
     assert b"\x1b[?25h" in ending  # the cursor shows again
-    assert b"\x1b[?1000l" in ending  # the mouse is let go
+    assert b"\x1b[?1000l" in ending  # the mouse is released
     assert b"Traceback" not in terminal.output
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_gives_the_terminal_back_and_is_told_as_a_shell_tells_it(lab: Lab, number: int) -> None:
+def test_a_signal_restores_the_terminal_and_sets_the_exit_code(lab: Lab, number: int) -> None:
     with Terminal(inside(lab, *_PROGRAM)) as terminal:
         terminal.wait_for("br-shop")
         process = terminal.program()
@@ -95,10 +95,10 @@ def test_a_signal_gives_the_terminal_back_and_is_told_as_a_shell_tells_it(lab: L
         assert b"\x1b[?1049l" in terminal.output[-600:]
 
 
-def test_mashed_keys_do_no_harm(terminal: Terminal) -> None:
+def test_random_keys_do_no_harm(terminal: Terminal) -> None:
     terminal.press("jjjjkkGg3\r\r\x1b\x1b-5\r+\t\tssS/web\r\x1b7pp rr!q\x1b?\x1b:veth\r1")
     terminal.settle(0.5)
-    for _ in range(3):  # whatever is open now closes, one Esc at a time
+    for _ in range(3):  # close what is open, one Esc at a time
         terminal.press("\x1b")
         terminal.settle(0.3)
     seen = len(terminal.output)
@@ -110,7 +110,7 @@ def test_mashed_keys_do_no_harm(terminal: Terminal) -> None:
 
 
 @pytest.mark.parametrize("noise", [b"\xf6", b"\xff\xfe\x80", b"\xc3", b"/\xe4\r", bytes(range(128, 256))])
-def test_bytes_that_are_no_text_do_no_harm(terminal: Terminal, noise: bytes) -> None:
+def test_invalid_utf_8_does_no_harm(terminal: Terminal, noise: bytes) -> None:
     terminal.press(noise)
     terminal.settle(0.2, 2)
     terminal.press(b"\x1b")
@@ -121,8 +121,8 @@ def test_bytes_that_are_no_text_do_no_harm(terminal: Terminal, noise: bytes) -> 
     assert b"Traceback" not in terminal.output
 
 
-def test_nothing_new_costs_next_to_nothing() -> None:
-    """Compared with the cost of starting, so that the machine's speed does not matter."""
+def test_an_unchanged_host_costs_little_cpu_time() -> None:
+    """Compare with the cost of starting, so that the machine's speed does not matter."""
     with Lab(LabSettings(traffic=False)) as quiet, Terminal(inside(quiet, *_PROGRAM)) as terminal:
         terminal.wait_for("br-shop")
         terminal.settle(1.5, 8)
@@ -135,8 +135,8 @@ def test_nothing_new_costs_next_to_nothing() -> None:
     assert idle < starting / 2
 
 
-def test_a_terminal_that_cannot_draw_is_told_so() -> None:
+def test_a_dumb_terminal_gets_an_error() -> None:
     with Terminal([sys.executable, "-m", "tui.cli"], TERM="dumb") as dumb:
         assert dumb.read_to_the_end() == 1
-        told = dumb.output.decode()
-        assert "TERM=dumb" in told and "vnet-tui show" in told and told.count("\n") == 1
+        output = dumb.output.decode()
+        assert "TERM=dumb" in output and "vnet-tui show" in output and output.count("\n") == 1

@@ -27,7 +27,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_is_kept_comes_back_and_is_the_owners_alone(state: Path) -> None:
+def test_files_are_read_back_and_only_the_owner_has_access(state: Path) -> None:
     attachments.keep(WANT)
     note_rules("table inet vnet {}")
     assert attachments.kept() == (WANT,) and noted_rules() == "table inet vnet {}"
@@ -39,7 +39,7 @@ def test_what_is_kept_comes_back_and_is_the_owners_alone(state: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_no_version_wrote(state: Path, name: str) -> None:
+def test_malformed_files(state: Path, name: str) -> None:
     for file in ("wanted.json", "rules.json"):
         (state / file).write_bytes(BAD[name])
     with pytest.raises(StateError, match=r"can't read .*wanted\.json: .+\. Try: move it away") as caught:
@@ -48,6 +48,6 @@ def test_what_no_version_wrote(state: Path, name: str) -> None:
     assert noted_rules() == ""
 
 
-def test_rules_of_another_start_of_the_machine(state: Path) -> None:
+def test_rules_from_before_a_reboot_are_ignored(state: Path) -> None:
     (state / "rules.json").write_text(json.dumps({"boot": boot_id() + "x", "text": "x"}))
     assert noted_rules() == ""

@@ -43,12 +43,12 @@ def cut(request: pytest.FixtureRequest, tmp_path: Path) -> Cut:
     return Cut(read_btf(tmp_path / "vmlinux", module), read_btf(tmp_path / "vmlinux"), facts)
 
 
-def test_there_are_kernels_of_several_years() -> None:
+def test_kernels_of_several_years_are_present() -> None:
     releases = {json.loads((FOLDER / f"{name}.json").read_text())["release"][:4] for name in NAMES}
     assert {"6.1.", "6.12"} <= releases and len(releases) >= 3
 
 
-def test_functions_of_the_module_go_on_where_the_kernels_types_end(cut: Cut) -> None:
+def test_ids_of_the_module_continue_after_the_kernels(cut: Cut) -> None:
     assert cut.btf.base_types == cut.facts["types"]
     for name in KFUNCS:
         found = cut.btf.function(name)
@@ -57,7 +57,7 @@ def test_functions_of_the_module_go_on_where_the_kernels_types_end(cut: Cut) -> 
         assert cut.base.function(name) is None
 
 
-def test_calls_lead_to_the_module(cut: Cut) -> None:
+def test_calls_refer_to_the_module(cut: Cut) -> None:
     code = b"".join(_CALL.pack(0x85, 0, 0, KFUNC_BASE + number) for number in range(len(KFUNCS)))
     made = extract_program(code, {}, cut.btf)
     assert made.calls_module
@@ -90,7 +90,7 @@ def test_members_are_where_bpftool_finds_them(cut: Cut) -> None:
     assert -1 not in at.values()
 
 
-def test_what_the_program_is_compiled_for_is_known(cut: Cut) -> None:
+def test_the_flag_for_ipv6_checksums_is_found(cut: Cut) -> None:
     """All of these kernels accept the flag for checksums of IPv6 packets."""
     assert "BPF_F_IPV6" in cut.btf.enumerators
 

@@ -1,4 +1,4 @@
-"""Bundles as files: their content, and archives that are no bundles."""
+"""Bundles as files: their content, and archives that aren't bundles."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tui.bundle import BundleContents, bundle_of
 from tui.command import CommandError, save
 from tui.services import LoggedChange
 
-STORY = sample_updates()
+UPDATES = sample_updates()
 
 
 def save_bundle(path: Path, kept: BundleContents) -> str:
@@ -49,9 +49,9 @@ def archive_of(**files: bytes) -> bytes:
     return made.getvalue()
 
 
-def test_all_that_belongs_to_a_moment_is_in_it(tmp_path: Path) -> None:
+def test_a_bundle_contains_all_parts_of_a_moment(tmp_path: Path) -> None:
     path = tmp_path / "b.tar.gz"
-    seen = STORY[-1]
+    seen = UPDATES[-1]
     assert seen.rates is not None
     link = next(seen.snapshot.links())
     changes = (Change(1.7e9, "added", link_ref(link.key), HOSTILE_NAME),)
@@ -82,7 +82,7 @@ def test_all_that_belongs_to_a_moment_is_in_it(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["b.tar.gz"]
 
 
-def test_what_was_fast_is_written_and_read_again(tmp_path: Path) -> None:
+def test_fast_flows_are_written_and_read_back(tmp_path: Path) -> None:
     path, taken = tmp_path / "b.tar.gz", connections()
     entry = taken.conntracks[HOST].entries[0]
     fast = np.zeros(1, FASTFLOW_DTYPE)
@@ -106,23 +106,23 @@ def test_what_was_fast_is_written_and_read_again(tmp_path: Path) -> None:
      archive_of(fastflows_json=b'{"ns": 1, "entries": {}, "taken_at": 0}')],
     ids=["empty", "no archive", "a dump", "no fast flows", "half of them", "no columns"],
 )  # fmt: skip
-def test_where_no_fast_flows_can_be_read_there_are_none(archive: bytes) -> None:
+def test_unreadable_fast_flows_are_left_out(archive: bytes) -> None:
     assert unpack_fast(archive) is None
 
 
 @pytest.mark.parametrize("snapshot", [Snapshot(), hostile_host(), small_host(taken_at=-1e12)])
-def test_any_host(tmp_path: Path, snapshot: Snapshot) -> None:
+def test_bundles_of_other_hosts(tmp_path: Path, snapshot: Snapshot) -> None:
     path = tmp_path / "a b\n[x]\x1b.tar.gz"
     save_bundle(path, BundleContents(Topology(snapshot), counters=LinkStats(0.0)))
     assert to_json(unpack(path.read_bytes())) == to_json(snapshot)
 
 
-def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_path_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match=r"can't write .*No such file or directory\. Try: "):
         save_bundle(tmp_path / "no" / "b.tar.gz", BundleContents(Topology(Snapshot())))
 
 
-def test_packed_again_by_hand() -> None:
+def test_a_bundle_packed_by_another_program_opens() -> None:
     text = to_json(small_host())
     assert to_json(unpack(archive_of(other=b"x" * 700, snapshot_json=text, more=b""))) == text
 
@@ -135,7 +135,7 @@ def test_packed_again_by_hand() -> None:
     ],
     ids=["no snapshot", "an empty object", "an empty file", "cut off"],
 )  # fmt: skip
-def test_archives_that_are_no_bundles(archive: bytes) -> None:
+def test_archives_that_are_not_bundles(archive: bytes) -> None:
     with pytest.raises(CorruptFile) as caught:
         unpack(archive)
     assert caught.value.try_ and not caught.value.try_.endswith(".")
@@ -146,7 +146,7 @@ WHOLE = gzip.decompress(archive_of(first=b"x" * 600, snapshot_json=to_json(Snaps
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, len(WHOLE) - 1), st.binary(min_size=1, max_size=12))
-def test_any_bytes_in_an_archive(place: int, some: bytes) -> None:
+def test_random_bytes_in_an_archive(place: int, some: bytes) -> None:
     broken = WHOLE[:place] + some + WHOLE[place + len(some) :]
     try:
         assert isinstance(unpack(gzip.compress(broken)), Snapshot)
@@ -154,7 +154,7 @@ def test_any_bytes_in_an_archive(place: int, some: bytes) -> None:
         assert error.what
 
 
-def test_of_a_long_list_the_text_has_the_beginning_and_the_json_all(
+def test_a_long_list_is_cut_in_text_and_complete_in_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tui.bundle._MOST_ROWS", 2)

@@ -51,7 +51,7 @@ def test_a_structure_that_differs_from_its_dtype_is_found() -> None:
 
 
 @pytest.mark.parametrize(("required", "ends_with"), [("", 0), ("1", 1)])
-def test_without_clang_it_is_left_out_unless_nothing_may_be(
+def test_without_clang_it_is_skipped_unless_required(
     required: str, ends_with: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")

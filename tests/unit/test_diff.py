@@ -75,7 +75,7 @@ def test_no_change() -> None:
     assert changes_between(small_host()) == []
 
 
-def test_everything_that_moves_by_itself_is_no_change() -> None:
+def test_counters_and_timers_are_not_changes() -> None:
     host = OLD.nets[HOST]
     stale = tuple(replace(each, state="stale") for each in host.neighbours)
     rules = tuple(replace(rule, packets=10**9, bytes=10**12) for rule in OLD.firewalls[HOST].rules)
@@ -94,7 +94,7 @@ def test_parts_never_read_are_left_out() -> None:
     assert changes_between(replace(OLD, namespaces={}, pending=frozenset({"namespaces"})), OLD) == []
 
 
-def test_the_same_object_is_not_looked_into() -> None:
+def test_the_same_object_is_not_compared() -> None:
     class Untouchable(dict):  # type: ignore[type-arg]
         def __getattribute__(self, name: str) -> Any:
             raise AssertionError(name)
@@ -116,7 +116,7 @@ def test_namespaces() -> None:
     assert sentences(more, renamed) == ["namespace lab lost the name b"]
 
 
-def test_link_appears_and_goes() -> None:
+def test_a_link_appears_and_disappears() -> None:
     gone = without_link("veth-web1")
     ref = link_ref(named("veth-web1").key)
     assert changes_between(gone) == [Change(12.5, "removed", ref, "veth veth-web1 is gone from host")]
@@ -126,7 +126,7 @@ def test_link_appears_and_goes() -> None:
     assert sentences(OLD, without_link("br-app")) == ["bridge br-app appeared in host with 172.18.0.1/16"]
 
 
-def test_an_index_used_again_by_another_kind_is_another_link() -> None:
+def test_a_reused_index_with_another_kind_is_another_link() -> None:
     assert sentences(with_link("veth-web1", kind="dummy", master=None)) == [
         "veth veth-web1 is gone from host",
         "dummy veth-web1 appeared in host",
@@ -326,14 +326,14 @@ def with_docker(**fields: Any) -> Snapshot:
     return replace(OLD, engines={**OLD.engines, "docker": replace(OLD.engines["docker"], **fields)})
 
 
-def test_containers_come_and_go() -> None:
+def test_containers_appear_and_disappear() -> None:
     fewer = with_docker(containers=OLD.engines["docker"].containers[1:])
     ref = container_ref("docker", OLD.engines["docker"].containers[0].id)
     assert changes_between(fewer) == [Change(12.5, "removed", ref, "container web1 is gone")]
     assert changes_between(OLD, fewer) == [Change(12.5, "added", ref, "container web1 started")]
 
 
-def test_a_silent_engine_has_not_removed_its_containers() -> None:
+def test_containers_of_an_unreachable_engine_are_not_reported_as_removed() -> None:
     problem = Problem("docker", "Docker does not answer", "connection refused", "systemctl start docker")
     silent = with_docker(state="stopped", containers=(), networks=(), problems=(problem,))
     assert sentences(silent) == ["problem: Docker does not answer (connection refused)"]
@@ -382,7 +382,7 @@ def test_sysctls() -> None:
     assert sentences(closed) == ["net.ipv4.ip_forward changed from 1 to 0"]
 
 
-def test_problems_of_a_namespace_that_went_are_not_solved() -> None:
+def test_problems_of_a_removed_namespace_are_not_reported_as_solved() -> None:
     here = Problem("nat", "cannot read rules", ns=WEB1)
     old = replace(OLD, part_problems={"nat": (here,)})
     assert sentences(OLD, old) == ["solved: cannot read rules in web1"]
@@ -390,7 +390,7 @@ def test_problems_of_a_namespace_that_went_are_not_solved() -> None:
     assert sentences(replace(OLD, namespaces=spaces), old) == ["namespace web1 is gone"]
 
 
-def test_names_from_outside_stay_verbatim() -> None:
+def test_hostile_names_stay_verbatim() -> None:
     assert sentences(with_link("veth-web1", name=HOSTILE_NAME)) == [
         f"veth veth-web1 in host was renamed to {HOSTILE_NAME}"
     ]

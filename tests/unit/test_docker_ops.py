@@ -26,7 +26,7 @@ MADE = DockerCreateNetwork(
 )  # fmt: skip
 
 
-def test_a_connection_says_all_that_was_chosen() -> None:
+def test_a_connection_has_all_chosen_settings() -> None:
     assert WHOLE.command() == (
         "docker network connect --ip 10.1.0.9 --ip6 fd00::9 --alias www --alias 'a b' --link-local-ip "
         "169.254.1.1 --link db:base --driver-opt ifname=eth7 --gw-priority 7 app web"
@@ -43,7 +43,7 @@ def test_a_connection_says_all_that_was_chosen() -> None:
     }  # fmt: skip
 
 
-def test_an_address_that_docker_chose_is_not_demanded() -> None:
+def test_an_address_chosen_by_docker_is_not_requested() -> None:
     free = DockerConnect("app", "web", *ADDRESSES, insist=False)
     assert free.command() == "docker network connect app web"
     assert free.request() == {"Container": "web", "EndpointConfig": {}}
@@ -52,7 +52,7 @@ def test_an_address_that_docker_chose_is_not_demanded() -> None:
     )
 
 
-def test_a_network_says_all_that_it_was_made_with() -> None:
+def test_a_network_has_all_its_settings() -> None:
     assert MADE.command() == (
         "docker network create --subnet 10.1.0.0/24 --gateway 10.1.0.1 --subnet fd00::/64 --ip-range "
         "10.1.0.128/25 --aux-address r=10.1.0.200 --aux-address s=fd00::2 --attachable --ipv6 "
@@ -71,7 +71,7 @@ def test_a_network_says_all_that_it_was_made_with() -> None:
 
 
 @pytest.mark.parametrize("operation", [WHOLE, DockerDisconnect(WHOLE), MADE, DockerRemoveNetwork(MADE)])
-def test_the_journal_brings_them_back(operation: object) -> None:
+def test_operations_are_read_back_from_the_journal(operation: object) -> None:
     assert from_record(to_record(operation)) == operation
 
 
@@ -100,7 +100,7 @@ def planned(request: Request, version: str = "28.5.2") -> Plan:
     return found
 
 
-def test_a_move_keeps_names_and_says_what_it_does_not_keep() -> None:
+def test_a_move_keeps_names_and_warns_of_what_is_lost() -> None:
     found = planned(Move("web", "front", "back"))
     assert found.steps[0] == DockerConnect("back", "web", aliases=("www",), gateway_priority=3)
     for text in ("the address chosen on front: 172.20.0.2", "MAC address chosen on front: ca:fe", "k=v"):
@@ -108,7 +108,7 @@ def test_a_move_keeps_names_and_says_what_it_does_not_keep() -> None:
     assert "where Docker has no DNS: www" in " ".join(planned(Move("web", "front", "bridge")).warnings)
 
 
-def test_docker_before_25_brings_a_mac_address_back() -> None:
+def test_docker_before_25_restores_a_mac_address() -> None:
     for version, lost in (("28.5.2+dfsg", True), ("25.0.1", True), ("20.10.24+dfsg1", False)):
         warnings = " ".join(planned(Detach("web", "front"), version).warnings)
         assert ("another MAC address on front" in warnings) == lost
@@ -116,7 +116,7 @@ def test_docker_before_25_brings_a_mac_address_back() -> None:
     assert isinstance(step, DockerDisconnect) and step.connection.chosen == ("172.20.0.2",)
 
 
-def test_a_removed_network_comes_back_with_its_own_labels() -> None:
+def test_a_removed_network_is_restored_with_its_labels() -> None:
     step = planned(RemoveNetwork("front")).steps[-1]
     assert isinstance(step, DockerRemoveNetwork)
     assert step.network.labels == (("com.docker.compose.project", "shop"),)

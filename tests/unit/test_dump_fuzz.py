@@ -82,7 +82,7 @@ def rich_host() -> Snapshot:
         PolicyRule(4, 7, "10.9.0.0/24", fwmark=1, fwmask=255, goto=9, more=("dport 53",))
     )
     _filters(host)
-    return _beside(host.snapshot(), inside)
+    return _other_objects(host.snapshot(), inside)
 
 
 def _filters(host: HostBuilder) -> None:
@@ -101,7 +101,7 @@ def _filters(host: HostBuilder) -> None:
     )
 
 
-def _beside(found: Snapshot, inside: int) -> Snapshot:
+def _other_objects(found: Snapshot, inside: int) -> Snapshot:
     """Return objects that the builder can't create."""
     problem = Problem("links", "what", "why", "try", HOST)
     ports = (
@@ -148,10 +148,10 @@ def used(data: bytes) -> None:
     view_model = ViewModel()
     view_model.apply_update(Update(snapshot, fast=fast), ())
     for view in registry.VIEWS:
-        _look_at(view_model, view_model.view_data(view.list, ViewState()).rows)
+        _read_views(view_model, view_model.view_data(view.list, ViewState()).rows)
 
 
-def _look_at(view_model: ViewModel, rows: Rows) -> None:
+def _read_views(view_model: ViewModel, rows: Rows) -> None:
     for place in range(min(len(rows), 40)):
         row = rows.row(place)
         for cell in row.cells:
@@ -161,7 +161,7 @@ def _look_at(view_model: ViewModel, rows: Rows) -> None:
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_a_changed_dump_opens_or_is_refused_in_words(part: int) -> None:
+def test_a_changed_dump_opens_or_is_refused_with_a_reason(part: int) -> None:
     opened = 0
     for number in range(part, CASES, 4):
         data = json.dumps(mutated(WHOLE, random.Random(SEED * 1_000_000 + number))).encode()

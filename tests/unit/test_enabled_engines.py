@@ -17,14 +17,14 @@ from core.collect import engines, ovs
         (" Docker, ovs ", ["docker", "ovs"]),
     ],
 )
-def test_a_list_leaves_out_the_others(
+def test_engines_not_listed_are_disabled(
     monkeypatch: pytest.MonkeyPatch, variable: str, enabled: list[str]
 ) -> None:
     monkeypatch.setenv(tools.ENGINES, variable)
     assert [name for name in ("docker", "podman", "ovs") if tools.is_engine_enabled(name)] == enabled
 
 
-def test_one_left_out_is_absent_without_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disabled_engine_is_absent_without_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere")
     monkeypatch.setenv("CONTAINER_HOST", "unix:///nowhere")
     assert "docker" in {problem.part for problem in engines.read_docker().problems}

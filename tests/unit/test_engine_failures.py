@@ -85,7 +85,7 @@ def assert_broken(engine: Engine, word: str) -> None:
     assert problem.why and problem.try_
 
 
-def test_a_working_engine_is_understood(socket_path: Path, read: Read) -> None:
+def test_a_working_engine_is_read(socket_path: Path, read: Read) -> None:
     with BadEngine(socket_path, lambda path: iter([good(path)])):
         engine = read(str(socket_path))
     assert (engine.state, engine.version, engine.problems) == ("ok", "26.1.5", ())
@@ -124,9 +124,7 @@ GREETING = b"HTTP/1.1 200 OK\r\nApi-Version: 1.45\r\nServer: %s (linux)\r\nConte
 @pytest.mark.parametrize(
     ("server", "state"), [(b"Docker/26.1.5+dfsg1", "ok"), (b"Libpod/5.4.2", "absent"), (b"Proxy/1.0", "ok")]
 )
-def test_an_engine_that_says_its_version_with_any_answer(
-    socket_path: Path, server: bytes, state: str
-) -> None:
+def test_the_version_is_read_from_any_response(socket_path: Path, server: bytes, state: str) -> None:
     with BadEngine(socket_path, instead("_ping", GREETING % server)) as engine:
         found = read_docker(str(socket_path))
     assert found.state == state
@@ -136,32 +134,32 @@ def test_an_engine_that_says_its_version_with_any_answer(
         assert engine.asked == ["/_ping", "/v1.45/containers/json?all=1", "/v1.45/networks"]
 
 
-def test_an_engine_behind_a_proxy_that_knows_no_ping(socket_path: Path) -> None:
+def test_an_engine_behind_a_proxy_without_ping(socket_path: Path) -> None:
     with BadEngine(socket_path, instead("_ping", GARBAGE["status 404"])):
         assert read_docker(str(socket_path)).version == "26.1.5"
 
 
-def test_where_the_variable_points(socket_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_socket_of_the_environment_variable(socket_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{socket_path}")
     with BadEngine(socket_path, lambda path: iter([good(path)])):
         assert read_docker().state == "ok"
 
 
-def test_another_machines_engine_is_not_this_hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_engine_of_another_machine_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     kind = EngineKind("docker", "Docker", "dockerd", "DOCKER_HOST", str(tmp_path / "s"), "start it")
     (tmp_path / "s").touch()
     monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2376")
     assert find_socket(kind, None) == str(tmp_path / "s")
 
 
-def test_absent_is_no_problem(tmp_path: Path) -> None:
+def test_an_absent_engine_is_not_a_problem(tmp_path: Path) -> None:
     kind = EngineKind("docker", "Docker", "no-such-program", "NO_SUCH", str(tmp_path / "s"), "start it")
     with pytest.raises(Unreachable) as caught:
         find_socket(kind, None)
     assert caught.value.engine == Engine("docker", "absent")
 
 
-def test_installed_but_without_a_socket_is_stopped(tmp_path: Path) -> None:
+def test_an_installed_engine_without_a_socket_is_stopped(tmp_path: Path) -> None:
     kind = EngineKind("docker", "Docker", "sh", "NO_SUCH", str(tmp_path / "s"), "start it")
     with pytest.raises(Unreachable) as caught:
         find_socket(kind, None)
@@ -170,7 +168,7 @@ def test_installed_but_without_a_socket_is_stopped(tmp_path: Path) -> None:
     assert (problem.what, problem.try_) == ("can't connect to Docker", "start it")
 
 
-def test_no_server_listens(socket_path: Path, read: Read) -> None:
+def test_a_socket_without_a_server(socket_path: Path, read: Read) -> None:
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(socket_path))
         engine = read(str(socket_path))
@@ -181,7 +179,7 @@ def test_no_server_listens(socket_path: Path, read: Read) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("hidden", ["socket", "folder"])
-def test_denied(socket_path: Path, hidden: str) -> None:
+def test_a_socket_without_permission(socket_path: Path, hidden: str) -> None:
     with BadEngine(socket_path, lambda path: iter([good(path)])) as server:
         socket_path.parent.chmod(0o755 if hidden == "socket" else 0o700)
         socket_path.chmod(0o600)
@@ -196,12 +194,12 @@ def test_denied(socket_path: Path, hidden: str) -> None:
     assert server.asked == []
 
 
-def test_never_answers(socket_path: Path, read: Read, impatient: None) -> None:
+def test_an_engine_that_never_answers(socket_path: Path, read: Read, impatient: None) -> None:
     with BadEngine(socket_path, lambda path: iter(lambda: server.over.wait() and b"", b"")) as server:
         assert_broken(read(str(socket_path)), "in time")
 
 
-def test_answers_without_end(socket_path: Path, read: Read, impatient: None) -> None:
+def test_an_endless_answer(socket_path: Path, read: Read, impatient: None) -> None:
     def drip(path: str) -> Iterator[bytes]:
         yield b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
         while not server.over.wait(0.1):
@@ -211,7 +209,7 @@ def test_answers_without_end(socket_path: Path, read: Read, impatient: None) -> 
         assert_broken(read(str(socket_path)), "in time")
 
 
-def test_slow_but_in_time(socket_path: Path, read: Read) -> None:
+def test_a_slow_answer_in_time(socket_path: Path, read: Read) -> None:
     def slowly(path: str) -> Iterator[bytes]:
         server.over.wait(0.1)
         yield good(path)
@@ -241,7 +239,7 @@ GARBAGE = {
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
 @pytest.mark.parametrize("part", ["version", "containers/json", "networks"])
-def test_garbage(socket_path: Path, read: Read, part: str, garbage: bytes) -> None:
+def test_a_garbage_answer(socket_path: Path, read: Read, part: str, garbage: bytes) -> None:
     part = "libpod/networks/json" if part == "networks" and read is read_podman else part
 
     def answers(path: str) -> Iterator[bytes]:
@@ -266,7 +264,7 @@ def test_a_container_that_vanished_meanwhile(socket_path: Path) -> None:
     assert (engine.state, engine.containers) == ("ok", ())
 
 
-def test_a_container_that_the_engine_stumbles_over(socket_path: Path) -> None:
+def test_a_container_that_causes_an_engine_error(socket_path: Path) -> None:
     stumble = http(b'{"message": "layer not known"}', "500 Internal Server Error")
     with BadEngine(socket_path, lambda path: iter([stumble if "abab" in path else running(path)])):
         engine = read_docker(str(socket_path))
@@ -320,7 +318,7 @@ def test_watching_a_broken_engine(socket_path: Path, garbage: str, impatient: No
     assert calls == []
 
 
-def test_watching_asks_only_for_what_matters(socket_path: Path) -> None:
+def test_watching_subscribes_only_to_needed_events(socket_path: Path) -> None:
     def answers(path: str) -> Iterator[bytes]:
         yield b"HTTP/1.0 200 OK\r\n\r\n"
         server.over.wait()

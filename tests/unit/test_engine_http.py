@@ -71,7 +71,7 @@ def test_an_answer_that_ends_with_the_connection(tmp_path: Path) -> None:
         assert list(http_.get_each(["/1", "/2"])) == [[1, 2], [1, 2]]
 
 
-def test_one_that_hangs_up_at_once_is_not_asked_for_ever(tmp_path: Path) -> None:
+def test_an_engine_that_closes_at_once_is_not_asked_forever(tmp_path: Path) -> None:
     def hanging_up(path: str) -> Iterator[bytes]:
         raise OSError("hang up")
 
@@ -93,7 +93,7 @@ def test_a_refusal_is_among_the_answers(tmp_path: Path) -> None:
             http_.get_json("/2")
 
 
-def test_all_of_it_has_an_end(tmp_path: Path) -> None:
+def test_the_total_time_is_limited(tmp_path: Path) -> None:
     """Every byte arrives in time, and the last one never."""
 
     def drip(path: str) -> Iterator[bytes]:
@@ -115,7 +115,7 @@ def test_all_of_it_has_an_end(tmp_path: Path) -> None:
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n",
 ])  # fmt: skip
-def test_a_head_that_is_no_http(tmp_path: Path, head: bytes) -> None:
+def test_a_head_that_is_not_http(tmp_path: Path, head: bytes) -> None:
     with (
         BadEngine(tmp_path / "s", lambda _: iter([head])) as engine,
         connection(engine, 0.5) as http_,
@@ -149,7 +149,7 @@ def test_an_endless_answer_takes_little_memory(tmp_path: Path, head: bytes) -> N
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b"[" + b"[]," * 2_000_000 + b"1]", b"1" * 10_000])
-def test_an_answer_of_what_no_engine_says(tmp_path: Path, body: bytes) -> None:
+def test_an_answer_that_no_engine_gives(tmp_path: Path, body: bytes) -> None:
     with (
         BadEngine(tmp_path / "s", lambda _: iter([http(body)])) as engine,
         connection(engine) as http_,
@@ -158,7 +158,7 @@ def test_an_answer_of_what_no_engine_says(tmp_path: Path, body: bytes) -> None:
         http_.get_json("/1")
 
 
-def test_an_answer_cut_short(tmp_path: Path) -> None:
+def test_a_truncated_answer(tmp_path: Path) -> None:
     def cut(path: str) -> Iterator[bytes]:
         yield b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n12"
         raise OSError("hang up")

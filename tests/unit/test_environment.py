@@ -37,7 +37,7 @@ def users(tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_loads_code_or_writes_files_is_dropped(users: Path) -> None:
+def test_variables_that_load_code_or_write_files_are_dropped(users: Path) -> None:
     names = (
         "PYTHONSTARTUP", "LD_LIBRARY_PATH", "BCC_KERNEL_SOURCE", "LLVM_PROFILE_FILE", "CPATH",
         "XTABLES_LIBDIR", "TEXTUAL_LOG", "TEXTUAL_DRIVER", "BASH_ENV", "XDG_STATE_HOME", "OPENSSL_CONF",
@@ -46,18 +46,18 @@ def test_what_loads_code_or_writes_files_is_dropped(users: Path) -> None:
     assert not cleaned(**dict.fromkeys(names, str(users))).keys() & {"PYTHONPATH", *names}
 
 
-def test_what_a_person_chose_is_kept() -> None:
+def test_the_users_settings_are_kept() -> None:
     given = {"VNET_ENGINES": "none", "DOCKER_HOST": "unix:///run/x", "TERM": "linux", "LC_ALL": "C"}
     assert given.items() <= cleaned(**given).items()
 
 
-def test_of_path_the_folders_of_root_are_left(users: Path, tmp_path: Path) -> None:
+def test_path_keeps_only_folders_of_root(users: Path, tmp_path: Path) -> None:
     given = f"{users}:.::{tmp_path}:/nowhere:/usr/sbin:/tmp:/usr/bin"
     assert cleaned(PATH=given)["PATH"] == f"{tmp_path.resolve()}:/usr/sbin:/usr/bin:/sbin:/bin"
     assert cleaned(PATH=str(users))["PATH"] == "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def test_home_and_tmpdir_are_only_trusted_where_they_are_roots(users: Path, tmp_path: Path) -> None:
+def test_home_and_tmpdir_are_trusted_only_if_root_owns_them(users: Path, tmp_path: Path) -> None:
     assert cleaned(HOME=str(users), TMPDIR=str(users)).items() >= {"HOME": "/root"}.items()
     assert "TMPDIR" not in cleaned(TMPDIR=str(users))
     assert cleaned(HOME=str(tmp_path), TMPDIR="/tmp").items() >= {
@@ -65,7 +65,7 @@ def test_home_and_tmpdir_are_only_trusted_where_they_are_roots(users: Path, tmp_
     }.items()  # fmt: skip
 
 
-def test_a_folder_is_roots_with_all_above_it(users: Path, tmp_path: Path) -> None:
+def test_a_folder_is_roots_if_all_its_parents_are(users: Path, tmp_path: Path) -> None:
     assert roots_folder(str(tmp_path)) == str(tmp_path.resolve())
     assert roots_folder(str(users)) == ""
     below = users / "below"
@@ -79,7 +79,7 @@ def test_a_folder_is_roots_with_all_above_it(users: Path, tmp_path: Path) -> Non
     ("mode", "roots", "shared"),
     [(0o755, True, True), (0o775, True, True), (0o777, False, False), (0o1777, False, True)],
 )
-def test_who_else_may_write(tmp_path: Path, mode: int, roots: bool, shared: bool) -> None:
+def test_folders_that_other_users_can_write_to(tmp_path: Path, mode: int, roots: bool, shared: bool) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     folder.chmod(mode)
@@ -89,5 +89,5 @@ def test_who_else_may_write(tmp_path: Path, mode: int, roots: bool, shared: bool
     assert bool(roots_folder(str(folder))) == (mode == 0o755), "another group than root's"
 
 
-def test_tools_are_found_where_path_lacks_sbin() -> None:
+def test_tools_are_found_if_path_lacks_sbin() -> None:
     assert "/usr/sbin" in cleaned(PATH="/usr/bin:/bin")["PATH"].split(":")

@@ -70,12 +70,12 @@ def test_every_document_is_ascii_json(snapshot: Snapshot) -> None:
     assert len(whole["links"]) == len([*snapshot.links()])
 
 
-def test_a_topic_alone_has_only_its_lists() -> None:
+def test_one_topic_has_only_its_lists() -> None:
     assert set(shown(SMALL, "nat")) == {"schema", "taken_at", "host", "nat", "problems"}
     assert set(shown(SMALL, "routes")) >= {"routes", "rules", "neighbours"}
 
 
-def test_each_item_stands_on_its_own_line() -> None:
+def test_each_item_is_on_its_own_line() -> None:
     lines = "".join(document_lines(Topology(SMALL), ("links",))).splitlines()
     links = [json.loads(line.rstrip(",")) for line in lines if line.startswith('{"ns"')]
     assert links == ALL["links"]
@@ -90,12 +90,12 @@ def test_a_veth_has_both_ends() -> None:
     assert len(ALL["veths"]) == sum(link["kind"] == "veth" for link in ALL["links"]) / 2
 
 
-def test_a_veth_whose_peer_is_out_of_sight_has_one_end() -> None:
+def test_a_veth_with_a_hidden_peer_has_one_end() -> None:
     alone = replace(SMALL, nets={HOST: SMALL.nets[HOST]})
     assert [len(pair["ends"]) for pair in shown(alone, "veths")["veths"]] == [1] * len(ALL["veths"])
 
 
-def test_what_is_joined_agrees() -> None:
+def test_joined_containers_and_namespaces_agree() -> None:
     networks = {network["name"]: network for network in ALL["networks"]}
     web1 = next(each for each in ALL["containers"] if each["name"] == "web1")
     assert web1["card"]["container"] == web1["uid"] and len(web1["card"]["namespaces"]) == 6
@@ -106,7 +106,7 @@ def test_what_is_joined_agrees() -> None:
     assert {entry["entry_id"] for entry in ALL["nat"]} >= set(networks["app"]["nat"]) != set()
 
 
-def test_a_scope_leaves_what_lies_in_it() -> None:
+def test_a_scope_keeps_only_its_own_items() -> None:
     here = shown(SMALL, scope=frozenset({WEB1}))
     assert [link["name"] for link in here["links"]] == ["lo", "eth0"]
     assert [namespace["inode"] for namespace in here["namespaces"]] == [WEB1]
@@ -147,7 +147,7 @@ four_ports = st.lists(st.integers(0, 2), min_size=4, max_size=4)
 
 
 @given(entry_bytes, st.tuples(*[addresses] * 4), st.sampled_from([1, 6, 17, 47, 58]), four_ports)
-def test_conntrack_says_what_flows_say(
+def test_conntrack_and_flows_agree(
     raw: bytes, sides: tuple[str, ...], l4_proto: int, ports: list[int]
 ) -> None:
     rows = np.frombuffer(raw, CONNTRACK_DTYPE).copy()

@@ -1,4 +1,4 @@
-"""Find what can be accelerated from a selection or a name, or say why it can't."""
+"""Find what can be accelerated from a selection or a name, or why it can't."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def labels(topology: Topology, ref: Ref) -> list[str]:
     return [one.target or one.nothing for one in choices_of(topology, ref)]
 
 
-def test_a_bridge_its_port_and_its_network_mean_the_same() -> None:
+def test_a_bridge_its_port_and_its_network_select_the_same() -> None:
     topology = host()
     for ref in (link_ref(LinkKey(HOST, 3)), link_ref(LinkKey(HOST, 4)), network_ref("0a1b2c")):
         (choice,) = choices_of(topology, ref)
@@ -78,14 +78,14 @@ def test_a_bridge_its_port_and_its_network_mean_the_same() -> None:
     assert choices_of(topology, link_ref(LinkKey(HOST, 5))) == () == choices_of(topology, None)
 
 
-def test_networks_without_a_bridge_have_nothing_to_do() -> None:
+def test_networks_without_a_bridge_are_refused() -> None:
     topology = host()
     assert labels(topology, network_ref("m0"))[0].startswith("macvlan")
     assert "nothing is forwarded" in labels(topology, network_ref("h0"))[0]
     assert labels(topology, container_ref("docker", "gone")) == []
 
 
-def test_a_container_without_a_network_says_why() -> None:
+def test_a_container_without_a_network_is_refused_with_a_reason() -> None:
     modes = {"joined": "container:c1", "alone": "none", "near": "host", "plain": ""}
     more = tuple(Container("docker", name, name, network_mode=mode) for name, mode in modes.items())
     snapshot = Snapshot(host=Host(netns=HOST), engines={"docker": Engine("docker", "ok", containers=more)})
@@ -110,7 +110,7 @@ def test_names_and_beginnings_of_ids() -> None:
     assert docker0 is not None and docker0.bridge == "docker0"
 
 
-def test_targets_add_up_and_are_taken_away_again() -> None:
+def test_targets_are_added_and_removed() -> None:
     topology = host()
     shop, docker0 = choice_named(topology, "shop"), choice_named(topology, "docker0")
     assert shop and docker0
@@ -125,20 +125,20 @@ def test_targets_add_up_and_are_taken_away_again() -> None:
     assert removed((EVERYTHING,), ON, topology) == ()
 
 
-def test_the_page_lists_every_verdict_in_its_words() -> None:
+def test_the_page_lists_every_verdict_with_its_text() -> None:
     page = (Path(__file__).parents[2] / "docs" / "fast-path.md").read_text()
     listed = re.findall(r"^\| `([A-Z0-9_]+)` \| (.+) \|$", page, re.MULTILINE)
     assert listed == [(verdict.name, verdict.words) for verdict in VERDICTS]
 
 
-def test_a_release_of_what_was_not_captured_says_so() -> None:
+def test_releasing_an_address_that_was_not_captured_is_an_error() -> None:
     message = describe_capture("10.9.0.3", [], [])
     assert message.startswith("10.9.0.3 was not captured, nothing changed; no address is captured")
     assert describe_capture("10.9.0.3", ["10.9.0.3"], []).startswith("no address is captured")
     assert "10.9.0.4" in describe_capture("", ["10.9.0.4"], ["10.9.0.4"])
 
 
-def test_numbers_go_on_when_a_link_is_gone(monkeypatch: object) -> None:
+def test_counters_keep_the_numbers_of_removed_links(monkeypatch: object) -> None:
     numbers = FastPathMetrics()
 
     def poll(*ports: FastPort) -> FastPathNumbers:
@@ -180,7 +180,7 @@ def test_a_connection_selects_the_networks_of_its_containers() -> None:
     assert targets == [["shop", "bridge"], ["shop"], [], []]
 
 
-def test_names_are_no_part_of_the_reason_of_a_pause() -> None:
+def test_names_are_not_part_of_the_reason_of_a_pause() -> None:
     fast = FastPath("paused", ("bridge", "app"), reasons=("inet t c, rule 3: limit",))
     assert how_it_is(fast) == "Accelerated: bridge, app. Paused: inet t c, rule 3: limit."
     assert how_it_is(replace(fast, state="on", reasons=())) == "Accelerated: bridge, app."

@@ -27,7 +27,7 @@ def _ports(found: MapContents) -> set[int]:
     return {OWNER_KEY.unpack(key)[0] for key in found.owners}
 
 
-def test_what_moved_counts_at_once_and_soon_after_waits() -> None:
+def test_a_first_move_starts_a_generation_and_the_next_waits() -> None:
     bindings = Bindings()
     assert not bindings.update(_found((3, _X, _MAC), (4, _Y, _OTHER)), 100.0)
     assert bindings.update(moved := _found((5, _X, _MAC), (4, _Y, _OTHER)), 100.1)
@@ -40,7 +40,7 @@ def test_what_moved_counts_at_once_and_soon_after_waits() -> None:
     assert _ports(later) == {4, 6} and not bindings.retry_after
 
 
-def test_what_comes_back_while_it_waits_goes_on_waiting() -> None:
+def test_an_address_that_returns_while_it_waits_keeps_waiting() -> None:
     """Its connections may have passed the rules from the other port meanwhile."""
     bindings = Bindings()
     bindings.update(_found((3, _X, _MAC)), 100.0)
@@ -52,7 +52,7 @@ def test_what_comes_back_while_it_waits_goes_on_waiting() -> None:
     assert _ports(found) == {3} and not bindings.retry_after
 
 
-def test_a_mac_that_is_at_another_port_waits_with_all_that_is_behind_it() -> None:
+def test_a_mac_at_another_port_waits_with_its_addresses() -> None:
     bindings = Bindings()
     bindings.update(_found((3, _X, _MAC), (4, _Y, _OTHER)), 100.0)
     assert bindings.update(_found((3, _X, _OTHER)), 100.1)

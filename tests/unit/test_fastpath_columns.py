@@ -36,7 +36,7 @@ def address_text(octets: np.ndarray) -> str:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_every_row_says_what_the_map_holds(family: int) -> None:
+def test_every_row_equals_the_map_entry(family: int) -> None:
     keys, flows = maps_of(family)
     now = time.time_ns()
     # The map holds the low half of jiffies.
@@ -55,6 +55,6 @@ def test_every_row_says_what_the_map_holds(family: int) -> None:
     assert (found["last_seen"] - found["first_seen"] == 1_000_000_000).all()
 
 
-def test_no_rows_are_no_rows() -> None:
+def test_an_empty_map_has_no_rows() -> None:
     keys, flows = maps_of(4)
     assert len(fast_flows(keys[:0], flows[:0], 4, 0, HZ)) == 0

@@ -67,7 +67,7 @@ def test_containers_own_their_addresses_and_are_behind_their_macs() -> None:
     }  # fmt: skip
 
 
-def test_ports_say_who_has_a_say_between_them() -> None:
+def test_ports_have_flags_for_rules_between_them() -> None:
     l2 = map_contents(_link_state(), {2}).links
     assert l2[3].flags == layout.LINK_BRIDGED | layout.LINK_CONTAINER | layout.LINK_L2 | layout.LINK_PEER
     assert l2[4].flags & layout.LINK_ISOLATED
@@ -84,7 +84,7 @@ def test_ports_say_who_has_a_say_between_them() -> None:
     assert row["mac"].tobytes().hex(":") == _BRIDGE.mac
 
 
-def test_what_a_queue_or_a_filter_has_a_say_in_is_not_passed_by() -> None:
+def test_links_with_a_queue_or_filter_are_not_bypassed() -> None:
     assert not map_contents(_link_state(filters=Filters(egress=frozenset({2}))), {2}).macs
     assert not map_contents(_link_state(replace(_BRIDGE, qdisc="htb"), _A), {2}).macs
     filtered = map_contents(_link_state(filters=Filters(egress=frozenset({3}))), {2})
@@ -97,14 +97,14 @@ def test_what_a_queue_or_a_filter_has_a_say_in_is_not_passed_by() -> None:
     assert _macs(xdp.macs)[_MAC.format(0xA)] == (3, 0, 1500)
 
 
-def test_a_mac_that_two_claim_is_left_to_the_kernel() -> None:
+def test_a_mac_of_two_containers_is_left_to_the_kernel() -> None:
     twice = {(1, 9): _PEERS[1, 9], (2, 9): replace(_PEERS[2, 9], mac=_MAC.format(0xA))}
     assert map_contents(_link_state(peers=twice), {2}).macs == {}
     gateway = {(1, 9): replace(_PEERS[1, 9], mac=_BRIDGE.mac)}
     assert map_contents(_link_state(_BRIDGE, _A, peers=gateway), {2}).macs == {}
 
 
-def test_what_is_not_accelerated_has_a_reason() -> None:
+def test_links_that_are_not_accelerated_have_a_reason() -> None:
     assert map_contents(_link_state(filters=Filters(frozenset({3, 5}))), {2}).refused.keys() == {"a", "up"}
     vlans = replace(_BRIDGE, bridge=BridgeSettings(vlan_filtering=True))
     found = map_contents(_link_state(vlans, _A), {2})
@@ -115,7 +115,7 @@ def test_what_is_not_accelerated_has_a_reason() -> None:
     assert map_contents(_link_state(_BRIDGE, replace(_A, admin_up=False)), {2}).refused == {"a": "it is down"}
 
 
-def test_uplinks_are_what_routed_traffic_comes_in_by() -> None:
+def test_uplinks_are_links_that_receive_routed_traffic() -> None:
     lo = replace(_link(1, "lo", "loopback"), mac="00:00:00:00:00:00")
     bare = _link(6, "bare", "physical")
     down = replace(_UP, ifindex=7, name="down", admin_up=False)
@@ -133,14 +133,14 @@ def test_uplinks_are_what_routed_traffic_comes_in_by() -> None:
     assert (found.links[12].l3_ifindex, found.links[12].flags) == (11, layout.LINK_BRIDGED)
 
 
-def test_only_what_changed_is_written() -> None:
+def test_only_changed_entries_are_written() -> None:
     assert list(rows({b"a": b"1", b"b": b"2"}, {b"b": b"3", b"c": b"4"})) == [
         (b"a", None), (b"b", b"3"), (b"c", b"4"),
     ]  # fmt: skip
     assert not list(rows({b"a": b"1"}, {b"a": b"1"}))
 
 
-def test_what_the_maps_have_no_room_for_is_left_out_by_name() -> None:
+def test_links_beyond_the_maps_capacity_are_left_out_by_name() -> None:
     many = layout.LINKS + 10
     links = [
         replace(_A, ifindex=number, name=f"c{number}", lower=None, lower_nsid=None)
@@ -166,7 +166,7 @@ def _with_addresses(*counts: int) -> LinkState:
     return _link_state(*links, peers=peers)
 
 
-def test_a_container_with_very_many_addresses_leaves_room_for_others() -> None:
+def test_a_container_with_many_addresses_leaves_room_for_others() -> None:
     found = map_contents(_with_addresses(layout.OWNERS_EACH + 1, 2, layout.OWNERS_EACH), {2})
     fit_to_maps(found)
     assert set(found.links) == {11, 12}
@@ -177,7 +177,7 @@ def test_a_container_with_very_many_addresses_leaves_room_for_others() -> None:
     assert len(found.macs) == len(found.port_macs) == 2
 
 
-def test_where_all_addresses_are_too_many_those_who_have_most_stay_out() -> None:
+def test_containers_with_most_addresses_are_left_out_first() -> None:
     most = layout.OWNERS // layout.OWNERS_EACH
     found = map_contents(_with_addresses(*[layout.OWNERS_EACH] * most, 3), {2})
     fit_to_maps(found)
@@ -185,7 +185,7 @@ def test_where_all_addresses_are_too_many_those_who_have_most_stay_out() -> None
     assert len(found.owners) <= layout.OWNERS and 10 + most in found.links
 
 
-def test_many_links_that_packets_only_leave_by_leave_room_for_the_others() -> None:
+def test_many_egress_links_leave_room_for_other_links() -> None:
     many = [_link(number, f"vx{number}", "vxlan") for number in range(10, 10 + layout.LINKS)]
     found = map_contents(_link_state(_BRIDGE, _A, _B, *many), {2})
     fit_to_maps(found)

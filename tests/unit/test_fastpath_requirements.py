@@ -22,7 +22,7 @@ def missing(**different: Any) -> list[str]:
     return [one.name for one in requirements(replace(GOOD, **different)) if not one.met]
 
 
-def test_nothing_is_missing_on_a_good_machine() -> None:
+def test_a_good_machine_meets_all_requirements() -> None:
     found = requirements(GOOD)
     assert all(one.met for one in found) and unmet(found) == ()
     assert len({one.name for one in found}) == len(found) >= 10
@@ -43,7 +43,7 @@ def test_nothing_is_missing_on_a_good_machine() -> None:
         ({"has_headers": False}, ["headers of the C library"]),
     ],
 )
-def test_what_is_missing_keeps_it_off_and_is_named(different: dict[str, Any], named: list[str]) -> None:
+def test_an_unmet_requirement_is_named_and_keeps_it_off(different: dict[str, Any], named: list[str]) -> None:
     assert missing(**different) == named
     lacking = unmet(requirements(replace(GOOD, **different)))
     assert [one.name for one in lacking] == named
@@ -51,7 +51,7 @@ def test_what_is_missing_keeps_it_off_and_is_named(different: dict[str, Any], na
         assert one.found and one.try_ and "the kernel forwards everything" in one.follows
 
 
-def test_without_tcx_another_way_is_taken() -> None:
+def test_without_tcx_clsact_is_used() -> None:
     found = requirements(replace(GOOD, tcx=False))
     (tcx,) = [one for one in found if not one.met]
     assert tcx.name == "tcx links" and "clsact" in tcx.follows and unmet(found) == ()
@@ -74,12 +74,12 @@ def functions(**different: Any) -> list[str]:
     return [one.found for one in found if one.name.startswith("kernel function")]
 
 
-def test_functions_of_a_loaded_module_are_said_to_be_its() -> None:
+def test_functions_of_a_loaded_module_are_attributed_to_it() -> None:
     found = functions(conntrack=LOADED)
     assert len(found) == len(KFUNCS) and all("the module nf_conntrack has it" in message for message in found)
 
 
-def test_a_module_that_starting_loads_is_named_and_not_missing() -> None:
+def test_a_module_loaded_at_start_is_named_and_not_missing() -> None:
     assert missing(conntrack=LOADABLE, functions=frozenset()) == []
     assert all(
         "once the module nf_conntrack is loaded" in message for message in functions(conntrack=LOADABLE)
@@ -99,6 +99,6 @@ def test_a_module_without_types_is_reported_with_advice() -> None:
 
 @pytest.mark.root
 @pytest.mark.needs("fastpath")
-def test_this_machine_has_what_the_other_tests_need() -> None:
+def test_this_machine_meets_the_requirements() -> None:
     found = requirements(read_host_features(whole=True))
     assert unmet(found) == (), unmet(found)

@@ -75,7 +75,7 @@ def test_a_link_in_place_of_the_file_is_refused(theirs: Path, victim: Path, writ
 
 
 @root
-def test_a_link_that_another_user_put_into_the_way_is_refused(theirs: Path, tmp_path: Path) -> None:
+def test_a_link_of_another_user_in_the_path_is_refused(theirs: Path, tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     planted(theirs / "out", tmp_path / "etc")
     for write in (lambda path: write_whole(path, b"x"), create_new):
@@ -85,7 +85,7 @@ def test_a_link_that_another_user_put_into_the_way_is_refused(theirs: Path, tmp_
 
 
 @root
-def test_a_file_or_pipe_that_another_user_put_there_gets_nothing(theirs: Path) -> None:
+def test_a_file_or_pipe_of_another_user_is_not_written_to(theirs: Path) -> None:
     target = theirs / "host.vnet"
     target.write_text("old")
     os.chown(target, OTHER, OTHER)
@@ -100,7 +100,7 @@ def test_a_file_or_pipe_that_another_user_put_there_gets_nothing(theirs: Path) -
         write_whole(theirs / "pipe", b"secret")
 
 
-def test_own_links_on_the_way_lead_on(tmp_path: Path) -> None:
+def test_the_users_own_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").symlink_to("a")
     (tmp_path / "c").symlink_to(tmp_path / "b")
@@ -115,7 +115,7 @@ def test_own_links_on_the_way_lead_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "missing/x", "file/x", "folder"])
-def test_what_cannot_be_written_is_said(tmp_path: Path, name: str) -> None:
+def test_unwritable_paths_are_errors(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     with pytest.raises(WriteError, match=r"can't write .*: .+\. Try: "):
@@ -143,7 +143,7 @@ def test_pipes_devices_and_open_files_are_written_into(tmp_path: Path) -> None:
     assert (tmp_path / "open").read_bytes() == b"before after after "
 
 
-def test_a_file_that_is_there_is_not_begun_again(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     os.close(create_new(tmp_path / "x"))
     with pytest.raises(WriteError, match=r"it exists already\. Try: "):
         create_new(tmp_path / "x")

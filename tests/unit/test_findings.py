@@ -28,7 +28,7 @@ def found(snapshot: Snapshot, kind: str) -> list[Finding]:
     return [one for one in findings(Topology(snapshot)) if one.kind == kind]
 
 
-def test_a_host_in_order_has_none() -> None:
+def test_a_healthy_host_has_no_findings() -> None:
     for snapshot in (Snapshot(), empty_host(), many_namespaces(3)):
         assert findings(Topology(snapshot)) == ()
 
@@ -53,7 +53,7 @@ def test_mtus_that_differ_concern_container_port_and_bridge() -> None:
     assert findings_of(topology, link_ref(bridge.key)) == (one,)
 
 
-def test_an_idle_bridge_in_a_container_is_no_finding() -> None:
+def test_an_idle_bridge_in_a_container_is_not_a_finding() -> None:
     host = small_builder()
     nested = host.namespace(HOST + 1, names=("nested",))
     host.container("netns", "nested", nested, id="nested", namespaces={"net": nested})
@@ -98,7 +98,7 @@ def test_a_macvlan_network_on_a_bridge_shares_its_subnet() -> None:
     assert found(host.snapshot(), "overlap")
 
 
-def test_links_alone_that_overlap_are_no_finding() -> None:
+def test_overlapping_addresses_of_links_are_not_a_finding() -> None:
     host = small_builder()
     host.link(HOST, "eth1", "physical", ("192.0.2.2/24",))
     assert not found(host.snapshot(), "overlap")
@@ -149,7 +149,7 @@ def test_a_storm_concerns_bridge_network_port_and_sender() -> None:
         assert one in findings_of(topology, ref)
 
 
-def test_a_storm_on_a_bridge_that_is_gone_is_none() -> None:
+def test_a_storm_on_a_deleted_bridge_is_not_a_finding() -> None:
     assert not found(replace(small_host(), storms=(Storm(HOST, 999, "broadcast", 1e4, 1.0),)), "storm")
 
 
@@ -170,7 +170,7 @@ def test_begin_and_end_of_a_storm_are_reported_once() -> None:
     ]
 
 
-def test_a_network_that_others_rules_shut_in() -> None:
+def test_a_network_blocked_by_other_programs_rules() -> None:
     """A chain's policy drops its packets, until a rule accepts them."""
     host = small_builder()
     eth0 = next(link for link in host.links[HOST].values() if link.name == "eth0")
@@ -193,7 +193,7 @@ def test_a_network_that_others_rules_shut_in() -> None:
     assert not found(host.snapshot(firewalls={HOST: Firewall(HOST, drop, rules)}), "forward")
 
 
-def test_a_host_without_a_way_out_says_so() -> None:
+def test_a_host_without_a_default_route_is_a_finding() -> None:
     host = small_builder()
     host.routes[HOST] = [Route(4, "192.0.2.0/24", nexthops=(NextHop("", 1),))]
     (one,) = found(host.snapshot(), "way out")
@@ -204,14 +204,14 @@ def test_a_host_without_a_way_out_says_so() -> None:
     assert not found(host.snapshot(), "way out")
 
 
-def test_each_says_what_to_try() -> None:
+def test_findings_have_advice() -> None:
     """Findings that the user can act on have advice."""
     advice = {one.kind: one.advice for one in findings(Topology(small_host()))}
     assert all(advice.values()) and "--mtu 1500" in advice["mtu"]
     assert "delete the rule; run: iptables -t filter" in advice["dropped"]
 
 
-def test_dockers_rules_that_nothing_leads_to_are_gone() -> None:
+def test_unreachable_docker_rules_count_as_missing() -> None:
     host = small_builder()
     assert not found(host.snapshot(), "engine rules")
     host.rules = [rule for rule in host.rules if rule.chain != "FORWARD"]  # iptables -F
@@ -228,7 +228,7 @@ def test_dockers_rules_that_nothing_leads_to_are_gone() -> None:
     assert "tables nat and filter: published ports and masquerading don't work; " in one.sentence
 
 
-def test_a_docker_that_makes_no_rules_is_only_doubted() -> None:
+def test_a_docker_that_may_create_no_rules_is_a_warning() -> None:
     host = small_builder()
     host.rules = []
     none = {HOST: Firewall(HOST, tuple(chain for chain in CHAINS if chain.hook))}

@@ -1,4 +1,4 @@
-"""One connection in several namespaces: which hop is its edge, and whose its ends are."""
+"""One connection in several namespaces: the edge hop, and the owners of its ends."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def snapshot(*tables: Conntrack) -> Snapshot:
     )
 
 
-def picture(*tables: Conntrack) -> FlowView:
+def flows_view(*tables: Conntrack) -> FlowView:
     taken = snapshot(*tables)
     return FlowView.of(Topology(taken), table_of(taken.conntracks))
 
@@ -91,36 +91,36 @@ def edges(found: FlowView) -> list[int]:
     return [found.index.columns.place(row)[0].ns for row in range(len(found)) if found.index.edge[row]]
 
 
-def test_a_connection_through_a_container_and_its_host_is_one() -> None:
-    found = picture(table(WEB, INSIDE), table(HOST, OUT))
+def test_a_connection_in_a_container_and_its_host_is_one_flow() -> None:
+    found = flows_view(table(WEB, INSIDE), table(HOST, OUT))
     assert edges(found) == [HOST]
     assert [found.index.columns.place(row)[0].ns for row in found.index.hops(0)] == [WEB, HOST]
 
 
-def test_the_same_tuple_in_a_strangers_namespace_is_another() -> None:
-    found = picture(table(HOST, OUT), table(ALONE, INSIDE))
+def test_the_same_tuple_in_an_unrelated_namespace_is_another_flow() -> None:
+    found = flows_view(table(HOST, OUT), table(ALONE, INSIDE))
     assert edges(found) == [HOST, ALONE]
     assert found.index.hops(0) == [0]
 
 
 def test_two_containers_on_one_bridge_that_the_host_does_not_track() -> None:
     row = flow(f"{WEB_AT}:4000", f"{DB_AT}:5432")
-    found = picture(table(DB, row), table(WEB, row))
+    found = flows_view(table(DB, row), table(WEB, row))
     assert len(edges(found)) == 1
     hops = [found.index.columns.place(row)[0].ns for row in found.index.hops(0)]
     assert hops == [WEB, DB]
 
 
-def test_what_counts_is_preferred() -> None:
+def test_a_counted_hop_is_preferred() -> None:
     uncounted = flow(f"{WEB_AT}:4000", PEER, seen_as="192.0.2.1:4000")
     counted = flow(f"{WEB_AT}:4000", PEER, counted=True)
-    assert edges(picture(table(HOST, uncounted), table(WEB, counted))) == [WEB]
+    assert edges(flows_view(table(HOST, uncounted), table(WEB, counted))) == [WEB]
 
 
-def test_connections_of_one_namespace_are_never_hops_of_each_other() -> None:
+def test_connections_of_one_namespace_are_not_merged() -> None:
     hairpin = flow(f"{WEB_AT}:1", "192.0.2.1:80", f"{DB_AT}:80", "172.18.0.1:1")
     next_one = flow("172.18.0.1:1", f"{DB_AT}:80")
-    assert edges(picture(table(HOST, hairpin, next_one))) == [HOST, HOST]
+    assert edges(flows_view(table(HOST, hairpin, next_one))) == [HOST, HOST]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_connections_of_one_namespace_are_never_hops_of_each_other() -> None:
     ],
 )
 def test_kinds_of_clients(origin: str, responder: str, kind: str) -> None:
-    found = picture(table(HOST, flow(origin, responder)))
+    found = flows_view(table(HOST, flow(origin, responder)))
     assert CLIENTS[found.index.client[0]] == kind
 
 
@@ -153,7 +153,7 @@ def socket(local: str, remote: str, **more: Any) -> Any:
 
 
 def test_sockets_are_found_in_the_namespace_of_their_end() -> None:
-    found = picture(table(HOST, OUT))
+    found = flows_view(table(HOST, OUT))
     mine = Sockets(WEB, socket(f"{WEB_AT}:4000", PEER, rtt=1500, pid=42), {42: "curl"})
     strangers = Sockets(ALONE, socket(f"{WEB_AT}:4000", PEER, rtt=9, pid=7), {7: "thief"})
     ends = found.index.process_columns({ALONE: strangers, WEB: mine})
@@ -165,7 +165,7 @@ def test_sockets_are_found_in_the_namespace_of_their_end() -> None:
 )  # fmt: skip
 def test_a_udp_server_without_a_peer_is_found_by_its_address(bound: str, family: int) -> None:
     asked = flow(f"{WEB_AT}:4000", f"{DB_AT}:53", l4_proto=17)
-    found = picture(table(HOST, asked, OUT, flow(f"{WEB_AT}:4001", f"{DB_AT}:54", l4_proto=17)))
+    found = flows_view(table(HOST, asked, OUT, flow(f"{WEB_AT}:4001", f"{DB_AT}:54", l4_proto=17)))
     no_peer = "::|0" if family == 6 else "0.0.0.0:0"
     server = Sockets(DB, socket(bound, no_peer, l4_proto=17, family=family, pid=8), {8: "dnsmasq"})
     strangers = Sockets(ALONE, socket(bound, no_peer, l4_proto=17, family=family, pid=7), {7: "thief"})
@@ -173,8 +173,8 @@ def test_a_udp_server_without_a_peer_is_found_by_its_address(bound: str, family:
     assert ends.pids.tolist() == [[0, 8], [0, 0], [0, 0]]
 
 
-def test_one_that_is_bound_to_the_address_comes_before_one_that_takes_any() -> None:
-    found = picture(table(HOST, flow(f"{WEB_AT}:4000", f"{DB_AT}:53", l4_proto=17)))
+def test_a_socket_bound_to_the_address_precedes_a_wildcard_socket() -> None:
+    found = flows_view(table(HOST, flow(f"{WEB_AT}:4000", f"{DB_AT}:53", l4_proto=17)))
     rows = [
         socket(f"{at}:53", "0.0.0.0:0", l4_proto=17, family=4, pid=pid)
         for at, pid in (("0.0.0.0", 1), (DB_AT, 2), ("172.18.0.9", 3))
@@ -193,7 +193,7 @@ def test_an_index_is_reused_while_owners_stay_the_same() -> None:
     assert second.index.topology is later
 
 
-def test_who_left_is_known_no_more_though_the_flows_are_the_same() -> None:
+def test_an_index_forgets_removed_containers_with_the_same_flows() -> None:
     built = snapshot(table(HOST, OUT), table(WEB, INSIDE))
     rows = table_of(built.conntracks)
     first = FlowView.of(Topology(built), rows)
@@ -212,23 +212,23 @@ def test_who_left_is_known_no_more_though_the_flows_are_the_same() -> None:
     assert left.index.ties is ties
 
 
-def test_nothing_of_a_picture_waits_for_the_garbage_collector() -> None:
+def test_a_flow_view_is_freed_without_the_garbage_collector() -> None:
     """Tables are large, objects few: garbage would stay for a long time."""
     built = snapshot(table(HOST, OUT), table(WEB, INSIDE))
-    picture = FlowView.of(Topology(built), table_of(built.conntracks))
-    rows = FlowRows(picture.index.topology, picture).sorted_by("rate", True)
+    flows_view = FlowView.of(Topology(built), table_of(built.conntracks))
+    rows = FlowRows(flows_view.index.topology, flows_view).sorted_by("rate", True)
     assert rows.row(0).cells and rows.head
-    gone = weakref.ref(picture.index)
+    gone = weakref.ref(flows_view.index)
     gc.disable()
     try:
-        del picture, rows
+        del flows_view, rows
         assert gone() is None
     finally:
         gc.enable()
 
 
 def test_a_network_filters_the_flows_of_the_view_not_those_of_the_snapshot() -> None:
-    """The rates are read more often than the snapshot, and the fast path knows flows of its own."""
+    """Rates are read more often than the snapshot, and include fast-path flows."""
     newer = table_of({HOST: table(HOST, flow(PEER, PEER), OUT)})
     view = FlowView.of(Topology(snapshot(table(HOST, OUT))), newer)
     for text, count in (("net:net", 1), ("nat:=masquerade", 0)):

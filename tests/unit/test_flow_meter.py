@@ -69,7 +69,7 @@ def back(octets: int, **more: Any) -> np.void:
     return fast_flow(OUT[1], SNAT, OUT[1], OUT[0], octets, **more)
 
 
-def test_one_look_knows_no_speed() -> None:
+def test_one_reading_has_no_rate() -> None:
     assert np.isnan(Clock().feed(host(counted(1000))).bits).all()
 
 
@@ -81,7 +81,7 @@ def test_a_steady_flow() -> None:
     assert found.speeds[0].tolist() == pytest.approx([1e6, 0, 100, 0])
 
 
-def test_the_window_is_a_few_seconds() -> None:
+def test_the_rate_is_averaged_over_a_few_seconds() -> None:
     clock = Clock()
     for second in range(4):
         clock.feed(host(counted(second * 10_000_000)))
@@ -97,7 +97,7 @@ def test_a_new_connection_is_fast_at_once() -> None:
     assert found.bits[1] == pytest.approx(2e6)
 
 
-def test_one_that_is_older_than_it_seems_is_no_burst() -> None:
+def test_an_older_connection_seen_first_now_is_not_a_burst() -> None:
     clock = Clock()
     clock.feed(host(flow("10.0.0.1:1", "10.0.0.2:2", id=1)))
     old = counted(10**12, start=int((EPOCH + clock.now - 500) * 1e9))
@@ -106,7 +106,7 @@ def test_one_that_is_older_than_it_seems_is_no_burst() -> None:
     assert found.age[1] == pytest.approx(501, abs=1)
 
 
-def test_what_a_dump_leaves_out_once_is_no_burst() -> None:
+def test_an_entry_missing_from_one_dump_is_not_a_burst() -> None:
     clock, other = Clock(), flow("10.0.0.1:1", "10.0.0.2:2", id=1)
     for second in range(5):
         clock.feed(host(other, counted(10**12 + second * 125_000)))
@@ -116,7 +116,7 @@ def test_what_a_dump_leaves_out_once_is_no_burst() -> None:
 
 
 @pytest.mark.parametrize("restart", [0, 60])
-def test_counters_that_restart_make_no_burst_and_go_on(restart: int) -> None:
+def test_restarted_counters_are_not_a_burst(restart: int) -> None:
     clock = Clock()
     for second in range(1, 6):
         clock.feed(host(counted(second * 125_000)))
@@ -126,7 +126,7 @@ def test_counters_that_restart_make_no_burst_and_go_on(restart: int) -> None:
     assert speeds == pytest.approx([1e6] * 5)
 
 
-def test_counters_that_wrap_make_no_burst_and_go_on() -> None:
+def test_wrapped_counters_are_not_a_burst() -> None:
     clock, end = Clock(), 2**64
     speeds = []
     for second in range(8):
@@ -135,7 +135,7 @@ def test_counters_that_wrap_make_no_burst_and_go_on() -> None:
     assert speeds[1:] == pytest.approx([1e6] * 7)
 
 
-def test_the_same_rows_are_of_the_same_generation_others_are_not() -> None:
+def test_only_the_same_rows_have_the_same_generation() -> None:
     clock, other = Clock(), flow("10.0.0.1:1", "10.0.0.2:2", id=1)
     first = clock.feed(host(other, counted(0)))
     assert clock.feed(host(other, counted(10, tcp_state=7))).generation == first.generation
@@ -163,7 +163,7 @@ def test_the_same_tuple_in_two_namespaces_is_two_flows() -> None:
     assert found.bits.tolist() == pytest.approx([1e6, 2e6])
 
 
-def test_a_namespace_that_dies_takes_its_flows_along() -> None:
+def test_flows_of_a_removed_namespace_are_removed() -> None:
     clock = Clock()
     for second in range(4):
         clock.feed(host(counted(second * 125_000)), table(LAB, counted(second * 250_000)))
@@ -173,7 +173,7 @@ def test_a_namespace_that_dies_takes_its_flows_along() -> None:
 
 
 @pytest.mark.parametrize("step", [3600.0, -86400.0])
-def test_a_step_of_the_clock_changes_no_speed_and_no_age(step: float) -> None:
+def test_a_step_of_the_clock_does_not_change_rate_and_age(step: float) -> None:
     clock = Clock()
     born = int((EPOCH + 990) * 1e9)
     for second in range(4):
@@ -184,7 +184,7 @@ def test_a_step_of_the_clock_changes_no_speed_and_no_age(step: float) -> None:
     assert found.age[0] == pytest.approx(clock.now - 990)
 
 
-def test_what_is_not_counted_has_no_speed() -> None:
+def test_an_uncounted_flow_has_no_rate() -> None:
     clock = Clock()
     for _ in range(3):
         found = clock.feed(table(HOST, flow(*OUT)))
@@ -192,7 +192,7 @@ def test_what_is_not_counted_has_no_speed() -> None:
     assert found.uncounted == (HOST,)
 
 
-def test_some_read_again_between_whole_looks() -> None:
+def test_some_entries_are_read_between_dumps() -> None:
     clock, other = Clock(), flow("10.0.0.1:1", "10.0.0.2:2", id=1, counted=True)
     for second in range(3):
         clock.feed(host(other, counted(second * 125_000)))
@@ -206,7 +206,7 @@ def test_some_read_again_between_whole_looks() -> None:
     assert found.tables[0].entries["tcp_state"].tolist() == [3, 7]
 
 
-def test_one_that_is_gone_when_read_again_stands_still() -> None:
+def test_an_entry_missing_when_read_again_keeps_its_counters() -> None:
     clock = Clock()
     for second in range(3):
         clock.feed(host(counted(second * 125_000)))
@@ -217,7 +217,7 @@ def test_one_that_is_gone_when_read_again_stands_still() -> None:
 # ---- the fast path
 
 
-def test_both_paths_are_one_flow() -> None:
+def test_counters_of_both_paths_are_added() -> None:
     found = table_of({HOST: host(counted(1000, 1))}, fast_flows(there(5000), back(70_000)))
     assert (len(found), found.loose) == (1, 0)
     assert found.octets[0].tolist() == [6000, 70_000]
@@ -226,7 +226,7 @@ def test_both_paths_are_one_flow() -> None:
     assert found.path.tolist() == [FAST]
 
 
-def test_a_flow_that_moves_from_path_to_path_keeps_its_speed() -> None:
+def test_a_flow_that_changes_its_path_keeps_its_rate() -> None:
     clock = Clock()
     for second in range(3):
         clock.feed(host(counted(second * 125_000)), fast=fast_flows())
@@ -240,7 +240,7 @@ def test_a_flow_that_moves_from_path_to_path_keeps_its_speed() -> None:
     assert found.path.tolist() == [AGAIN]
 
 
-def test_a_flow_of_which_the_kernel_carries_a_direction_is_part_fast() -> None:
+def test_a_flow_with_one_direction_in_the_kernel_is_part() -> None:
     acks, both = fast_flows(back(500_000)), fast_flows(there(500_000), back(500_000))
     assert table_of({HOST: host(counted(500_000, 500))}, acks).path.tolist() == [PART]
     assert table_of({HOST: host(counted(4000, 4))}, both).path.tolist() == [FAST], "while it was learned"
@@ -248,7 +248,7 @@ def test_a_flow_of_which_the_kernel_carries_a_direction_is_part_fast() -> None:
     assert table_of({HOST: host(counted(4000, 4))}, handed_back).path.tolist() == [PART]
 
 
-def test_what_the_kernel_carried_before_makes_no_fast_flow_part_fast() -> None:
+def test_earlier_packets_in_the_kernel_do_not_make_a_fast_flow_part() -> None:
     old, both = host(counted(9_000_000, 9000)), fast_flows(there(50_000), back(50_000))
     assert table_of({HOST: old}, both).path.tolist() == [FAST]
     clock = Clock()
@@ -256,7 +256,7 @@ def test_what_the_kernel_carried_before_makes_no_fast_flow_part_fast() -> None:
     assert clock.feed(old, fast=fast_flows(there(99_000), back(99_000))).path.tolist() == [FAST]
 
 
-def test_what_counts_is_what_carried_its_packets_of_late() -> None:
+def test_the_path_is_that_of_recent_packets() -> None:
     clock = Clock()
     for packets in (0, 9000):
         clock.feed(host(counted(packets * 1000, packets)), fast=fast_flows())
@@ -284,7 +284,7 @@ def test_the_fast_path_is_read_after_the_tables() -> None:
 
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("gap", [1, 3])
-def test_what_was_fast_all_the_time_makes_no_burst_when_it_is_seen_again(whole: bool, gap: int) -> None:
+def test_a_fast_flow_that_is_read_again_is_not_a_burst(whole: bool, gap: int) -> None:
     """The fast path wasn't readable for a while, or not yet, as in a recording."""
     clock = Clock()
     began = int((EPOCH + clock.now - 60) * 1e9)
@@ -304,7 +304,7 @@ def test_what_was_fast_all_the_time_makes_no_burst_when_it_is_seen_again(whole: 
     assert found.octets[0].tolist() == [10**9 + 11 * 125_000 + 7, 10**9 + 11 * 125_000]
 
 
-def test_after_a_pause_speeds_restart_and_the_rest_stays() -> None:
+def test_after_a_pause_rates_restart_and_totals_stay() -> None:
     clock, other = Clock(), flow("10.0.0.1:1", "10.0.0.2:2", id=1)
     clock.feed(host(other), fast=fast_flows())
     for second in range(5):
@@ -321,7 +321,7 @@ def test_after_a_pause_speeds_restart_and_the_rest_stays() -> None:
     assert found.measured and found.bits[1:].tolist() == pytest.approx([1e6, 0])
 
 
-def test_what_the_fast_path_forgets_stays_in_the_sum() -> None:
+def test_counters_of_removed_fast_flows_stay_in_the_sum() -> None:
     clock = Clock()
     clock.feed(host(counted(0)), fast=fast_flows())
     clock.feed(host(counted(0)), fast=fast_flows(there(1_000_000)))
@@ -331,7 +331,7 @@ def test_what_the_fast_path_forgets_stays_in_the_sum() -> None:
     assert found.octets[0].tolist() == [1_002_500, 0]
 
 
-def test_between_whole_looks_the_fast_path_goes_on() -> None:
+def test_fast_flows_are_counted_between_dumps() -> None:
     clock = Clock()
     for second in range(3):
         clock.feed(host(counted(0)), fast=fast_flows(there(second * 125_000), back(0)))
@@ -342,7 +342,7 @@ def test_between_whole_looks_the_fast_path_goes_on() -> None:
     assert found.bits[0] == pytest.approx(1e6)
 
 
-def test_flows_that_conntrack_does_not_know_are_flows_too() -> None:
+def test_flows_without_a_conntrack_entry_are_listed() -> None:
     lone = [
         fast_flow("10.0.0.1:5", "10.0.0.2:80", "10.0.0.1:5", "10.0.0.2:80", 4000, first_seen=5),
         fast_flow("10.0.0.2:80", "10.0.0.1:5", "10.0.0.2:80", "10.0.0.1:5", 9000, first_seen=6),
@@ -355,7 +355,7 @@ def test_flows_that_conntrack_does_not_know_are_flows_too() -> None:
     assert [rows["orig_sport"].tolist(), rows["reply_sport"].tolist()] == [[5, 7], [80, 80]]
 
 
-def test_the_fast_path_counts_for_its_own_namespace_alone() -> None:
+def test_the_fast_path_counts_only_for_its_own_namespace() -> None:
     tables = {LAB: replace(host(counted(1000)), ns=LAB)}
     found = table_of(tables, fast_flows(there(5000)))
     assert found.octets.tolist() == [[1000, 0], [5000, 0]]

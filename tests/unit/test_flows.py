@@ -41,7 +41,7 @@ PLAIN = flow("198.51.100.9:5000", f"{WEB1}:80")
 PING = flow(f"{WEB1}:7", f"1.1.1.1:{8 << 8}", seen_as="192.0.2.1:0", l4_proto=ICMP, reply_sport=7)
 
 
-def understood(row: np.void) -> Flow:
+def interpreted(row: np.void) -> Flow:
     return flow_of(entry_of(row), NAMES)
 
 
@@ -65,7 +65,7 @@ def understood(row: np.void) -> Flow:
     ],
 )
 def test_sentence(row: np.void, wanted: str) -> None:
-    assert sentence(understood(row)) == wanted
+    assert sentence(interpreted(row)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -79,31 +79,31 @@ def test_sentence(row: np.void, wanted: str) -> None:
     ],
 )
 def test_inside_and_peer(row: np.void, inside: str, peer: str) -> None:
-    meaning = understood(row)
+    meaning = interpreted(row)
     assert (str(meaning.inside), str(meaning.peer)) == (inside, peer)
 
 
 def test_a_changed_port_alone_is_a_translation() -> None:
-    assert understood(flow("10.0.0.1:5", "10.0.0.2:80", seen_as="10.0.0.1:6")).snat == "10.0.0.1:6"
-    assert understood(flow("10.0.0.1:5", "10.0.0.1:80", "10.0.0.1:8080")).dnat == "10.0.0.1:80"
+    assert interpreted(flow("10.0.0.1:5", "10.0.0.2:80", seen_as="10.0.0.1:6")).snat == "10.0.0.1:6"
+    assert interpreted(flow("10.0.0.1:5", "10.0.0.1:80", "10.0.0.1:8080")).dnat == "10.0.0.1:80"
 
 
 def test_a_changed_icmp_id_alone_is_a_translation() -> None:
     row = flow("10.0.0.1:5", f"10.0.0.2:{8 << 8}", l4_proto=ICMP, reply_sport=6, reply_dport=0)
-    assert understood(row).snat == "10.0.0.1 id 6"
+    assert interpreted(row).snat == "10.0.0.1 id 6"
 
 
-def test_icmp_type_is_no_translation() -> None:
+def test_icmp_type_is_not_a_translation() -> None:
     """Request and reply always differ in type."""
     row = flow("10.0.0.1:5", f"10.0.0.2:{8 << 8}", l4_proto=ICMP, reply_sport=5, reply_dport=0)
-    assert understood(row).translation == ""
+    assert interpreted(row).translation == ""
 
 
 @given(
     st.binary(min_size=16, max_size=16)
     | st.binary(min_size=4, max_size=4).map(lambda raw: bytes(10) + b"\xff\xff" + raw)
 )
-def test_addresses_survive(raw: bytes) -> None:
+def test_addresses_round_trip(raw: bytes) -> None:
     text = address_text(raw)
     assert address_bytes(text) == raw
     wanted = ipaddress.IPv6Address(raw)
@@ -116,7 +116,7 @@ def test_ends() -> None:
     assert end_text("fd00::1", None) == "fd00::1"
 
 
-def test_words() -> None:
+def test_description() -> None:
     assert [protocol_name(number) for number in (6, 17, 1, 58, 132, 47, 253)] == [
         "tcp", "udp", "icmp", "icmpv6", "sctp", "gre", "proto 253",
     ]  # fmt: skip
@@ -130,7 +130,7 @@ def test_words() -> None:
     assert status_words(0x1E) == ("replied", "assured", "confirmed", "source translated")
 
 
-def test_an_unknown_tcp_state_is_no_error() -> None:
+def test_an_unknown_tcp_state_is_not_an_error() -> None:
     assert state_text(TCP, 200, 0) in STATES
 
 
@@ -149,7 +149,7 @@ UNREADABLE = FirewallRule("nft", "ip", "nat", "post", "5", "", "snat", src="@set
 
 
 @pytest.mark.parametrize(("row", "wanted"), [(OUT, ["2"]), (IN, ["1"]), (BOTH, ["1", "2"]), (PLAIN, [])])
-def test_which_rules_translated(row: np.void, wanted: list[str]) -> None:
+def test_rules_that_translated_a_flow(row: np.void, wanted: list[str]) -> None:
     rules = (PORT, MASQUERADE, ELSEWHERE, NEGATED, UNREADABLE)
     entries = [NatEntry(1, f"e{rule.rule_id}", "", "", "", "ip", rules=(rule.rule_id,)) for rule in rules]
     found = translators(FlowColumns([table(1, row)]), entries, rules)
@@ -182,7 +182,7 @@ def column_texts(ends: tuple[np.ndarray, np.ndarray]) -> list[tuple[str, int]]:
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(rows(), max_size=6), st.lists(rows(), max_size=6))
-def test_columns_say_what_single_entries_say(first: list[np.void], second: list[np.void]) -> None:
+def test_columns_agree_with_single_entries(first: list[np.void], second: list[np.void]) -> None:
     columns = FlowColumns(
         [table(1, *first), table(2), table(3, *second)], lambda ns: NAMES if ns == 1 else {}
     )
@@ -204,11 +204,11 @@ def test_rows_find_their_table() -> None:
 
 
 @given(st.lists(ADDRESSES), st.lists(ADDRESSES))
-def test_among(addresses: list[bytes], wanted: list[bytes]) -> None:
+def test_filter_by_several_addresses(addresses: list[bytes], wanted: list[bytes]) -> None:
     assert is_among(halves(addresses), wanted).tolist() == [one in wanted for one in addresses]
 
 
-def test_many_addresses_in_text_are_those_of_each_alone() -> None:
+def test_addresses_as_text_agree_with_single_conversion() -> None:
     texts = [
         "10.0.0.1",
         "0.0.0.0",

@@ -93,7 +93,7 @@ def test_trusted_host_interfaces() -> None:
     assert modes["trusted"] == "packets from up0, up1 reach containers directly"
 
 
-def test_an_engine_that_makes_no_rules_translates_nothing() -> None:
+def test_an_engine_without_rules_does_not_translate() -> None:
     assert shown(answered(), translated=()) == ("routed", {})
 
 

@@ -31,14 +31,14 @@ def known(history: History, **more) -> list[float]:
     return found[~np.isnan(found)].tolist()
 
 
-def test_what_was_not_watched_is_not_known() -> None:
+def test_slots_without_readings_are_unknown() -> None:
     history = fed(10, 11, 12)
     assert np.isnan(values(history, now=12)[:-3]).all()
     assert known(history, now=12) == [8.0, 8.0]
     assert history.of(["b"], MINUTE, START) is None
 
 
-def test_readings_at_odd_moments_add_up() -> None:
+def test_readings_at_irregular_times_add_up() -> None:
     history = History(1)
     moments = START + np.cumsum(np.random.default_rng(7).uniform(0.3, 2.7, 100))
     counted = 0.0
@@ -67,32 +67,32 @@ def test_a_pause_longer_than_the_window_fills_it_once() -> None:
     assert len(known(history, now=100_000, window=HOUR)) == HOUR.slots - 1
 
 
-def test_the_hour_ends() -> None:
+def test_values_older_than_an_hour_are_dropped() -> None:
     history = fed(*range(20))
     fed(19, *range(25, 5000, 10), history=history, figure=1.0)
     assert set(known(history, window=HOUR, now=4995)) == {1.0}
     assert len(known(history, window=HOUR, now=4995)) == HOUR.slots
 
 
-def test_a_picture_of_earlier_does_not_show_what_came_later() -> None:
+def test_an_earlier_window_does_not_show_later_values() -> None:
     history = fed(0, 1, 2, 3)
     fed(3, 4, 5, history=history, figure=99.0)
     assert 99.0 not in known(history, now=2.5)
 
 
-def test_a_row_with_a_nan_says_nothing() -> None:
+def test_a_row_with_a_nan_is_ignored() -> None:
     history = History(2)
     history.feed(["a", "b"], np.array([[1.0, 2.0], [np.nan, 5.0]]), START, START + 1)
     assert known(history, now=1) == [1.0]
     assert known(history, key="b", now=1) == []
 
 
-def test_time_that_does_not_pass_adds_nothing() -> None:
+def test_readings_at_the_same_time_add_nothing() -> None:
     history = fed(10, 10, 9, 8)
     assert len(history) == 0
 
 
-def test_several_series_add_up_where_any_is_known() -> None:
+def test_series_add_up_if_any_is_known() -> None:
     history = History(1)
     history.feed(["a", "b"], np.array([[1.0], [2.0]]), START, START + 1)
     history.feed(["b"], np.array([[4.0]]), START + 1, START + 2)
@@ -101,7 +101,7 @@ def test_several_series_add_up_where_any_is_known() -> None:
     assert past.values[-2:, 0].tolist() == [3.0, 4.0]
 
 
-def test_the_least_recently_seen_gives_way() -> None:
+def test_the_least_recently_fed_series_is_replaced() -> None:
     history = History(1, most=3)
     for second, keys in enumerate((["a", "b", "c"], ["a", "c"], ["a", "c", "d"])):
         history.feed(keys, np.full((len(keys), 1), 5.0), START + second, START + second + 1)
@@ -111,7 +111,7 @@ def test_the_least_recently_seen_gives_way() -> None:
     assert known(history, now=3) == [5.0] * 3
 
 
-def test_more_than_fit_at_once_leave_the_first_alone() -> None:
+def test_more_series_than_fit_keep_the_first_ones() -> None:
     history = History(1, most=3)
     for second in range(3):
         history.feed([*"abcde"], np.ones((5, 1)), START + second, START + second + 1)
@@ -120,7 +120,7 @@ def test_more_than_fit_at_once_leave_the_first_alone() -> None:
     assert history.of(["e"], MINUTE, START + 3) is None
 
 
-def test_what_nothing_is_left_of_gives_way_before_more_memory_is_taken() -> None:
+def test_expired_series_are_replaced_before_memory_grows() -> None:
     history = History(1, most=100)
     fed(0, 1, history=history)
     history.feed(["b"], np.ones((1, 1)), START + 4000, START + 4001)

@@ -22,13 +22,14 @@ from tests.support.recordings import opened
 MOST_MEMORY = 230_000  # kB: what was read until then, the interpreter, its libraries, and compiling them
 MILLION = bytes(1_000_000)
 # ru_maxrss (getrusage(2)) includes the parent of a fork, the own high-water mark doesn't.
-TELL = (
+PRINT_PEAK = (
     "import atexit; status = lambda: open('/proc/self/status').read(); "
     "atexit.register(lambda: print(status().split('VmHWM:')[1].split()[0])); "
 )
-READ = TELL + "import sys; from core.serialize import unpack; unpack(open(sys.argv[1], 'rb').read())"
+READ = PRINT_PEAK + "import sys; from core.serialize import unpack; unpack(open(sys.argv[1], 'rb').read())"
 REPLAY = (
-    TELL + "import sys; from tui.cli.record import open_recording, Path; open_recording(Path(sys.argv[1]))"
+    PRINT_PEAK
+    + "import sys; from tui.cli.record import open_recording, Path; open_recording(Path(sys.argv[1]))"
 )
 
 
@@ -89,18 +90,18 @@ def refused_by(code: str, path: Path) -> str:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_dump_is_refused_in_little_memory(tmp_path: Path, name: str) -> None:
+def test_a_hostile_dump_is_refused_with_little_memory(tmp_path: Path, name: str) -> None:
     error = refused_by(READ, HOSTILE[name](tmp_path / "bad.vnet"))
     assert error.startswith("core.serialize.CorruptFile: ") and "Try: a file that" in error
 
 
 @pytest.mark.parametrize("name", HOSTILE_RECORDINGS)
-def test_a_recording_is_refused_in_little_memory(tmp_path: Path, name: str) -> None:
+def test_a_hostile_recording_is_refused_with_little_memory(tmp_path: Path, name: str) -> None:
     error = refused_by(REPLAY, HOSTILE_RECORDINGS[name](tmp_path / "bad.vnetrec"))
     assert error.startswith("tui.command.CommandError: can") and "too" in error
 
 
-def test_more_frames_than_come_in_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_frames_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frames, "MAX_FRAMES", 3)
     many = (frames.frame(number, KEY, 1.7e9, 1.0, 0, b"") for number in range(5))
     with pytest.raises(CorruptFile, match="too many frames"):
@@ -113,7 +114,7 @@ def test_deep_or_endless_numbers(text: bytes) -> None:
         from_json(text)
 
 
-def test_an_archive_cut_in_a_member_or_with_a_size_that_lies() -> None:
+def test_a_truncated_archive_or_a_wrong_size_is_refused() -> None:
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         member = tarfile.TarInfo("x/snapshot.json")

@@ -53,7 +53,7 @@ def entry(path: Path) -> Entry:
     return found
 
 
-def test_a_clock_that_is_set_back_changes_no_order(
+def test_setting_the_clock_back_does_not_change_the_order(
     folder: Path, clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, seconds in enumerate((2e9, 1e9, 1e9, 1.5e9)):
@@ -83,7 +83,7 @@ def test_files_of_earlier_versions_are_older_than_all_with_a_number(folder: Path
 
 
 @pytest.mark.parametrize("torn", ['{"beg', '{"begin": 1}', "\x00\x00\x00", '{"end": "do'])
-def test_a_line_that_was_cut_short_is_no_line(torn: str) -> None:
+def test_a_truncated_last_line_is_ignored(torn: str) -> None:
     path = record("torn", 1)
     with path.open("a") as file:
         file.write(torn)
@@ -94,7 +94,7 @@ def test_a_line_that_was_cut_short_is_no_line(torn: str) -> None:
     assert not journal.open_intents()
 
 
-def test_a_torn_line_in_the_middle_is_passed_over() -> None:
+def test_a_truncated_line_in_the_middle_is_skipped() -> None:
     path = record("torn", 1)
     with path.open("a") as file:
         file.write('{"beg{"end": "undone", "errors": []}\n{"begin": 1}\n{"undoing": 1, "boo')
@@ -103,7 +103,7 @@ def test_a_torn_line_in_the_middle_is_passed_over() -> None:
     assert entry(path).end == "undone"
 
 
-def test_half_a_line_is_not_left_behind() -> None:
+def test_a_partly_written_line_is_removed() -> None:
     made = journal.Record("full", STEPS)
     before, limits = made.path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limits[1]))
@@ -141,7 +141,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("text", ODD.values(), ids=ODD.keys())
-def test_what_cannot_be_read_refuses_with_its_name_until_it_is_forgotten(folder: Path, text: str) -> None:
+def test_an_unreadable_entry_blocks_until_it_is_forgotten(folder: Path, text: str) -> None:
     folder.mkdir()
     path = folder / "000007-20261127-201608-aa.jsonl"
     path.write_text(f'{text}\n{{"begin": 0}}\n')
@@ -155,14 +155,14 @@ def test_what_cannot_be_read_refuses_with_its_name_until_it_is_forgotten(folder:
     assert entry(path).end == "undone"
 
 
-def test_an_intent_behind_which_nothing_was_begun_is_passed_over(folder: Path) -> None:
+def test_an_intent_without_a_started_step_is_skipped(folder: Path) -> None:
     folder.mkdir()
     for number, text in enumerate(("", "{", intent(steps=[{"op": "FlyToMoon"}]), "\x00" * 4096)):
         (folder / f"{number:06}-20261127-201608-aa.jsonl").write_text(text)
     assert [*journal.history()] == [] and journal.open_intents() == ()
 
 
-def test_what_is_no_file_is_passed_over(folder: Path) -> None:
+def test_entries_that_are_not_files_are_skipped(folder: Path) -> None:
     folder.mkdir()
     (folder / "a.jsonl").symlink_to("/nonexistent")
     (folder / "b.jsonl").mkdir()
@@ -172,7 +172,7 @@ def test_what_is_no_file_is_passed_over(folder: Path) -> None:
     assert [one.entry_id for one in journal.history()] == [path.stem]
 
 
-def test_what_may_want_an_undo_is_never_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_that_may_need_an_undo_are_not_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "_KEPT", 2)
     folder.mkdir()
     foreign = folder / "20261127-201608-123456ab.jsonl"
@@ -185,7 +185,7 @@ def test_what_may_want_an_undo_is_never_removed(folder: Path, monkeypatch: pytes
     assert len([*journal.history()]) < 7
 
 
-def test_an_undo_that_was_cut_off_is_known_with_what_it_did() -> None:
+def test_an_interrupted_undo_is_listed_with_its_steps() -> None:
     path = record("undone half", 2, "done")
     writer = journal.reopened(entry(path))
     writer.undoing(2)
@@ -213,7 +213,7 @@ def operations() -> Iterator[Operation]:
 
 
 @pytest.mark.parametrize("step", operations(), ids=lambda step: type(step).__name__)
-def test_places_and_pairs_are_read_as_they_were_written(step: Operation) -> None:
+def test_targets_and_pairs_are_read_back(step: Operation) -> None:
     made = journal.Record("once", (step,))
     made.close()
     assert entry(made.path).steps == (step,)

@@ -67,7 +67,7 @@ def _make_old(kernel: Kernel) -> None:
     os.utime(kernel.folder / "asked", (before, before))
 
 
-def test_a_newer_kernel_takes_the_place_of_an_old_one(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newer_kernel_replaces_an_older_one(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _make_old(packages.kernel("backports"))
     calls.write_text("")
     packages.kernel("backports")
@@ -77,7 +77,7 @@ def test_a_newer_kernel_takes_the_place_of_an_old_one(calls: Path, monkeypatch: 
     assert packages.kernel("backports").release == "6.12.10-amd64"
 
 
-def test_without_a_network_the_kept_one_is_used_and_the_failure_said(
+def test_without_a_network_the_cached_kernel_is_used_with_a_message(
     calls: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FAILS", "update")
@@ -123,13 +123,13 @@ def test_the_proof_holds_for_the_sources_that_were_committed(
     assert not proved.is_proved(kernel, ["proof"])
 
 
-def test_the_proof_is_the_first_and_runs_without_br_netfilter() -> None:
+def test_the_proof_runs_first_and_without_br_netfilter() -> None:
     lines = script(list(STAGES)).splitlines()
     assert STAGES["proof"][0] in lines[1]
     assert lines[2] == "modprobe br_netfilter"
 
 
-def test_what_is_missing_for_virtual_machines_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tools_for_virtual_machines_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vm, "_path", lambda: "/nonexistent")
     assert vm.lacking().startswith("apt install virtme-ng qemu-system-x86")
 

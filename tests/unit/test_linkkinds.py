@@ -64,7 +64,7 @@ def test_details(kind: str, data: bytes, expected: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted({kind for kind, _, _ in KINDS}))
-def test_details_that_a_kernel_leaves_out_are_left_out(kind: str) -> None:
+def test_missing_details_are_left_out(kind: str) -> None:
     assert details(kind, b"") == {}
 
 

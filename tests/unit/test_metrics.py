@@ -57,7 +57,7 @@ def values(text: str, name: str) -> dict[tuple[str, ...], float]:
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda one: one.name)
-def test_names_keep_the_conventions(metric: object) -> None:
+def test_names_follow_the_conventions(metric: object) -> None:
     """See prometheus.io/docs/practices/naming.
 
     Prefix, base units, _total for counters and nothing else, no type in a name, help as a sentence.
@@ -84,7 +84,7 @@ def test_names_keep_the_conventions(metric: object) -> None:
     assert one.help.endswith(".") and one.help[0].isupper()
 
 
-def test_the_page_has_them_all() -> None:
+def test_the_page_lists_all_metrics() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]*) \| ([^|]*) \|$", PAGE.read_text(), re.M)
     listed = [(name, kind, labels.replace("`", ""), text) for name, kind, labels, text in rows]
     assert listed == [(one.name, one.kind, ", ".join(one.labels), one.help) for one in METRICS]
@@ -96,7 +96,7 @@ def test_every_conntrack_counter_has_its_metric() -> None:
     assert {f"vnet_conntrack_{name}_total" for name in _TABLE_COUNTERS.values()} <= names
 
 
-def wired(topology: Topology, limit: int = 2000) -> SampleSet:
+def link_samples(topology: Topology, limit: int = 2000) -> SampleSet:
     samples = SampleSet(limit)
     labels = unique_labels((inode, topology.label(inode)) for inode in topology.snapshot.namespaces)
     link_metrics = LinkMetrics(samples, topology, LinkStats(0.0), labels)
@@ -107,7 +107,7 @@ def wired(topology: Topology, limit: int = 2000) -> SampleSet:
 
 def test_a_small_host() -> None:
     topology = Topology(small_host())
-    text = text_of(wired(topology))
+    text = text_of(link_samples(topology))
     assert values(text, "vnet_link_up")["host", "br-app"] == 1
     info = {labels[:2]: labels[2:] for labels in values(text, "vnet_link_info")}
     assert info["host", "veth-web1"][:3] == ("veth", "br-app", "app")
@@ -122,7 +122,7 @@ def test_a_small_host() -> None:
 
 
 def test_text_from_outside_is_cleaned() -> None:
-    samples = wired(Topology(hostile_host()))
+    samples = link_samples(Topology(hostile_host()))
     text = text_of(samples)
     samples_parsed = [one for family in text_string_to_metric_families(text) for one in family.samples]
     texts = [value for one in samples_parsed for value in one.labels.values()]
@@ -138,7 +138,7 @@ def test_equal_names_become_unique() -> None:
 
 def test_the_number_of_series_is_bounded() -> None:
     topology = Topology(small_host())
-    text = text_of(wired(topology, limit=4))
+    text = text_of(link_samples(topology, limit=4))
     assert len(values(text, "vnet_link_up")) == 4
     links = len([*topology.snapshot.links()])
     assert values(text, "vnet_left_out")["link",] == links - 4
@@ -221,7 +221,7 @@ def scraped(server: MetricsServer) -> str:
         return str(answer.read().decode())
 
 
-def test_idle_clients_hold_few_threads_and_keep_no_scraper_out(server: MetricsServer) -> None:
+def test_idle_clients_use_few_threads_and_block_no_scraper(server: MetricsServer) -> None:
     with ExitStack() as held:
         idle = [held.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(100)]
         assert "process_" in scraped(server)
@@ -256,7 +256,7 @@ def test_invalid_addresses(text: str) -> None:
         parse_address(text)
 
 
-def test_a_port_that_is_taken() -> None:
+def test_a_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(MetricsError, match=f"serve metrics at 127.0.0.1:{port}: Address already in use"):

@@ -65,7 +65,7 @@ def snapshot(*containers: Container, nets: tuple[NetState, ...] = NETS) -> Snaps
     )
 
 
-def deal(*containers: Container, nets: tuple[NetState, ...] = NETS) -> dict[str, ModelCard]:
+def cards_by_name(*containers: Container, nets: tuple[NetState, ...] = NETS) -> dict[str, ModelCard]:
     """Return the cards by container name."""
     found = cards(snapshot(*containers, nets=nets), PEERS)
     assert found.keys() == {container.uid for container in containers}
@@ -73,25 +73,27 @@ def deal(*containers: Container, nets: tuple[NetState, ...] = NETS) -> dict[str,
 
 
 def test_open() -> None:
-    card = deal(docker("app", HOST, "host"), docker("other", HOST, "host"))["app"]
+    card = cards_by_name(docker("app", HOST, "host"), docker("other", HOST, "host"))["app"]
     assert (card.model, card.joined_with, card.joined_dead) == ("open", (), False)
     assert "host" in card.why
 
 
 def test_closed() -> None:
-    card = deal(docker("db", DB, "none"))["db"]
+    card = cards_by_name(docker("db", DB, "none"))["db"]
     assert (card.model, card.joined_with) == ("closed", ())
     assert "loopback" in card.why
 
 
-def test_the_kernels_own_tunnels_open_nothing() -> None:
+def test_the_kernels_fallback_tunnels_do_not_make_it_open() -> None:
     tunnels = [Link(0, 10 + n, name, "ipip") for n, name in enumerate(("tunl0", "sit0", "ip6tnl0", "gre0"))]
-    assert deal(docker("db", DB), nets=(net(DB, *tunnels),))["db"].model == "closed"
-    assert deal(docker("db", DB), nets=(net(DB, Link(0, 9, "tun0", "tun")),))["db"].model == "bridged"
+    assert cards_by_name(docker("db", DB), nets=(net(DB, *tunnels),))["db"].model == "closed"
+    assert (
+        cards_by_name(docker("db", DB), nets=(net(DB, Link(0, 9, "tun0", "tun")),))["db"].model == "bridged"
+    )
 
 
-def test_bridged_says_by_what() -> None:
-    found = deal(docker("app", APP), docker("web", WEB))
+def test_bridged_names_the_bridge() -> None:
+    found = cards_by_name(docker("app", APP), docker("web", WEB))
     assert (found["app"].model, found["web"].model) == ("bridged", "routed")
     assert found["app"].why == "eth0 is a veth to port v-app of bridge br0 on the host."
     assert found["web"].why.startswith("eth0 is a veth to v-web on the host, which isn't a bridge port")
@@ -99,21 +101,21 @@ def test_bridged_says_by_what() -> None:
 
 def test_bridged_without_a_veth() -> None:
     macvlan = Link(0, 2, "eth0", "macvlan", lower=2, lower_nsid=7)
-    card = deal(docker("db", DB), nets=(HOST_NET, net(DB, macvlan)))["db"]
+    card = cards_by_name(docker("db", DB), nets=(HOST_NET, net(DB, macvlan)))["db"]
     assert (card.model, card.why) == ("bridged", "eth0 is a macvlan link with parent eth0 on the host.")
-    lonely = deal(docker("db", DB), nets=(HOST_NET, net(DB, replace(macvlan, lower_nsid=99))))["db"]
+    lonely = cards_by_name(docker("db", DB), nets=(HOST_NET, net(DB, replace(macvlan, lower_nsid=99))))["db"]
     assert (lonely.model, lonely.why) == ("bridged", "eth0 is a macvlan link.")
 
 
 def test_unread_links_are_unknown() -> None:
-    card = deal(docker("app", APP), nets=())["app"]
+    card = cards_by_name(docker("app", APP), nets=())["app"]
     assert card.model == "unknown"
     assert "couldn't be read" in card.why
 
 
 @pytest.mark.parametrize("mode", ["container:app", "container:app-id"])
 def test_joined(mode: str) -> None:
-    found = deal(docker("app", APP), docker("side", APP, mode), docker("web", WEB))
+    found = cards_by_name(docker("app", APP), docker("side", APP, mode), docker("web", WEB))
     assert (found["side"].model, found["side"].joined_with) == ("joined", ("docker:app-id",))
     assert not found["side"].joined_dead
     assert "app" in found["side"].why
@@ -123,7 +125,7 @@ def test_joined(mode: str) -> None:
 
 def test_joined_across_runtimes() -> None:
     guest = Container("process", "1", "guest", network_mode="container:app", namespaces={"net": APP})
-    found = deal(docker("app", APP), guest)
+    found = cards_by_name(docker("app", APP), guest)
     assert (found["guest"].model, found["guest"].joined_dead) == ("joined", False)
     assert found["app"].model == "bridged"
 
@@ -137,7 +139,7 @@ def test_joined_across_runtimes() -> None:
     ],
 )
 def test_dead_joins(target: Container, word: str) -> None:
-    card = deal(target, docker("side", APP, "container:app"))["side"]
+    card = cards_by_name(target, docker("side", APP, "container:app"))["side"]
     assert (card.model, card.joined_dead) == ("joined", True)
     assert word in card.why and "has no network" in card.why
 
@@ -146,17 +148,19 @@ def test_dead_joins(target: Container, word: str) -> None:
     ("joined", "shown"), [("ab" * 32, "abab" * 3), ("a-name-of-some-length", "a-name-of-some-length")]
 )
 def test_an_id_is_shortened(joined: str, shown: str) -> None:
-    card = deal(docker("side", APP, f"container:{joined}"))["side"]
+    card = cards_by_name(docker("side", APP, f"container:{joined}"))["side"]
     assert f"the container {shown}, which" in card.why
 
 
-def test_the_running_container_of_a_name_counts() -> None:
+def test_a_running_container_precedes_a_stopped_one_with_its_name() -> None:
     old = replace(docker("app", None), id="old")
-    assert not deal(old, docker("app", APP), docker("side", APP, "container:app"))["side"].joined_dead
+    assert not cards_by_name(old, docker("app", APP), docker("side", APP, "container:app"))[
+        "side"
+    ].joined_dead
 
 
-def test_a_stopped_container_says_what_it_would_be() -> None:
-    found = deal(
+def test_a_stopped_container_has_the_model_of_its_configuration() -> None:
+    found = cards_by_name(
         docker("app", APP),
         docker("side", None, "container:app"),
         docker("orphan", None, "container:missing"),
@@ -170,13 +174,13 @@ def test_a_stopped_container_says_what_it_would_be() -> None:
 
 
 def test_a_container_whose_namespaces_are_unreadable() -> None:
-    card = deal(docker("app", None, state="running"))["app"]
+    card = cards_by_name(docker("app", None, state="running"))["app"]
     assert card.model == "unknown"
     assert "can't be read" in card.why
 
 
 def test_two_names_for_one_namespace_are_joined() -> None:
-    found = deal(named("a", APP), named("b", APP))
+    found = cards_by_name(named("a", APP), named("b", APP))
     assert [(found[name].model, found[name].joined_with) for name in "ab"] == [
         ("joined", ("netns:b",)),
         ("joined", ("netns:a",)),
@@ -184,16 +188,16 @@ def test_two_names_for_one_namespace_are_joined() -> None:
     assert "b" in found["a"].why
 
 
-def test_a_guest_without_a_word_does_not_make_the_owner_joined() -> None:
+def test_a_process_without_a_setting_does_not_make_the_owner_joined() -> None:
     guest = Container("process", "1", "guest", namespaces={"net": APP})
     for owner in (docker("app", APP), named("app", APP)):
-        found = deal(owner, guest)
+        found = cards_by_name(owner, guest)
         assert (found["app"].model, found["guest"].model) == ("bridged", "joined")
         assert found["app"].joined_with == ("process:1",)
 
 
-def test_asked_to_be_joined_by_one_of_two_names() -> None:
-    found = deal(named("a", APP), named("b", APP, network_mode="container:a"))
+def test_joined_by_one_of_two_names() -> None:
+    found = cards_by_name(named("a", APP), named("b", APP, network_mode="container:a"))
     assert (found["a"].model, found["b"].model) == ("bridged", "joined")
 
 
@@ -201,7 +205,7 @@ def test_the_matrix() -> None:
     app = docker("app", APP)
     side = docker("side", APP, "container:app")
     side = replace(side, namespaces={**side.namespaces, "pid": app.namespaces["pid"], "mnt": 3001})
-    found = deal(app, side, docker("open", HOST, "host"))
+    found = cards_by_name(app, side, docker("open", HOST, "host"))
     uses = {use.kind: use for use in found["side"].namespaces}
     assert list(uses) == ["user", "mnt", "pid", "uts", "net", "ipc"]
     assert uses["user"] == NamespaceUse("user", 1, True)
@@ -213,18 +217,18 @@ def test_the_matrix() -> None:
 
 
 def test_a_named_namespace_alone_has_only_net() -> None:
-    uses = {use.kind: use for use in deal(named("a", APP))["a"].namespaces}
+    uses = {use.kind: use for use in cards_by_name(named("a", APP))["a"].namespaces}
     assert uses["net"] == NamespaceUse("net", APP, False)
     assert uses["pid"] == NamespaceUse("pid", 0, False)
 
 
 def test_names_are_verbatim() -> None:
     weird = "[bold]\x1b[31m\u202e" + "x" * 255
-    found = deal(named("a", APP), named(weird, APP))
+    found = cards_by_name(named("a", APP), named(weird, APP))
     assert weird in found["a"].why
 
 
-def test_peers_are_found_where_none_are_given() -> None:
+def test_peers_are_computed_if_none_are_given() -> None:
     ends = (
         net(APP, replace(VETH, lower=4, lower_nsid=7)),
         replace(

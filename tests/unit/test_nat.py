@@ -100,7 +100,7 @@ def test_two_ports_to_one_destination_share_a_helper() -> None:
     ]
 
 
-def test_an_accept_for_another_port_is_an_entry_of_its_own() -> None:
+def test_an_accept_for_another_port_is_a_separate_entry() -> None:
     other = rule("FORWARD", "accept", "other", dst="172.18.0.2", l4_proto="tcp", dport="443")
     found = with_rules(*JUMPS, *docker_port("8080", "172.18.0.2", 1), other)
     assert [(entry.kind, entry.rules[0]) for entry in found] == [
@@ -210,7 +210,7 @@ def test_source_nat_describes_the_new_address() -> None:
     assert (entry.outside, entry.inside, len(entry.containers)) == ("192.0.2.9", "172.18.0.3", 1)
 
 
-def test_rules_that_only_jump_return_or_count_are_no_entries() -> None:
+def test_rules_that_only_jump_return_or_count_have_no_entry() -> None:
     assert not with_rules(
         *JUMPS,
         rule("DOCKER", "return", iif="docker0", table="nat"),
@@ -390,7 +390,7 @@ MARKS = {
 
 
 @pytest.mark.parametrize("text", MARKS)
-def test_a_masquerade_by_marks_is_not_of_everything(text: str) -> None:
+def test_a_masquerade_by_marks_does_not_match_everything(text: str) -> None:
     (entry,) = with_rules(rule("POSTROUTING", "masquerade", text=text, understood=False))
     assert entry.name == MARKS[text]
     assert entry.sentence.endswith("get the source address of the outgoing link, under further conditions")

@@ -60,7 +60,7 @@ def newest(history: History, ns: int, name: str, now: float) -> list[float] | No
     return [float(value) for value in known[-1]] if len(known) else None
 
 
-def test_each_rule_has_what_its_own_connections_carry() -> None:
+def test_each_rule_has_the_rates_of_its_connections() -> None:
     history = fed([1000.0 + second for second in range(8)])
     # Both directions count, and the samples are equal in both.
     for ns, name in ((HOST, "masq"), (HOST, "dnat"), (LAB, "masq")):

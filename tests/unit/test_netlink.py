@@ -86,7 +86,7 @@ def test_a_refusal_is_an_oserror(refusal: tuple[int, int, bytes]) -> None:
         list(client(Kernel([refusal])).dump_raw(18, b""))
 
 
-def test_requests_bring_answers_and_errors() -> None:
+def test_requests_return_answers_and_errors() -> None:
     assert [m.payload for m in client(Kernel([(16, 0, b"data"), error(0)])).request(18, b"")] == [b"data"]
     with pytest.raises(OSError, match="No such device"):
         client(Kernel([error(errno.ENODEV)])).request(18, b"")

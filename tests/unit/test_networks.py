@@ -46,7 +46,7 @@ def test_a_bridge_that_no_engine_owns_is_a_network() -> None:
     assert network.mtu == 1400
 
 
-def test_a_gateway_that_the_engine_does_not_tell_is_the_bridges_address() -> None:
+def test_without_a_gateway_of_the_engine_it_is_the_bridges_address() -> None:
     host = HostBuilder()
     host.bridge("br-a", ("172.30.0.1/24", "fd30::1/64", "10.1.1.1/24", "fe80::1/64"))
     engine_network = Network("docker", "a", "a", "bridge", "", HOST, "br-a", ("172.30.0.0/24", "fd30::/64"))
@@ -65,7 +65,7 @@ def test_a_gateway_that_the_engine_does_not_tell_is_the_bridges_address() -> Non
     assert topology.gateways(replace(engine_network, bridge="gone")) == ()
 
 
-def test_what_our_tag_says_is_its_name() -> None:
+def test_the_name_is_read_from_the_tag() -> None:
     host = HostBuilder()
     host.bridge("br-shop", ["10.0.0.1/24"], alias="vnet:net=my%20shop kind=nat")
     host.bridge("br-other", ["10.1.0.1/24"], alias="vnet:kind=nat")
@@ -81,7 +81,7 @@ def test_engines_networks_come_first_and_their_bridges_only_once() -> None:
     assert {network.name: network.mtu for network in networks}["app"] == 1500
 
 
-def test_bridges_of_other_namespaces_are_networks_of_theirs() -> None:
+def test_bridges_of_other_namespaces_are_their_networks() -> None:
     host = small_builder()
     inner = host.namespace(HOST + 7000)
     host.link(inner, "docker0", "bridge", ("172.17.0.1/16",))
@@ -99,14 +99,14 @@ def test_the_drivers_of_engines_decide_the_kind() -> None:
     assert kinds == ["macvlan", "ipvlan", "overlay"]
 
 
-def test_a_pair_into_a_container_without_a_bridge_is_no_network() -> None:
+def test_a_veth_without_a_bridge_is_not_a_network() -> None:
     host = HostBuilder()
     host.link(host.namespace(HOST + 1), "eth0", "veth", ("10.9.0.2/30",), lower=2, lower_nsid=0)
     host.link(HOST, "veth0", "veth", ("10.9.0.1/30",), lower=2, lower_nsid=HOST + 1)
     assert all_networks(host.snapshot()) == ()
 
 
-def test_without_rules_an_addressed_bridge_is_routed_and_another_only_switches() -> None:
+def test_without_rules_a_bridge_is_routed_if_it_has_an_address() -> None:
     assert kind_of(one_bridge("10.0.0.1/24")) == "routed"
     assert kind_of(one_bridge()) == "switched"
 
@@ -126,11 +126,11 @@ def test_without_rules_an_addressed_bridge_is_routed_and_another_only_switches()
         ({"understood": False}, "routed"),
     ],
 )
-def test_a_network_is_nat_where_a_masquerade_takes_what_leaves_it(fields: dict[str, Any], kind: str) -> None:
+def test_a_network_is_nat_if_a_masquerade_matches_its_packets(fields: dict[str, Any], kind: str) -> None:
     assert kind_of(one_bridge("10.0.0.1/24"), rule("postrouting", "masquerade", **fields)) == kind
 
 
-def test_a_masquerade_before_routing_is_none() -> None:
+def test_a_masquerade_before_routing_does_not_count() -> None:
     assert kind_of(one_bridge("10.0.0.1/24"), rule("forward", "masquerade", src="10.0.0.0/24")) == "routed"
 
 
@@ -185,7 +185,9 @@ INTERNAL = [
 
 
 @pytest.mark.parametrize(("rules", "forward"), INTERNAL)
-def test_a_network_is_internal_where_nothing_new_leaves_it(rules: list[FirewallRule], forward: Chain) -> None:
+def test_a_network_is_internal_if_no_new_connection_leaves_it(
+    rules: list[FirewallRule], forward: Chain
+) -> None:
     assert kind_of(one_bridge("10.0.0.1/24"), *rules, forward=forward) == "internal"
 
 
@@ -206,13 +208,13 @@ OPEN = [
 
 
 @pytest.mark.parametrize(("rules", "forward"), OPEN)
-def test_a_network_is_not_internal_where_something_leaves_it(
+def test_a_network_is_not_internal_if_a_connection_leaves_it(
     rules: list[FirewallRule], forward: Chain
 ) -> None:
     assert kind_of(one_bridge("10.0.0.1/24"), *rules, forward=forward) == "routed"
 
 
-def test_a_drop_outweighs_a_masquerade_for_others_too_but_not_one_of_its_own() -> None:
+def test_a_drop_precedes_a_masquerade_of_other_networks() -> None:
     drop = rule("forward", "drop", iif="br0")
     host = one_bridge("10.0.0.1/24")
     assert kind_of(host, drop, rule("postrouting", "masquerade", oif="eth0")) == "internal"
@@ -220,7 +222,7 @@ def test_a_drop_outweighs_a_masquerade_for_others_too_but_not_one_of_its_own() -
     assert kind_of(host, drop, rule("postrouting", "masquerade", src="10.0.0.0/24")) == "nat"
 
 
-def test_a_host_that_does_not_forward_keeps_its_networks_in() -> None:
+def test_networks_of_a_host_that_does_not_forward_are_internal() -> None:
     snapshot = one_bridge("10.0.0.1/24").snapshot(
         host=Host(netns=HOST, namespaces=HOST_KINDS, sysctls={"net.ipv4.ip_forward": "0"}),
     )
@@ -271,5 +273,5 @@ def test_a_swarms_overlay_is_one_network_with_the_bridge_in_its_sandbox() -> Non
     assert labels == ["1-abcdef0123", "ingress_sbox", "lb_abcdef012"]
 
 
-def test_a_bridge_with_a_link_local_address_alone_is_switched() -> None:
+def test_a_bridge_with_only_a_link_local_address_is_switched() -> None:
     assert kind_of(one_bridge("fe80::1/64")) == "switched"

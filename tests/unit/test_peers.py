@@ -54,14 +54,14 @@ def test_without_any_id_the_indexes_must_leave_one_possibility() -> None:
     assert resolve(nets(*links)) == both(links[0], links[2]) | both(links[1], links[3])
 
 
-def test_what_is_ambiguous_is_not_guessed() -> None:
+def test_ambiguous_peers_are_not_guessed() -> None:
     clear = [end(HOST, 9, 7, nsid=4), end(TWO, 7, 9, nsid=0)]
     unclear = [end(HOST, 5, 2, nsid=0), end(ONE, 2, 5, nsid=0), end(TWO, 2, 5, nsid=0)]
     assert resolve(nets(*clear, *unclear)) == both(*clear)
     assert resolve(nets(end(HOST, 5, 2, nsid=0), end(TWO, 5, 2, nsid=0), end(ONE, 2, 5, nsid=0))) == {}
 
 
-def test_a_translated_id_is_believed_over_matching_indexes() -> None:
+def test_a_translated_id_precedes_matching_indexes() -> None:
     one, elsewhere = end(HOST, 5, 2, nsid=0), end(TWO, 2, 5, nsid=0)
     assert resolve(nets(one, elsewhere, nsids={HOST: {0: ONE}})) == {}
 
@@ -71,7 +71,7 @@ def test_equal_indexes_on_both_sides() -> None:
     assert resolve(nets(one, other)) == both(one, other)
 
 
-def test_an_end_whose_peer_is_out_of_sight_has_none() -> None:
+def test_an_end_with_a_hidden_peer_has_no_peer() -> None:
     assert resolve(nets(end(HOST, 5, 2, nsid=0), end(ONE, 3, 9, nsid=0), end(TWO, 4, None))) == {}
 
 

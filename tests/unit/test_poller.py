@@ -50,7 +50,7 @@ def test_a_mark_made_while_polling_is_not_lost(polls: list[float]) -> None:
     poller.stop()
 
 
-def test_without_interval_only_marks_count_and_an_interval_can_come_later(polls: list[float]) -> None:
+def test_without_an_interval_only_marks_cause_polls(polls: list[float]) -> None:
     poller = Poller("x", lambda: polls.append(time.monotonic()), lambda *_: None, debounce=0.0)
     poller.start()
     assert not eventually(lambda: polls, seconds=0.2)

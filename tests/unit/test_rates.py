@@ -20,7 +20,7 @@ def reading(at: float, **links: int) -> LinkStats:
     return LinkStats(at, rows)
 
 
-def test_speed_is_the_rise_over_the_time_between() -> None:
+def test_rate_is_the_increase_over_the_time() -> None:
     meter = RateMeter()
     assert meter.feed(reading(10.0, l2=1000)).of(LinkKey(1, 2)) is None
     rate = meter.feed(reading(12.0, l2=3000)).of(LinkKey(1, 2))
@@ -41,7 +41,7 @@ def test_links_come_go_and_change_places() -> None:
     assert rates.of(LinkKey(1, 4)).history == (pytest.approx(8000),)
 
 
-def test_a_counter_that_starts_again_is_no_negative_speed() -> None:
+def test_a_restarted_counter_is_not_a_negative_rate() -> None:
     meter = RateMeter()
     for at, value in ((0.0, 10_000), (1.0, 20_000), (2.0, 5)):
         rates = meter.feed(reading(at, l2=value))
@@ -63,7 +63,7 @@ def past(rates: Rates, key: LinkKey) -> list[float]:
     return column[~np.isnan(column)].tolist()
 
 
-def test_history_goes_on_where_the_samples_end() -> None:
+def test_history_continues_after_the_samples() -> None:
     meter = RateMeter()
     for second in range(3 * HISTORY):
         rates = meter.feed(reading(1000.0 + second, l2=1000 * second))
@@ -74,7 +74,7 @@ def test_history_goes_on_where_the_samples_end() -> None:
 
 
 @pytest.mark.parametrize("after", [0, 5, 2**64 - 1])
-def test_a_counter_that_starts_again_wraps_or_jumps_leaves_no_spike(after: int) -> None:
+def test_a_counter_that_restarts_wraps_or_jumps_causes_no_spike(after: int) -> None:
     meter = RateMeter()
     for second, value in enumerate((2**40, 2**40 + 1000, 2**40 + 2000, after)):
         rates = meter.feed(reading(1000.0 + second, l2=value))
@@ -82,7 +82,7 @@ def test_a_counter_that_starts_again_wraps_or_jumps_leaves_no_spike(after: int) 
     assert rates.of(LinkKey(1, 2)).history == (8000, 8000)
 
 
-def test_a_counter_that_wraps_at_64_bits_counts_on() -> None:
+def test_a_counter_that_wraps_at_64_bits_continues() -> None:
     meter = RateMeter()
     for second, value in enumerate((2**64 - 500, 500)):
         stats = reading(1000.0 + second, l2=value)
@@ -125,7 +125,7 @@ def test_rules_have_a_history_too() -> None:
     assert history.of([(1, "silent")], HOUR, 1009.0) is None
 
 
-def test_rules_that_could_not_be_read_for_a_while_make_no_spike() -> None:
+def test_rules_that_were_unreadable_cause_no_spike() -> None:
     history = History(2)
     meter = RuleMeter(history)
     for at, tables in ((1000.0, [rules(1, a=10)]), (1010.0, []), (1020.0, [rules(1, a=10**6)])):

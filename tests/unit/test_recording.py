@@ -31,13 +31,13 @@ from tests.support.recordings import (
 from tests.support.snapshots import hostile_host, many_namespaces, rates_of
 from tests.support.waiting import wait_until
 
-STORY = sample_updates()
+UPDATES = sample_updates()
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recording") / "story.vnetrec"
-    recorder = record(path, STORY)
+    recorder = record(path, UPDATES)
     assert not recorder.progress.failed
     return path
 
@@ -55,26 +55,26 @@ def test_every_moment_in_any_order(file: Path, order: Any) -> None:
     recording = Recording(file)
     assert (len(recording.frames), recording.notice) == (6, "")
     for place in order:
-        same(recording.moment(place), STORY[place])
+        same(recording.moment(place), UPDATES[place])
     recording.close()
 
 
-def test_the_time_line_knows_where_something_changed(file: Path) -> None:
+def test_the_time_line_marks_moments_with_changes(file: Path) -> None:
     recording = Recording(file)
-    assert [frame.changes for frame in recording.frames] == [len(seen.changes) for seen in STORY]
-    assert list(recording.changes()) == [seen.changes for seen in STORY]
+    assert [frame.changes for frame in recording.frames] == [len(seen.changes) for seen in UPDATES]
+    assert list(recording.changes()) == [seen.changes for seen in UPDATES]
     assert [frame.wall - WALL for frame in recording.frames] == [0, 1, 2, 3, 4, 5]
 
 
-def test_the_counters_alone(file: Path) -> None:
+def test_reading_only_the_counters(file: Path) -> None:
     recording = Recording(file)
     for first, end in ((0, 6), (2, 5), (4, 6), (1, 3)):
         read = list(recording.stats(first, end))
-        wanted = [seen.rates.counters for seen in STORY[first:end] if seen.rates and seen.rates.counters]
+        wanted = [seen.rates.counters for seen in UPDATES[first:end] if seen.rates and seen.rates.counters]
         assert [each.rows.tolist() for each in read] == [each.rows.tolist() for each in wanted]
 
 
-def test_parts_that_stay_are_the_same_objects_and_take_no_room(tmp_path: Path, whole: bytes) -> None:
+def test_unchanged_parts_are_the_same_objects_and_need_no_space(tmp_path: Path, whole: bytes) -> None:
     recording = opened(tmp_path, whole)
     first, second = recording.moment(0).snapshot, recording.moment(1).snapshot
     assert first.engines is second.engines
@@ -86,26 +86,26 @@ def test_parts_that_stay_are_the_same_objects_and_take_no_room(tmp_path: Path, w
 @pytest.mark.parametrize("snapshot", [hostile_host(), many_namespaces(20), Snapshot()])
 def test_other_hosts(tmp_path: Path, snapshot: Snapshot) -> None:
     path = tmp_path / "a.vnetrec"
-    record(path, [Update(snapshot), Update(STORY[0].snapshot), Update(snapshot)])
+    record(path, [Update(snapshot), Update(UPDATES[0].snapshot), Update(snapshot)])
     recording = Recording(path)
-    for place, wanted in enumerate((snapshot, STORY[0].snapshot, snapshot)):
+    for place, wanted in enumerate((snapshot, UPDATES[0].snapshot, snapshot)):
         same_snapshot(recording.moment(place).snapshot, wanted)
         assert recording.moment(place).stats is None
 
 
-def test_key_frames_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_frames_are_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.recording.recorder._MAX_STEPS", 2)
     path = tmp_path / "a.vnetrec"
-    record(path, STORY)
+    record(path, UPDATES)
     recording = Recording(path)
     assert [frame.kind for frame in recording.frames] == [frames.KEY, frames.STEP] * 3
     for place in (5, 0, 4, 3):
-        same(recording.moment(place), STORY[place])
+        same(recording.moment(place), UPDATES[place])
 
 
-def test_a_step_of_the_clock_is_kept_and_time_goes_on(tmp_path: Path) -> None:
+def test_a_step_of_the_clock_is_recorded(tmp_path: Path) -> None:
     path = tmp_path / "a.vnetrec"
-    record(path, STORY[:3], [(WALL, 50.0), (WALL - 7200, 51.0), (WALL - 7199, 52.0)])
+    record(path, UPDATES[:3], [(WALL, 50.0), (WALL - 7200, 51.0), (WALL - 7199, 52.0)])
     times = [(frame.wall - WALL, frame.mono) for frame in Recording(path).frames]
     assert times == [(0, 50.0), (-7200, 51.0), (-7199, 52.0)]
 
@@ -132,13 +132,15 @@ def table(raw: bytes, dtype: Any) -> np.ndarray:
     return made
 
 
-lists = st.lists(st.sampled_from([seen.changes[0] for seen in STORY if seen.changes]), max_size=6).map(tuple)
+lists = st.lists(st.sampled_from([seen.changes[0] for seen in UPDATES if seen.changes]), max_size=6).map(
+    tuple
+)
 
 
 @settings(deadline=None)
 @given(lists, lists)
 def test_any_list_after_any_other(old: tuple[Any, ...], new: tuple[Any, ...]) -> None:
-    hint = tuple[type(STORY[2].changes[0]), ...]
+    hint = tuple[type(UPDATES[2].changes[0]), ...]
     found = json.loads(json.dumps(encode_delta(hint, old, new, lambda _: 0)))
     assert (old if found is None else apply_delta(hint, old, found, lambda _: b"")) == new
     whole = json.loads(json.dumps(encode_delta(hint, NOTHING, new, lambda _: 0)))
@@ -151,11 +153,11 @@ def test_any_list_after_any_other(old: tuple[Any, ...], new: tuple[Any, ...]) ->
 def test_the_size_is_limited_and_reported(tmp_path: Path) -> None:
     noise = np.random.default_rng(3)
     path = tmp_path / "a.vnetrec"
-    story = [Update(STORY[0].snapshot, rates_of(STORY[0].snapshot), fast=fast_flows(9))]
+    story = [Update(UPDATES[0].snapshot, rates_of(UPDATES[0].snapshot), fast=fast_flows(9))]
     for _ in range(40):
         stats = LinkStats(1.0, np.frombuffer(noise.bytes(STATS_DTYPE.itemsize * 50), STATS_DTYPE))
         rates = dataclasses.replace(story[0].rates, counters=stats)  # type: ignore[type-var]
-        story.append(Update(STORY[0].snapshot, rates))
+        story.append(Update(UPDATES[0].snapshot, rates))
     made = record(path, story, size=40_000).progress
     assert path.stat().st_size == made.size <= 40_000
     assert "size" in made.ended and not made.failed
@@ -169,7 +171,7 @@ def test_the_time_is_limited_and_reported(tmp_path: Path) -> None:
 
     path = tmp_path / "a.vnetrec"
     recorder = Recorder(path, Limits(seconds=0.3), pace=0.0)
-    recorder.put(STORY[0])
+    recorder.put(UPDATES[0])
     recorder.start()
     wait_until(lambda: recorder.progress.ended)
     recorder.join(20)
@@ -177,10 +179,10 @@ def test_the_time_is_limited_and_reported(tmp_path: Path) -> None:
     assert "time" in Recording(path).ended
 
 
-def test_a_file_that_is_there_is_left_alone(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "a.vnetrec"
     path.write_text("mine")
-    made = record(path, STORY[:1]).progress
+    made = record(path, UPDATES[:1]).progress
     assert made.failed and made.ended.startswith("it exists already. Try: ")
     assert path.read_text() == "mine"
 
@@ -199,7 +201,7 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("core.recording.recorder.os.write", write)
     path = tmp_path / "a.vnetrec"
-    story = [Update(hostile_host() if number % 2 else STORY[0].snapshot) for number in range(12)]
+    story = [Update(hostile_host() if number % 2 else UPDATES[0].snapshot) for number in range(12)]
     made = record(path, story).progress
     assert made.failed and made.ended == os.strerror(28)
     recording = Recording(path)
@@ -213,14 +215,14 @@ def test_a_burst_becomes_one_moment_with_all_changes(tmp_path: Path) -> None:
     path = tmp_path / "a.vnetrec"
     recorder = Recorder(path, Limits(), pace=3600.0)
     recorder.start()
-    recorder.put(STORY[0])
+    recorder.put(UPDATES[0])
     wait_until(lambda: recorder.progress.moments == 1)
-    for seen in STORY[1:]:
+    for seen in UPDATES[1:]:
         recorder.put(seen)
     recorder.stop()
     recorder.join(20)
     recording = Recording(path)
     assert len(recording.frames) == 2
     last = recording.moment(1)
-    assert last.changes == tuple(change for seen in STORY[1:] for change in seen.changes)
-    same_snapshot(last.snapshot, STORY[-1].snapshot)
+    assert last.changes == tuple(change for seen in UPDATES[1:] for change in seen.changes)
+    same_snapshot(last.snapshot, UPDATES[-1].snapshot)

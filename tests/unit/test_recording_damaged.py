@@ -28,20 +28,20 @@ from tests.support.recordings import (
 from tui.cli.record import open_recording as open_recording
 from tui.command import CommandError
 
-STORY = sample_updates()
+UPDATES = sample_updates()
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("recording") / "story.vnetrec"
-    record(path, STORY)
+    record(path, UPDATES)
     return path.read_bytes()
 
 
 # ---- truncated
 
 
-def test_cut_at_and_around_every_frame(tmp_path: Path, whole: bytes) -> None:
+def test_truncated_at_and_around_every_frame(tmp_path: Path, whole: bytes) -> None:
     ends = frame_offsets(whole)
     for number, end in enumerate(ends):
         for length in {end - 1, end, end + 1, (end + ends[min(number + 1, len(ends) - 1)]) // 2}:
@@ -50,7 +50,7 @@ def test_cut_at_and_around_every_frame(tmp_path: Path, whole: bytes) -> None:
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(part=st.floats(0, 1))
-def test_cut_anywhere(tmp_path: Path, whole: bytes, part: float) -> None:
+def test_truncated_anywhere(tmp_path: Path, whole: bytes, part: float) -> None:
     expect_the_first(tmp_path, whole, int(len(whole) * part))
 
 
@@ -63,12 +63,12 @@ def expect_the_first(tmp_path: Path, whole: bytes, length: int) -> None:
         return
     recording = opened(tmp_path, whole[:length])
     assert len(recording.frames) == moments
-    same(recording.moment(moments - 1), STORY[moments - 1])
+    same(recording.moment(moments - 1), UPDATES[moments - 1])
     assert bool(recording.notice) == (length < len(whole))
     recording.close()
 
 
-def test_room_that_was_never_written_to(tmp_path: Path, whole: bytes) -> None:
+def test_allocated_space_without_data(tmp_path: Path, whole: bytes) -> None:
     at = frame_offsets(whole)[3]
     recording = opened(tmp_path, whole[:at] + bytes(4096))
     assert len(recording.frames) == 3 and "4096 bytes" in recording.notice
@@ -89,8 +89,8 @@ def test_a_flipped_bit_is_refused_or_ends_the_recording_there(
     except CorruptFile as error:
         assert error.what and error.try_
         return
-    assert len(recording.frames) == len(STORY) and recording.notice  # only the end frame can be missing
-    same(recording.moment(5), STORY[5])
+    assert len(recording.frames) == len(UPDATES) and recording.notice  # only the end frame can be missing
+    same(recording.moment(5), UPDATES[5])
 
 
 def test_a_newer_version_and_another_schema(tmp_path: Path, whole: bytes) -> None:
@@ -165,7 +165,7 @@ def conntrack_in(text: Any) -> Any:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("number", [0, 2])
-def test_what_no_recorder_writes(tmp_path: Path, whole: bytes, number: int, change: Any) -> None:
+def test_values_that_no_recorder_writes(tmp_path: Path, whole: bytes, number: int, change: Any) -> None:
     with pytest.raises(CorruptFile) as caught:
         read_all(tmp_path, rebuilt(whole, number, change))
     assert caught.value.what and caught.value.try_ and not caught.value.try_.endswith(".")
@@ -196,11 +196,11 @@ def test_any_json_in_a_frame(tmp_path: Path, whole: bytes, text: Any, number: in
 def test_a_recording_from_before_a_field_opens_with_its_default(tmp_path: Path, whole: bytes) -> None:
     recording = opened(tmp_path, rebuilt(whole, 0, lambda text, _: text[1].pop("fast") and text))
     assert recording.moment(0).fast is None
-    assert recording.moment(0).snapshot.nets == STORY[0].snapshot.nets
+    assert recording.moment(0).snapshot.nets == UPDATES[0].snapshot.nets
 
 
 @pytest.mark.parametrize("name", ["nets", "host", "engines"])
-def test_a_whole_moment_without_a_host_is_no_empty_host(tmp_path: Path, whole: bytes, name: str) -> None:
+def test_a_key_frame_without_a_host_is_refused(tmp_path: Path, whole: bytes, name: str) -> None:
     broken = rebuilt(whole, 0, lambda text, _: inside(text, "snapshot")[1].pop(name) and text)
     with pytest.raises(CorruptFile, match=f'"{name}" is missing'):
         opened(tmp_path, broken).moment(0)
@@ -233,7 +233,7 @@ def test_frames_out_of_order_or_missing(tmp_path: Path, whole: bytes) -> None:
             opened(tmp_path, join_frames(odd))
 
 
-def test_a_bomb_is_refused_in_bounded_memory(tmp_path: Path, whole: bytes) -> None:
+def test_a_decompression_bomb_is_refused_with_bounded_memory(tmp_path: Path, whole: bytes) -> None:
     parts = list(split_frames(whole))
     bomb = zlib.compress(bytes(256 << 20))
     for length in (1 << 20, (1 << 32) - 1):
@@ -253,7 +253,7 @@ def test_a_bomb_is_refused_in_bounded_memory(tmp_path: Path, whole: bytes) -> No
 @pytest.mark.parametrize(
     "body", [b"", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\1\0\0\0" + b"\xff" * 8, b"\1\0\0\0" + bytes(8)]
 )
-def test_parts_that_lie(tmp_path: Path, whole: bytes, body: bytes) -> None:
+def test_parts_with_wrong_sizes(tmp_path: Path, whole: bytes, body: bytes) -> None:
     first = next(iter(split_frames(whole)))
     with pytest.raises(CorruptFile):
         read_all(tmp_path, join_frames([(*first[:-1], body)]))

@@ -13,7 +13,7 @@ FIND = "from core.collect.processes import remote_session; print(remote_session(
 CLIENT = "192.0.2.7 50000 192.0.2.1 22"
 SHELL = ["sh", "-c", '"$@"; exit $?', "sh"]  # stays the parent of its commands
 # The test's own parents may belong to a session.
-OUT_OF_SIGHT = ["unshare", "--pid", "--fork", "--mount-proc"]
+OWN_PIDS = ["unshare", "--pid", "--fork", "--mount-proc"]
 
 
 def environment(variables: dict[str, str]) -> list[str]:
@@ -35,6 +35,6 @@ def environment(variables: dict[str, str]) -> list[str]:
 )
 def test_the_client_is_found(own: dict[str, str], parent: dict[str, str], address: str) -> None:
     program = [*environment(own), sys.executable, "-c", FIND]
-    words = [*OUT_OF_SIGHT, *SHELL, *environment(parent), *SHELL, *program]
+    words = [*OWN_PIDS, *SHELL, *environment(parent), *SHELL, *program]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout == f"{address}\n"

@@ -70,7 +70,7 @@ def test_inverted_bits_of_tcp_flags_are_not_compared_as_they_are() -> None:
     assert not _rule(_IS_TCP, _FLAGS, _masked(0x17, 0x02, 1), _compare(b"\x12")).per_packet
 
 
-def test_byte_13_behind_the_ports_is_a_flag_of_tcp_alone() -> None:
+def test_byte_13_after_the_ports_is_a_flag_only_of_tcp() -> None:
     assert not _rule(_IS_TCP, _FLAGS, _compare(b"\x02")).can_match
     for before in (b"", _load("meta", 16) + _compare(b"\x11"), _load("meta", 16) + _compare(b"\x06", 1, 1)):
         rule = _rule(before, _FLAGS, _compare(b"\x02"))
@@ -86,7 +86,7 @@ def test_two_masks_of_the_ct_mark_count_both() -> None:
         assert rule.marks == uses, masks
 
 
-def test_a_ct_mark_that_lies_in_a_register_is_still_one_when_it_is_used() -> None:
+def test_a_ct_mark_in_a_register_is_known_when_it_is_used() -> None:
     loads = _load("ct", 3), _payload(1, 12, 4, 9)
     assert not _rule(*loads).marks
     assert _rule(*loads, _lookup("s")).marks
@@ -96,7 +96,7 @@ def test_a_ct_mark_that_lies_in_a_register_is_still_one_when_it_is_used() -> Non
     assert not _rule(_load("ct", 3), _masked(0xFF), _payload(1, 12, 4, 9), _lookup("s")).marks
 
 
-def test_only_what_lies_in_the_register_that_is_compared_says_what_a_rule_is_about() -> None:
+def test_only_the_compared_register_counts() -> None:
     assert not _rule(_load("meta", 16), _compare(b"\x01")).can_match
     assert _rule(_load("meta", 16), _load("meta", 6, 2), _compare(b"\x01")).can_match
     assert _rule(_load("meta", 16), _payload(2, 2, 2), _compare(b"\x01")).can_match
@@ -110,7 +110,7 @@ def test_only_what_lies_in_the_register_that_is_compared_says_what_a_rule_is_abo
     assert (rule.link_in, rule.can_match) == ("", True)
 
 
-def test_verdicts_of_maps_that_are_not_known_judge() -> None:
+def test_unknown_verdict_maps_count_as_verdicts() -> None:
     found = {code: Sets(verdicts={"s": ((b"\1", code, ""),)}) for code in (0, 1, 3, 0x50003, -1, -2, -5)}
     look_up = expression("lookup", attribute(1, string("s")), attribute(2, word(1)), attribute(3, word(0)))
     per_packet = {

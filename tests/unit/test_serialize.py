@@ -198,7 +198,7 @@ def entries(whole: dict[str, Any]) -> dict[str, Any]:
         (lambda d: entries(d).update(id={}), f"snapshot.conntracks.{HOST}.entries.id"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_the_schema(change: Callable[[dict[str, Any]], Any], where: str) -> None:
+def test_values_that_do_not_fit_the_schema(change: Callable[[dict[str, Any]], Any], where: str) -> None:
     with pytest.raises(CorruptFile) as caught:
         unpack(changed(change))
     assert caught.value.where == where

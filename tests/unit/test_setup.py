@@ -75,7 +75,7 @@ def checkout() -> Iterator[Checkout]:
         yield Checkout(Path(folder))
 
 
-def test_what_is_missing_is_installed_and_named(checkout: Checkout) -> None:
+def test_missing_packages_are_installed_and_named(checkout: Checkout) -> None:
     calls, output = checkout.run("run")
     (line,) = [call for call in calls if call.startswith("apt-get install")]
     assert {"python3-bpfcc", "python3-venv", "nftables", "conntrack"} <= set(line.split())
@@ -85,7 +85,7 @@ def test_what_is_missing_is_installed_and_named(checkout: Checkout) -> None:
     assert any("--require-hashes" in call and "requirements-run.lock" in call for call in calls)
 
 
-def test_what_the_distribution_does_not_have_is_left_out_with_a_message(checkout: Checkout) -> None:
+def test_unavailable_packages_are_left_out_with_a_message(checkout: Checkout) -> None:
     checkout.absent = "docker-cli"
     calls, output = checkout.run("dev")
     assert "there is no package docker-cli here" in output
@@ -99,20 +99,20 @@ def test_a_second_run_does_nothing(checkout: Checkout) -> None:
     assert checkout.run("run") == ([], "")
 
 
-def test_what_the_tests_need_is_enough_to_run(checkout: Checkout) -> None:
+def test_the_set_up_for_tests_is_enough_to_run(checkout: Checkout) -> None:
     checkout.run("dev")
     assert checkout.run("dev") == ([], "")
     assert checkout.run("run") == ([], "")
 
 
-def test_what_running_needs_is_not_enough_for_the_tests(checkout: Checkout) -> None:
+def test_the_set_up_to_run_is_not_enough_for_tests(checkout: Checkout) -> None:
     checkout.run("run")
     calls, _ = checkout.run("dev")
     assert any("requirements-dev.lock" in call for call in calls)
     assert any(call.startswith("apt-get install") and "tcpdump" in call for call in calls)
 
 
-def test_what_virtual_machines_need_is_installed_without_an_environment(checkout: Checkout) -> None:
+def test_packages_for_virtual_machines_need_no_environment(checkout: Checkout) -> None:
     calls, _ = checkout.run("kernels")
     (line,) = [call for call in calls if call.startswith("apt-get install")]
     assert {"qemu-system-x86", "virtme-ng", "udev"} <= set(line.split())
@@ -122,7 +122,7 @@ def test_what_virtual_machines_need_is_installed_without_an_environment(checkout
 
 
 @pytest.mark.parametrize("changed", ["pyproject.toml", "requirements-run.lock", "the system's Python"])
-def test_what_has_changed_is_set_up_again(checkout: Checkout, changed: str) -> None:
+def test_changed_files_cause_another_set_up(checkout: Checkout, changed: str) -> None:
     checkout.run("run")
     if changed.startswith("the"):
         checkout.version = "3.14.0"
@@ -153,7 +153,7 @@ def test_without_rights_sudo_installs_the_packages(checkout: Checkout) -> None:
 
 
 @pytest.mark.root
-def test_without_sudo_it_goes_on_and_names_what_needs_root(checkout: Checkout) -> None:
+def test_without_sudo_it_continues_and_names_what_needs_root(checkout: Checkout) -> None:
     checkout.sudo = 1
     checkout.give_away()
     checkout.installed.write_text("python3\npython3-venv\n")
@@ -169,7 +169,7 @@ def test_without_sudo_it_goes_on_and_names_what_needs_root(checkout: Checkout) -
 
 
 @pytest.mark.root
-def test_what_root_makes_belongs_to_the_checkouts_owner(checkout: Checkout) -> None:
+def test_files_created_by_root_belong_to_the_checkouts_owner(checkout: Checkout) -> None:
     checkout.give_away()
     (checkout.folder / "tui/__pycache__").mkdir(parents=True)
     kept = checkout.folder / "incident.vnetrec"
@@ -205,7 +205,7 @@ def test_a_newer_python_is_taken(checkout: Checkout, version: str) -> None:
     checkout.run("run")
 
 
-def test_a_python_that_is_not_there_is_named(checkout: Checkout) -> None:
+def test_a_missing_python_is_named(checkout: Checkout) -> None:
     (checkout.folder / "tools/python").unlink()
     calls, output = checkout.run("run", check=False)
     assert calls == [] and "python: No such file or directory. Try: " in output.splitlines()[0]

@@ -82,7 +82,7 @@ def test_the_last_line_says_what_is_needed(
 
 
 @pytest.mark.parametrize(("before", "what", "workers"), PLACES)
-def test_where_nothing_may_be_skipped_it_fails_and_says_why(
+def test_if_root_is_required_a_test_fails_with_the_reason(
     checkout: Path, before: tuple[str, ...], what: str, workers: tuple[str, ...]
 ) -> None:
     code, lines = run(checkout, before, *workers, require="1")
@@ -92,7 +92,7 @@ def test_where_nothing_may_be_skipped_it_fails_and_says_why(
     assert sum(what.removeprefix("need ") in line for line in failures) == 3 and len(failures) == 4
 
 
-def test_what_needs_no_kernel_can_be_chosen(checkout: Path) -> None:
+def test_tests_that_need_no_kernel_can_be_selected(checkout: Path) -> None:
     code, lines = run(checkout, (), "-m", "not root and not needs")
     assert code == 0 and lines[-1].startswith("1 passed, 4 deselected")
 

@@ -43,7 +43,7 @@ def test_a_finding_from_four_fifths_on(count: int, severities: list[str]) -> Non
     assert tones == set(severities or ["dim"])
 
 
-def test_troubles_that_grow_are_found() -> None:
+def test_growing_failures_are_a_finding() -> None:
     now, before = ConntrackStats(drop=7, insert_failed=3, early_drop=9), ConntrackStats(drop=2, early_drop=9)
     here = host_with(stats=now, stats_before=before, stats_seconds=58.2)
     found = [one for one in findings(here) if one.kind == "conntrack"]
@@ -57,14 +57,14 @@ def test_troubles_that_grow_are_found() -> None:
     assert line.tone == "bad"
 
 
-def test_what_stays_the_same_is_no_finding() -> None:
+def test_constant_failures_are_not_a_finding() -> None:
     same = ConntrackStats(drop=7, insert_failed=3)
     for before in (same, None, ConntrackStats(drop=9)):
         here = host_with(stats=same, stats_before=before, stats_seconds=9.0)
         assert [one for one in findings(here) if one.kind == "conntrack" and "drop" in one.short] == []
 
 
-def test_the_head_names_who_fills_it_and_stays_with_the_rows() -> None:
+def test_the_head_names_the_main_sources_and_stays_above_the_rows() -> None:
     rows = conntrack_rows(Topology(SMALL))
     (line,) = rows.head
     assert "of 262,144 (under 1%)" in line.text and line.text.endswith(
@@ -74,7 +74,7 @@ def test_the_head_names_who_fills_it_and_stays_with_the_rows() -> None:
     assert conntrack.health_line(Topology(Snapshot())) == ()
 
 
-def test_the_json_says_the_same() -> None:
+def test_the_json_has_the_same_numbers() -> None:
     here = host_with(stats=ConntrackStats(found=4, drop=1))
     (table,) = json.loads("".join(document_lines(here, ("conntrack",))))["conntrack_tables"]
     assert (table["entries"], table["limit"], table["stats"]["drop"]) == (3, 262144, 1)
@@ -99,7 +99,7 @@ def test_sources_are_counted_right(addresses: list[str]) -> None:
     assert [one.entries for one in found] == sorted((one.entries for one in found), reverse=True)
 
 
-def test_the_trend_looks_back_a_minute() -> None:
+def test_the_trend_covers_a_minute() -> None:
     now = [100.0]
     trend = ConntrackTrend(lambda: now[0])
 

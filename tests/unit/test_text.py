@@ -13,26 +13,26 @@ from hypothesis import strategies as st
 from core.operations import CreateNamespace, NetnsTarget, SetLink, SetSteering, SetSysctl
 from core.text import joined, quoted, safe, split_commands
 
-ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")
+UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 ANY_TEXT = st.text(st.characters())
-ACTING_TEXT = st.text(st.characters(categories=ACTING), min_size=1)
+UNSAFE_TEXT = st.text(st.characters(categories=UNSAFE), min_size=1)
 
 
-@given(ANY_TEXT | ACTING_TEXT)
-def test_nothing_acts(text: str) -> None:
+@given(ANY_TEXT | UNSAFE_TEXT)
+def test_no_control_characters_remain(text: str) -> None:
     shown = safe(text)
-    assert not [char for char in shown if unicodedata.category(char) in ACTING]
+    assert not [char for char in shown if unicodedata.category(char) in UNSAFE]
     assert safe(shown) == shown
 
 
-@given(ANY_TEXT | ACTING_TEXT)
+@given(ANY_TEXT | UNSAFE_TEXT)
 def test_always_encodable_and_one_line(text: str) -> None:
     assert safe(text).encode("utf-8")[:0] == b""
     assert len(safe(text).splitlines()) == (1 if text else 0)
 
 
-@given(ACTING_TEXT)
-def test_what_is_taken_out_stays_visible(text: str) -> None:
+@given(UNSAFE_TEXT)
+def test_escaped_characters_stay_visible(text: str) -> None:
     assert len(safe(text)) >= 2 * len(text)
 
 
@@ -75,7 +75,7 @@ WORDS = [
 ]  # fmt: skip
 
 
-def test_words_for_a_shell_mean_the_same_there_and_act_on_no_terminal() -> None:
+def test_quoted_words_are_equal_in_bash_and_safe_on_a_terminal() -> None:
     command = joined(["ip", *WORDS])
     assert command == safe(command)
     assert printed_by_bash(command) == b"".join(bytes_of(word) + b"\0" for word in WORDS)
@@ -83,13 +83,13 @@ def test_words_for_a_shell_mean_the_same_there_and_act_on_no_terminal() -> None:
 
 @given(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=40))
 @settings(max_examples=30, deadline=None)
-def test_any_word_for_a_shell(word: str) -> None:
+def test_any_word_is_quoted_for_a_shell(word: str) -> None:
     assert quoted(word) == safe(quoted(word))
     assert printed_by_bash(f"ip {quoted(word)}") == bytes_of(word) + b"\0"
 
 
 @pytest.mark.parametrize("name", ["a\x1b[2Jb", "a\nb", os.fsdecode(b"caf\xe9")])
-def test_commands_of_odd_names_are_whole(name: str) -> None:
+def test_commands_with_odd_names_are_complete(name: str) -> None:
     place = NetnsTarget(name=name)
     link = SetLink(name, "mtu", "1400", "1500", place)
     more = (SetSteering(name, 0, "f", "0"), SetSteering(name, 0, "f", "0", place))

@@ -60,7 +60,7 @@ def peers_of(topology: Topology, mask: Column) -> list[int]:
     return sorted(topology.flows.peer()[1][mask].tolist())
 
 
-def test_labels_prefer_what_a_person_calls_it(topology: Topology) -> None:
+def test_labels_prefer_names_given_by_users(topology: Topology) -> None:
     web1 = container_named(topology, "web1")
     assert topology.label(HOST) == "host"
     assert topology.label(web1.netns or 0) == "web1", "not the sidecar that joined it"
@@ -80,7 +80,7 @@ def test_label_without_a_container(space: Namespace, label: str) -> None:
     assert Topology(Snapshot(namespaces={7: space})).label(7) == label
 
 
-def test_addresses_belong_to_containers_the_host_reaches(topology: Topology) -> None:
+def test_addresses_belong_to_containers_that_the_host_reaches(topology: Topology) -> None:
     web1 = container_named(topology, "web1")
     assert topology.container_at(HOST, "172.18.0.2") == web1
     assert topology.container_at(HOST, "192.0.2.1") is None, "the host's own address is no container's"
@@ -109,7 +109,7 @@ def test_the_same_address_in_two_places_has_two_owners() -> None:
     assert [owner.name for owner in owners if owner] == ["near", "far"]
 
 
-def test_engines_tell_addresses_of_namespaces_that_were_not_read() -> None:
+def test_engines_know_addresses_of_unread_namespaces() -> None:
     snapshot = small_host()
     blind = replace(snapshot, nets={HOST: snapshot.nets[HOST]})
     topology = Topology(blind)
@@ -153,7 +153,7 @@ def test_enter_leads_from_the_veth_to_the_conntrack_entry(topology: Topology) ->
     assert web2.uid in entry.containers, "its own published port, not a neighbour's"
 
 
-def test_every_step_of_the_web() -> None:
+def test_relations_lead_from_a_veth_to_its_flows_and_back() -> None:
     topology = Topology(small_host())
     web1 = container_named(topology, "web1")
     outer = link_ref(link_named(topology, "veth-web1").key)
@@ -182,7 +182,7 @@ def test_a_nat_entry_leads_only_to_flows_that_it_translated(topology: Topology) 
     assert "2 connections" in labels(topology, masquerade)
 
 
-def test_connections_are_one_relation_and_none_where_there_is_none(topology: Topology) -> None:
+def test_connections_are_one_relation_or_none(topology: Topology) -> None:
     found = {
         name: [label for label in labels(topology, container_ref("docker", one.id)) if "connection" in label]
         for name in ("web1", "api", "web2")
@@ -200,14 +200,14 @@ def test_connections_of_a_network_are_those_of_its_own_addresses(topology: Topol
     )
 
 
-def test_nothing_leads_to_itself_or_twice(topology: Topology) -> None:
+def test_no_relation_leads_to_itself_or_is_repeated(topology: Topology) -> None:
     for link in topology.snapshot.links():
         targets = [target for _, target in related(topology, link_ref(link.key))]
         assert link_ref(link.key) not in targets
         assert len(targets) == len(set(targets))
 
 
-def test_what_is_gone_leads_nowhere(topology: Topology) -> None:
+def test_a_deleted_item_has_no_relations(topology: Topology) -> None:
     for ref in (
         Ref("link", (HOST, 999)),
         Ref("container", ("docker", "gone")),
@@ -238,7 +238,7 @@ def test_odd_hosts_have_relations_too(snapshot: Snapshot) -> None:
         assert related(topology, container_ref(container.runtime, container.id))
 
 
-def test_a_nat_entry_called_after_its_kind_says_it_once(topology: Topology) -> None:
+def test_a_nat_entry_named_after_its_kind_has_it_once(topology: Topology) -> None:
     texts = [label for network in topology.networks for label in labels(topology, network_ref(network.id))]
     assert [one for one in texts if one.startswith("masquerade ")]
     assert not [one for one in texts if one.startswith("masquerade: masquerade")]

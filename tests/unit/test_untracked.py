@@ -24,14 +24,14 @@ WEB, LOG, BARE = 70, 71, 72
 PORTS = untracked.ResolverPorts(str(TCP), str(UDP))
 
 
-def ours(ports: untracked.ResolverPorts = PORTS) -> tuple[FirewallRule, ...]:
+def vnet_rules(ports: untracked.ResolverPorts = PORTS) -> tuple[FirewallRule, ...]:
     """Return the rules of vnet's table."""
     lines = untracked.rules(ports).split("\n\t\t")[2:]
     texts = [line.split("\n")[0] for line in lines]
-    return tuple(_our_rule(text) for text in texts)
+    return tuple(_vnet_rule(text) for text in texts)
 
 
-def _our_rule(text: str) -> FirewallRule:
+def _vnet_rule(text: str) -> FirewallRule:
     _, side, address, protocol, end, port, *_ = text.split()
     matches = {"src" if side == "saddr" else "dst": address, end: port, "l4_proto": protocol}
     return FirewallRule("nft", "netdev", "vnet_untracked", "lo", text, text, **matches)
@@ -112,13 +112,13 @@ def tuned_in(made: Plan) -> list[int | None]:
 
 def replaced(ns: int) -> Firewall:
     """Return vnet's rules instead of Docker's."""
-    return Firewall(ns, rules=ours())
+    return Firewall(ns, rules=vnet_rules())
 
 
 def both(ns: int) -> Firewall:
     """Return vnet's rules, and new rules of Docker for a resolver at other ports."""
     docker = dns(ns)
-    return replace(docker, rules=(*docker.rules, *ours(OLD)))
+    return replace(docker, rules=(*docker.rules, *vnet_rules(OLD)))
 
 
 OLD = untracked.ResolverPorts("1001", "1002")
@@ -197,9 +197,10 @@ def test_unknown_rules() -> None:
 @pytest.mark.parametrize("place", range(4))
 def test_a_changed_table_is_not_replaced(place: int) -> None:
     changed = [
-        replace(rule, text=f"{rule.text} counter") if n == place else rule for n, rule in enumerate(ours())
+        replace(rule, text=f"{rule.text} counter") if n == place else rule
+        for n, rule in enumerate(vnet_rules())
     ]
-    assert f"{ours()[place].text} counter" in refused(
+    assert f"{vnet_rules()[place].text} counter" in refused(
         topology(Firewall(WEB, rules=tuple(changed))), True, "web"
     )
 

@@ -89,7 +89,7 @@ def vlans_in(steps: tuple[Operation, ...]) -> list[str]:
     return [step.command() for step in steps if isinstance(step, (AddVlan, DeleteVlan))]
 
 
-def test_a_port_leaves_in_the_default_vlan_alone_and_its_undo_brings_the_others() -> None:
+def test_a_detached_port_has_only_the_default_vlan_until_undo() -> None:
     steps = removal((PortVlan(1, 1), PortVlan(7, 7, True, True), PortVlan(20, 30)))
     assert vlans_in(steps) == [
         "bridge vlan del dev eth0 vid 1",
@@ -108,7 +108,7 @@ def test_a_port_leaves_in_the_default_vlan_alone_and_its_undo_brings_the_others(
 
 
 @pytest.mark.parametrize("vlans", [(), (PortVlan(1, 1, True, True),)])
-def test_where_they_are_as_the_kernel_makes_them_nothing_is_done(vlans: tuple[PortVlan, ...]) -> None:
+def test_default_vlans_need_no_steps(vlans: tuple[PortVlan, ...]) -> None:
     assert vlans_in(removal(vlans)) == []
 
 

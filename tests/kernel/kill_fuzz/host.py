@@ -38,7 +38,7 @@ addresses = ["10.92.0.77"]
 container = "api"
 host_ports = 9100
 """
-_FURNITURE = (
+_OBJECTS = (
     "network create shop --subnet 10.91.0.0/24 --subnet fd91::/64",
     "network create lab --kind internal --subnet 10.92.0.0/24",
     "network create dmz --kind routed --subnet 10.94.0.0/24",
@@ -49,7 +49,7 @@ _FURNITURE = (
     "publish web 8080:80",
     "publish web 5300/udp",
 )
-_CARD = (
+_NIC = (
     "ip addr add 2001:db8::2/64 dev up0 nodad",
     "ip addr add 192.0.2.7/24 label up0:web dev up0",
     "ip route add 198.51.100.0/24 via 192.0.2.1 metric 50 mtu lock 1400",
@@ -93,18 +93,18 @@ class Host:
     """A small machine with vnet's networks, on which forwarding is off."""
 
     def __init__(self) -> None:
-        self.machine, self.furniture = Machine(), len(_FURNITURE)
+        self.machine, self.furniture = Machine(), len(_OBJECTS)
         try:
-            self._furnish()
+            self._create_objects()
         except BaseException:
             self.close()
             raise
 
-    def _furnish(self) -> None:
+    def _create_objects(self) -> None:
         uplink(self.machine)
-        for command in _CARD:
+        for command in _NIC:
             self.machine.run(command)
-        for command in _FURNITURE:
+        for command in _OBJECTS:
             ok(self.machine, command)
         (self.machine.folder / "other.toml").write_text(FILE)
         self.machine.run(["sysctl", "-qw", *_FORWARDING])

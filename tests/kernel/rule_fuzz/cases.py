@@ -66,17 +66,17 @@ FAILED = "failed:"  # printed by a change's script before a command that was ref
 _ENDED = "chain ended { drop; }"
 
 
-class Deck[T]:
-    """Draw cards in random order, each once before any comes again."""
+class Shuffled[T]:
+    """Draw items in random order, each once before any is repeated."""
 
-    def __init__(self, dice: random.Random, cards: Sequence[T]) -> None:
-        self._dice, self._cards = dice, tuple(cards)
+    def __init__(self, dice: random.Random, items: Sequence[T]) -> None:
+        self._dice, self._items = dice, tuple(items)
         self._left: list[T] = []
 
     def draw(self) -> T:
-        """Return the next card."""
+        """Return the next item."""
         if not self._left:
-            self._left = list(self._cards)
+            self._left = list(self._items)
             self._dice.shuffle(self._left)
         return self._left.pop()
 
@@ -193,7 +193,7 @@ def _silence(rule: Rule) -> float:
     They are checked once a second. If their effect on connections, or their counts, are permanent, no packet
     may come before.
     """
-    lasts = rule.row.whole or rule.row.permanent_only or "ctmark" in rule.row.looks
+    lasts = rule.row.whole or rule.row.permanent_only or "ctmark" in rule.row.reads
     return 1.5 if lasts and "-legacy" in rule.put else 0.0
 
 
@@ -201,23 +201,23 @@ class _CaseBuilder:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.dice = random.Random(seed)
-        self._rows = Deck(self.dice, ROWS)
-        self._changes = Deck(self.dice, CHANGES)
-        self._sizes = Deck(self.dice, (1, 1, 1, 1, 1, 2, 3))
-        self._lengths = Deck(self.dice, (2, 3, 4))
-        self._is_matched = Deck(self.dice, (True, True, True, False))
-        self._is_taken = Deck(self.dice, (True, False, False, False))
-        self._is_late = Deck(self.dice, (False, False, False, True))
-        self._is_second = Deck(self.dice, (False, False, False, True))
-        self._verdicts = Deck(self.dice, _VERDICTS)
-        self._reached = Deck(self.dice, (*_REACHED, *_REACHED_BY_STATE))
-        self._without_state = Deck(self.dice, _REACHED)
-        self._protocols = Deck(self.dice, (TCP, UDP))
-        self._hooks = {letter: Deck(self.dice, hooks) for letter, hooks in _HOOKS.items()}
-        self._letters = {row.name: Deck(self.dice, row.where) for row in ROWS}
-        self._texts = {row.name: Deck(self.dice, row.texts) for row in ROWS}
-        self._chains = {row.name: Deck(self.dice, row.chains) for row in ROWS if row.chains}
-        self._tools = Deck(self.dice, ("", "-legacy"))
+        self._rows = Shuffled(self.dice, ROWS)
+        self._changes = Shuffled(self.dice, CHANGES)
+        self._sizes = Shuffled(self.dice, (1, 1, 1, 1, 1, 2, 3))
+        self._lengths = Shuffled(self.dice, (2, 3, 4))
+        self._is_matched = Shuffled(self.dice, (True, True, True, False))
+        self._is_taken = Shuffled(self.dice, (True, False, False, False))
+        self._is_late = Shuffled(self.dice, (False, False, False, True))
+        self._is_second = Shuffled(self.dice, (False, False, False, True))
+        self._verdicts = Shuffled(self.dice, _VERDICTS)
+        self._reached = Shuffled(self.dice, (*_REACHED, *_REACHED_BY_STATE))
+        self._without_state = Shuffled(self.dice, _REACHED)
+        self._protocols = Shuffled(self.dice, (TCP, UDP))
+        self._hooks = {letter: Shuffled(self.dice, hooks) for letter, hooks in _HOOKS.items()}
+        self._letters = {row.name: Shuffled(self.dice, row.where) for row in ROWS}
+        self._texts = {row.name: Shuffled(self.dice, row.texts) for row in ROWS}
+        self._chains = {row.name: Shuffled(self.dice, row.chains) for row in ROWS if row.chains}
+        self._tools = Shuffled(self.dice, ("", "-legacy"))
         self._used: Counter[str] = Counter()
 
     def case(self, number: int) -> Case:
@@ -263,7 +263,7 @@ class _CaseBuilder:
         fitting = []
         for rule in rules:
             fitting += [_bound(each, rule.table) for each in rule.row.own]
-            fitting += [each for each in CHANGES if each.touches & rule.row.looks]
+            fitting += [each for each in CHANGES if each.touches & rule.row.reads]
         fitting = [each for each in fitting if each.name not in seen]
         self.dice.shuffle(fitting)
         return min(fitting, key=lambda each: self._used[each.name], default=None)
@@ -291,8 +291,8 @@ class _CaseBuilder:
             ended = _ENDED if "ended" in verdict else ""
             text = f"{text} {verdict}"
         knows_state = letter in "fo" or (letter == "p" and priority > -200)
-        deck = self._reached if knows_state else self._without_state
-        base, chains = _DIRECT if kind == "nat" or letter in "DI" else deck.draw()
+        shuffled = self._reached if knows_state else self._without_state
+        base, chains = _DIRECT if kind == "nat" or letter in "DI" else shuffled.draw()
         table = f"{family} fuzz{place}"
         body = (
             f"table {table} {{\n{row.objects}\n{ended}\n{chains.format(text)}\n"

@@ -151,7 +151,7 @@ LINKS = (
             "a ip link set eth0 address 02:00:00:00:17:02; ip neigh flush dev docker0; "
             "a ip route replace default via 172.17.0.1; a ip -6 route replace default via fd17::1",
             facts=Facts(other_mac=True)),
-    _change("another container sends with its addresses", "mac iif fib saddr port", facts=Facts(thief=True)),
+    _change("another container sends with its addresses", "mac iif fib saddr port", facts=Facts(spoofs=True)),
     _change("the container moves to another bridge", "iif port", "ip link set v-a master br-two",
             "ip link set v-a master docker0; ip link set v-a type bridge_slave hairpin on"),
     _change("two ports are isolated", "port",

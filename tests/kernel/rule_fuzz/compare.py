@@ -13,7 +13,7 @@ from tests.kernel.rule_fuzz.traffic import Facts
 # Seconds after a change within which the fast path has to be like the kernel: most changes are noticed within
 # milliseconds, some are polled every one to three seconds. The rest is for a busy machine.
 GRACE = 10.0
-_HEARD = 0.05
+_EVENT_DELAY = 0.05
 _SETTLES = 0.25  # no comparison before that
 _IN_A_ROW = 6  # rounds that have to be equal
 _LOOSE_ROUNDS = 20
@@ -96,7 +96,7 @@ def _phase(pair: HostPair, case: Case, outcome: Outcome, name: str, step: Step |
     """Compare packets for a while; differences go to `outcome`."""
     # The kernel's decision on the first packets after a change may be permanent: send none until the fast
     # path knows of it.
-    time.sleep(max(step.takes if step else 0, _HEARD))
+    time.sleep(max(step.takes if step else 0, _EVENT_DELAY))
     phase = _Phase(pair, case, step.facts if step else Facts(), warms=step is None)
     is_loose = case.is_loose or (step is not None and step.loose)
     outcome.phase, outcome.details = name, phase.loose() if is_loose else phase.exact()
@@ -174,12 +174,12 @@ class _Phase:
                     return [*found, f"{self._elapsed:.1f} s after the change", str(self._pair.status())]
 
     def _classes_differ(self, window: range) -> list[str]:
-        kernel, fast = (place.traffic.heard for place in self._pair.places)
+        kernel, fast = (place.traffic.arrivals for place in self._pair.places)
         found, totals = [], [0, 0]
         for flow in self._case.flows:
             for side in (0, 1):
                 keys = [(flow.index, side, number) for number in window]
-                counts = [sum(bool(heard.get(key)) for key in keys) for heard in (kernel, fast)]
+                counts = [sum(bool(arrivals.get(key)) for key in keys) for arrivals in (kernel, fast)]
                 totals = [total + more for total, more in zip(totals, counts, strict=True)]
                 if (counts[0] == len(keys)) != (counts[1] == len(keys)):
                     found.append(f"{flow}, side {side}: {counts[0]} of {len(keys)}; fast path: {counts[1]}")

@@ -155,10 +155,10 @@ class HostPair:
 
     def _differences(self, numbers: range, flows: list[Flow]) -> list[str]:
         found = []
-        kernel, fast = (place.traffic.heard for place in self.places)
+        kernel, fast = (place.traffic.arrivals for place in self.places)
         for flow in flows:
             for number in numbers:
-                for side, name in enumerate(("client's", "server's", "stranger's")):
+                for side, name in enumerate(("client's", "server's", "intruder's")):
                     key = flow.index, side, number
                     expected, seen = compared(kernel.get(key, []), fast.get(key, []))
                     if expected != seen:
@@ -169,8 +169,8 @@ class HostPair:
 
     def arrived(self, numbers: range) -> int:
         """Return the packets that arrived at their end on the fast path's host."""
-        heard = self.fast.traffic.heard
-        return sum(key[2] in numbers and bool(found) for key, found in heard.items())
+        arrivals = self.fast.traffic.arrivals
+        return sum(key[2] in numbers and bool(found) for key, found in arrivals.items())
 
     def status(self) -> dict[str, Any]:
         """Return the fast path's status; without a fast path it is off."""

@@ -14,11 +14,11 @@ _BOTH = "iptables iptables-legacy"
 
 
 def _row(
-    name: str, texts: str | tuple[str, ...], looks: str = "", chains: tuple[str, ...] = _ANY, **more: object
+    name: str, texts: str | tuple[str, ...], reads: str = "", chains: tuple[str, ...] = _ANY, **more: object
 ) -> Row:
     """Return a row; conditions get `-j DROP`."""
     every = texts if isinstance(texts, tuple) else (texts,)
-    words = frozenset(looks.split())
+    words = frozenset(reads.split())
     name = f"iptables {name}"
     return Row(name, every, words, chains=chains, tool="iptables", **more)  # type: ignore[arg-type]
 

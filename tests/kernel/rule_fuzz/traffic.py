@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tests.kernel.fastlab import BRIDGES, HOST4, HOST6, MACS, PUBLISHED, V4, V6, FastLab
 
 OTHER_MAC = "02:00:00:00:17:99"  # the port of container a
-THIEF = "c"  # the container that sends with a's addresses, in some cases
+SPOOFER = "c"  # the container that sends with a's addresses, in some cases
 _MARKER = struct.Struct("!4sHBI")  # connection, side and number
 _MAGIC = b"fuZz"
 _SERVICE = 5080
@@ -21,7 +21,7 @@ _BEHIND = 80  # the target of the published port
 _SOL_PACKET, _IGNORE_OUTGOING, _RCVBUFFORCE = 263, 23, 33
 _TIMESTAMPS = b"\x01\x01\x08\x0a" + struct.pack("!II", 7, 9)
 _OPENING = b"\x02\x04\x05\xb4\x01\x03\x03\x07"  # MSS 1460, window scale 7
-CLIENT, SERVER, STRANGER = 0, 1, 2
+CLIENT, SERVER, INTRUDER = 0, 1, 2
 _OPENS = 0xFFFF0000  # from this number on, packets open connections; their marker doesn't count as data
 TCP, UDP = 6, 17
 # The ends' own stacks stay silent, whatever the ports are: the kernel gives a connection a random port if an
@@ -35,7 +35,7 @@ _QUIET = """table inet quiet {
 }
 """
 # Where packets are received: the uplink by which they reach the world matters too.
-_HEARD_AT = (*((end, "eth0") for end in V4), ("world", "eth1"))
+_RECEIVED_AT = (*((end, "eth0") for end in V4), ("world", "eth1"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Facts:
 
     varies: tuple[str, ...] = ()
     other_mac: bool = False
-    thief: bool = False
+    spoofs: bool = False
 
     def shape(self, number: int) -> Shape:
         """Return the shape of the packets with that number."""
@@ -83,7 +83,7 @@ class Facts:
 
     def __or__(self, other: Facts) -> Facts:
         varies = tuple(dict.fromkeys((*self.varies, *other.varies)))
-        return Facts(varies, self.other_mac or other.other_mac, self.thief or other.thief)
+        return Facts(varies, self.other_mac or other.other_mac, self.spoofs or other.spoofs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ class _State:
     seen: tuple[bytes, bytes, bytes, int, int] | None = None  # MAC, addresses and ports for the answer
 
 
-Heard = dict[tuple[int, int, int], list[Arrival]]
+Arrivals = dict[tuple[int, int, int], list[Arrival]]
 
 
 class Traffic:
@@ -186,14 +186,14 @@ class Traffic:
     """
 
     def __init__(self, lab: FastLab) -> None:
-        self.heard: Heard = {}
+        self.arrivals: Arrivals = {}
         self._states: dict[int, _State] = {}
         self._flows: dict[int, Flow] = {}
         self._sockets: dict[tuple[str, str], socket.socket] = {}
         self._poll = select.poll()
         for end in V4:
             lab.run_with("nft -f -", _QUIET, end)
-        for end, link in _HEARD_AT:
+        for end, link in _RECEIVED_AT:
             made = lab.socket(end, socket.AF_PACKET, socket.SOCK_RAW)
             made.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
             made.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, 8 << 20)
@@ -205,7 +205,7 @@ class Traffic:
     def begin(self, flows: list[Flow]) -> None:
         """Forget all connections, and use these."""
         self.take()
-        self.heard = {}
+        self.arrivals = {}
         self._states = {flow.index: _State(flow.proto != TCP) for flow in flows}
         self._flows = {flow.index: flow for flow in flows}
 
@@ -229,10 +229,10 @@ class Traffic:
         """Send one packet per connection from that side."""
         for flow in self._flows.values():
             self._send(flow, side, number, facts.shape(number), facts)
-        if side == CLIENT and facts.thief:
+        if side == CLIENT and facts.spoofs:
             for flow in self._flows.values():
                 if TRAFFIC_PATHS[flow.path].client == "a" and TRAFFIC_PATHS[flow.path].routed:
-                    self._send(flow, STRANGER, number, facts.shape(number), facts)
+                    self._send(flow, INTRUDER, number, facts.shape(number), facts)
 
     def wait(self, count: int, seconds: float = 0.02) -> int:
         """Receive until there is that much, or for that long; return how much it was."""
@@ -266,9 +266,9 @@ class Traffic:
             return 0  # ICMP errors quote our packets
         _, index, side, number = _MARKER.unpack_from(frame, at)
         arrival, addresses, l4 = _read(place, frame, (index, PUBLISHED, _SERVICE, _BEHIND))
-        self.heard.setdefault((index, side, number), []).append(arrival)
+        self.arrivals.setdefault((index, side, number), []).append(arrival)
         flow, state = self._flows.get(index), self._states.get(index)
-        if flow is None or state is None or side == STRANGER:
+        if flow is None or state is None or side == INTRUDER:
             return 0
         path = TRAFFIC_PATHS[flow.path]
         if place != (path.server if side == CLIENT else path.client):
@@ -286,7 +286,7 @@ class Traffic:
 
     def _send(self, flow: Flow, side: int, number: int, shape: Shape, facts: Facts) -> None:
         path, state = TRAFFIC_PATHS[flow.path], self._states[flow.index]
-        end = (path.client, path.server, THIEF)[side]
+        end = (path.client, path.server, SPOOFER)[side]
         if side == SERVER:
             if state.seen is None:
                 return
@@ -300,7 +300,7 @@ class Traffic:
             payload = (payload + bytes(4) + bytes([shape.probe])).ljust(shape.size, b".")
         if flow.proto == TCP:
             l4 = _tcp(sport, dport, state, side, shape, opens)
-            if not opens and side != STRANGER:
+            if not opens and side != INTRUDER:
                 state.seq[side] += len(payload)
         else:
             l4 = struct.pack("!HHHH", sport, dport, 8 + len(payload), 0)
@@ -329,7 +329,7 @@ def _begun(flow: Flow, path: TrafficPath, side: int) -> tuple[bytes, bytes, byte
     """Return next hop's MAC, addresses and ports of what the client sends."""
     known = V4 if flow.family == 4 else V6
     host = HOST4 if flow.family == 4 else HOST6
-    sender = THIEF if side == STRANGER else path.client
+    sender = SPOOFER if side == INTRUDER else path.client
     if sender not in BRIDGES:
         hop = MACS["router"]
     else:
@@ -341,7 +341,7 @@ def _begun(flow: Flow, path: TrafficPath, side: int) -> tuple[bytes, bytes, byte
 
 def _tcp(sport: int, dport: int, state: _State, side: int, shape: Shape, opens: bool) -> bytes:
     options = _OPENING if opens and shape.flags & 2 else _TIMESTAMPS if shape.stamps else b""
-    side = CLIENT if side == STRANGER else side
+    side = CLIENT if side == INTRUDER else side
     ack = state.ack[side] if shape.flags & 0x10 else 0
     seq = state.seq[side] - (shape.flags >> 1 & 1 if opens else 0)
     urgent = 3 if shape.flags & 0x20 else 0

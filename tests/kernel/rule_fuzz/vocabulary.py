@@ -17,7 +17,7 @@ ROUTED_HOOKS, HEADER_HOOKS = "pfo", "pfoBD"
 class Row:
     """An expression, match or statement: rules that use it, and what they match.
 
-    `looks` are words of Change.touches. If `whole` is False the texts are conditions, to which a verdict is
+    `reads` are words of Change.touches. If `whole` is False the texts are conditions, to which a verdict is
     added. `objects` are in the rule's table, `own` are changes of those; $T is the table there. `where` are
     letters of hooks, `family` 4, 6 or 0 for both. `loose`: the kernel itself gives different results.
     `permanent_only`: only from the start, because it matches counters that don't count accelerated packets,
@@ -26,7 +26,7 @@ class Row:
 
     name: str
     texts: tuple[str, ...]
-    looks: frozenset[str]
+    reads: frozenset[str]
     where: str = ROUTED_HOOKS
     family: int = 0
     whole: bool = False
@@ -41,13 +41,13 @@ class Row:
 def row(
     name: str,
     texts: str | tuple[str, ...],
-    looks: str = "",
+    reads: str = "",
     where: str = ROUTED_HOOKS,
     **more: object,
 ) -> Row:
-    """Return a row; `looks` are words."""
+    """Return a row; `reads` are words."""
     every = texts if isinstance(texts, tuple) else (texts,)
-    return Row(name, every, frozenset(looks.split()), where, **more)  # type: ignore[arg-type]
+    return Row(name, every, frozenset(reads.split()), where, **more)  # type: ignore[arg-type]
 
 
 OURS = "meta l4proto { tcp, udp } "  # the host's own packets are left out if packets are counted

@@ -31,7 +31,7 @@ from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
 
-_PASS_ON = bytes.fromhex("b7000000000000009500000000000000")  # r0 = 0; exit
+_PASS = bytes.fromhex("b7000000000000009500000000000000")  # r0 = 0; exit
 _DROP = bytes.fromhex("b7000000020000009500000000000000")  # r0 = TC_ACT_SHOT; exit
 
 
@@ -60,13 +60,13 @@ def test_a_container_is_accelerated_from_its_first_flow(bridge_host: ThrowawayHo
         assert attached(bridge_host) == {"v-a", "v-b", "up0"}
 
 
-def test_many_containers_that_come_and_go_under_load(bridge_host: ThrowawayHost) -> None:
+def test_many_containers_start_and_end_under_load(bridge_host: ThrowawayHost) -> None:
     """Two hundred containers, while a connection talks without a pause."""
     names = {number: f"{bridge_host.prefix}-m{number}" for number in range(200)}
     with (
         FastPath(bridge_host, "br0") as fast,
         Talk(bridge_host, "a", "b", "10.9.0.3") as talk,
-        _said_without_a_pause(Talk(bridge_host, "b", "world", "192.0.2.2", 7001)),
+        _talking(Talk(bridge_host, "b", "world", "192.0.2.2", 7001)),
     ):
         try:
             _batch(f"netns add {name}" for name in names.values())
@@ -84,7 +84,7 @@ def test_many_containers_that_come_and_go_under_load(bridge_host: ThrowawayHost)
 
 
 @contextmanager
-def _said_without_a_pause(talk: Talk) -> Iterator[None]:
+def _talking(talk: Talk) -> Iterator[None]:
     """Talk on a thread meanwhile; raise its error at the end."""
     ended = threading.Event()
     rounds: list[int] = []
@@ -128,7 +128,7 @@ def test_addresses_and_macs_inside_containers_are_followed(bridge_host: Throwawa
             assert eventually(lambda: _is_fast(fast, talk))
 
 
-def test_a_source_that_is_not_the_containers_own_gains_nothing(bridge_host: ThrowawayHost) -> None:
+def test_a_spoofed_source_is_not_accelerated(bridge_host: ThrowawayHost) -> None:
     """a sends from b's address by a raw socket, from its own link."""
     with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "b", "world", "192.0.2.2", udp=True) as talk:
         talk.say(3)
@@ -162,9 +162,9 @@ def test_an_uplink_goes_down_and_up(bridge_host: ThrowawayHost) -> None:
             assert eventually(lambda: _is_fast(fast, talk))
 
 
-def test_other_programs_and_filters_keep_theirs(bridge_host: ThrowawayHost) -> None:
+def test_programs_and_filters_of_other_tools_stay(bridge_host: ThrowawayHost) -> None:
     ifindex = bridge_host.json("ip -j link show v-a")[0]["ifindex"]
-    program = syscall.load_program(syscall.PROG_SCHED_CLS, _PASS_ON, "somebody")
+    program = syscall.load_program(syscall.PROG_SCHED_CLS, _PASS, "somebody")
     with entered(f"/run/netns/{bridge_host.name}"):
         link = syscall.attach_tcx(program, ifindex)
     try:
@@ -221,7 +221,7 @@ def _answers(talk: Talk) -> bool:
     return False
 
 
-def test_without_tcx_a_filter_of_our_own_at_clsact(inside_host: ThrowawayHost) -> None:
+def test_without_tcx_the_program_is_a_clsact_filter(inside_host: ThrowawayHost) -> None:
     two_containers_and_an_uplink(inside_host)
     ifindex = inside_host.json("ip -j link show v-a")[0]["ifindex"]
     inside_host.run("tc qdisc add dev v-a clsact")
@@ -240,10 +240,10 @@ def test_without_tcx_a_filter_of_our_own_at_clsact(inside_host: ThrowawayHost) -
 
 
 @pytest.mark.parametrize("others", [False, True])
-def test_a_clsact_of_our_own_goes_with_our_filter(inside_host: ThrowawayHost, others: bool) -> None:
+def test_our_clsact_is_removed_with_our_filter(inside_host: ThrowawayHost, others: bool) -> None:
     two_containers_and_an_uplink(inside_host)
     ifindex = inside_host.json("ip -j link show v-a")[0]["ifindex"]
-    program = syscall.load_program(syscall.PROG_SCHED_CLS, _PASS_ON, "ours")
+    program = syscall.load_program(syscall.PROG_SCHED_CLS, _PASS, "ours")
     for _ in range(2):  # the second takes the place of the first
         attachments.attach_clsact(program, ifindex)
     if others:
@@ -331,26 +331,28 @@ def test_a_neighbour_that_only_the_fast_path_uses_is_confirmed(inside_host: Thro
     two_containers_and_an_uplink(inside_host)
     inside_host.run("ping -c 1 -W 20 10.9.0.2")
     (known,) = inside_host.json("ip -j neigh show dev br0 10.9.0.2")
-    heard = keepalive.Neighbours()
+    neighbours = keepalive.Neighbours()
     try:
         inside_host.run(f"ip neigh replace 10.9.0.2 dev br0 lladdr {known['lladdr']} nud stale")
         bridge = inside_host.json("ip -j link show br0")[0]["ifindex"]
         assert (
-            not heard.read_events().moved and heard.has_stale({bridge}) and not heard.has_stale({bridge + 1})
+            not neighbours.read_events().moved
+            and neighbours.has_stale({bridge})
+            and not neighbours.has_stale({bridge + 1})
         )
-        assert heard.confirm({bytes(6)}) == 0
-        assert heard.confirm({bytes.fromhex(known["lladdr"].replace(":", ""))}) == 1
+        assert neighbours.confirm({bytes(6)}) == 0
+        assert neighbours.confirm({bytes.fromhex(known["lladdr"].replace(":", ""))}) == 1
         state = inside_host.json("ip -j neigh show dev br0 10.9.0.2")[0]["state"]
         assert state != ["STALE"]
         inside_host.run("ip neigh replace 10.9.0.2 dev br0 lladdr 02:00:00:00:00:01 nud reachable")
-        assert heard.read_events().moved
+        assert neighbours.read_events().moved
         inside_host.run("ip neigh del 10.9.0.2 dev br0")
-        assert heard.read_events().moved
+        assert neighbours.read_events().moved
     finally:
-        heard.close()
+        neighbours.close()
 
 
-def test_entries_of_a_forwarding_table_are_kept_from_ageing(inside_host: ThrowawayHost) -> None:
+def test_used_forwarding_table_entries_do_not_age(inside_host: ThrowawayHost) -> None:
     two_containers_and_an_uplink(inside_host)
     port = inside_host.json("ip -j link show v-a")[0]["ifindex"]
     mac = inside_host.json("ip -j link show eth0", inside="a")[0]["address"]
@@ -360,7 +362,7 @@ def test_entries_of_a_forwarding_table_are_kept_from_ageing(inside_host: Throwaw
     assert (mac, "v-a") in entries
 
 
-def test_a_next_hop_object_of_one_way_is_a_plain_route(bridge_host: ThrowawayHost) -> None:
+def test_a_single_next_hop_object_is_a_plain_route(bridge_host: ThrowawayHost) -> None:
     """FRR and systemd-networkd write such routes; a group is left to the kernel."""
     bridge_host.run("ip route add 203.0.113.0/24 via 192.0.2.2")
     bridge_host.run("ip addr add 203.0.113.9/32 dev lo", inside="world")
@@ -376,7 +378,7 @@ def test_a_next_hop_object_of_one_way_is_a_plain_route(bridge_host: ThrowawayHos
         assert eventually(lambda: _is_fast(fast, talk))
 
 
-def test_a_mac_pinned_to_another_port_is_sent_there(bridge_host: ThrowawayHost) -> None:
+def test_packets_for_a_static_forwarding_entry_go_to_its_port(bridge_host: ThrowawayHost) -> None:
     """With a static forwarding table entry the container gets nothing."""
     mac = bridge_host.json("ip -j link show eth0", inside="b")[0]["address"]
     with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "b", "10.9.0.3", udp=True) as talk:

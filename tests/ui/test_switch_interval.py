@@ -1,4 +1,4 @@
-"""A thread that computes keeps the dashboard's event loop waiting for little."""
+"""A computing thread delays the dashboard's event loop only briefly."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 from tests.ui.driver import dashboard
 
 _CALLS = 20  # system calls of a redraw
-_PYTHONS = 0.005  # seconds: what Python sets
+_DEFAULT_INTERVAL = 0.005  # seconds: Python's default
 
 
 @pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
+def restored_interval() -> Iterator[None]:
     before = sys.getswitchinterval()
     yield
     sys.setswitchinterval(before)
@@ -44,8 +44,10 @@ def busy_thread() -> Iterator[None]:
 
 
 def seconds_of_calls(interval: float) -> float:
-    """Seconds that some calls take that let others run, beside a thread that does not: the median of five, of
-    which some may find that the system does not run the thread just then."""
+    """Return the seconds of system calls while another thread keeps the GIL.
+
+    The median of five, because the kernel may not run the other thread during some of them.
+    """
     sys.setswitchinterval(interval)
     found = []
     with busy_thread():
@@ -57,8 +59,8 @@ def seconds_of_calls(interval: float) -> float:
     return statistics.median(found)
 
 
-async def test_the_event_loop_is_back_soon_after_each_system_call() -> None:
-    sys.setswitchinterval(_PYTHONS)
+async def test_the_event_loop_resumes_quickly_after_system_calls() -> None:
+    sys.setswitchinterval(_DEFAULT_INTERVAL)
     async with dashboard():
         interval = sys.getswitchinterval()
-    assert seconds_of_calls(interval) < seconds_of_calls(_PYTHONS) / 2
+    assert seconds_of_calls(interval) < seconds_of_calls(_DEFAULT_INTERVAL) / 2

@@ -42,7 +42,7 @@ def is_fast(fast: FastPath, talk: Talk, port: str = "v-a") -> bool:
     return fast.count("FAST", port) >= before + 10
 
 
-def test_same_bridge_and_translated_traffic_is_forwarded_and_all_goes_back(
+def test_switched_and_translated_traffic_is_forwarded_and_all_is_restored(
     bridge_host: ThrowawayHost,
 ) -> None:
     with FastPath(bridge_host, "br0") as fast:
@@ -63,7 +63,7 @@ def test_same_bridge_and_translated_traffic_is_forwarded_and_all_goes_back(
             out.say(50)
 
 
-def test_everything_is_afterwards_as_it_was(bridge_host: ThrowawayHost) -> None:
+def test_the_previous_state_is_restored(bridge_host: ThrowawayHost) -> None:
     """Every sysctl, rule, tc qdisc and filter; no sysctl changes meanwhile either."""
     with Talk(bridge_host, "a", "world", "192.0.2.2") as out:
         out.say(3)
@@ -102,7 +102,7 @@ def test_ipv6_is_forwarded_and_translated(bridge_host: ThrowawayHost, udp: bool)
 
 
 @pytest.mark.parametrize("whom", [("daemon",), ("supervisor",), ("daemon", "supervisor")])
-def test_killed_processes_leave_nothing_and_connections_go_on(
+def test_killed_processes_leave_nothing_and_connections_continue(
     bridge_host: ThrowawayHost, whom: tuple[str, ...]
 ) -> None:
     with (
@@ -133,7 +133,7 @@ def test_killed_processes_leave_nothing_and_connections_go_on(
         out.say(50)
 
 
-def test_the_second_is_refused_by_name_of_the_first(bridge_host: ThrowawayHost) -> None:
+def test_a_second_instance_is_refused_and_the_first_is_named(bridge_host: ThrowawayHost) -> None:
     with FastPath(bridge_host, "br0") as fast:
         second = FastPath(bridge_host, "all")
         assert second.supervisor.wait(PATIENCE) == 1
@@ -142,14 +142,14 @@ def test_the_second_is_refused_by_name_of_the_first(bridge_host: ThrowawayHost) 
         assert eventually(fast.is_on) and attached(bridge_host) == {"v-a", "v-b", "up0"}
 
 
-def test_tied_to_its_starter_it_ends_with_it(bridge_host: ThrowawayHost) -> None:
+def test_the_daemon_ends_with_the_process_that_it_is_tied_to(bridge_host: ThrowawayHost) -> None:
     with FastPath(bridge_host, "br0", tied=True) as fast:
         assert fast.supervisor.stdin is not None
         fast.supervisor.stdin.close()
         assert fast.supervisor.wait(PATIENCE) == 0
 
 
-def test_a_stopped_daemon_loses_its_lease(bridge_host: ThrowawayHost) -> None:
+def test_the_lease_of_a_stopped_daemon_expires(bridge_host: ThrowawayHost) -> None:
     with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "b", "10.9.0.3") as talk:
         assert eventually(lambda: is_fast(fast, talk))
         counters = syscall.map_by_id(fast.ask("maps")["maps"]["counters"])
@@ -161,7 +161,7 @@ def test_a_stopped_daemon_loses_its_lease(bridge_host: ThrowawayHost) -> None:
         assert eventually(lambda: is_fast(fast, talk))
 
 
-def test_a_new_program_takes_the_place_of_the_old_one_without_loss(bridge_host: ThrowawayHost) -> None:
+def test_a_program_is_replaced_without_loss(bridge_host: ThrowawayHost) -> None:
     with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "world", "192.0.2.2", udp=True) as talk:
         talk.say(3)
         assert eventually(lambda: is_fast(fast, talk))
@@ -173,7 +173,7 @@ def test_a_new_program_takes_the_place_of_the_old_one_without_loss(bridge_host: 
         assert eventually(lambda: is_fast(fast, talk))
 
 
-def test_the_cost_is_counted_only_while_asked_for(bridge_host: ThrowawayHost) -> None:
+def test_the_cost_is_measured_only_on_request(bridge_host: ThrowawayHost) -> None:
     with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "b", "10.9.0.3") as talk:
         fast.status(measure=True)
         talk.say(1)
@@ -185,7 +185,7 @@ def test_the_cost_is_counted_only_while_asked_for(bridge_host: ThrowawayHost) ->
         assert "ns_per_packet" not in fast.status()
 
 
-def test_what_is_captured_stays_with_the_kernel(bridge_host: ThrowawayHost) -> None:
+def test_captured_packets_are_left_to_the_kernel(bridge_host: ThrowawayHost) -> None:
     with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "b", "10.9.0.3") as talk:
         assert eventually(lambda: is_fast(fast, talk))
         assert fast.ask("capture", address="10.9.0.3")["captured"] == ["10.9.0.3"]

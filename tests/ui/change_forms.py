@@ -1,4 +1,4 @@
-"""A person who changes things in the dashboard, on the throw-away host as it is."""
+"""Drive the dashboard's forms on the throw-away host."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from tests.ui.driver import Person, dashboard
 from tui.cli.session import ChangeSession
 
 WIDE = (130, 40)
-# Other hosts on the same machine may be in sight: what is deleted here must have a name of its own.
+# Other test hosts on this machine may be visible: names must be unique.
 NET = f"w{os.getpid()}"
 BRIDGE = f"br-{NET}"
 PARTS = (Part.LINKS, Part.CONTAINERS, Part.HOST_FIREWALL)
 
 
 @asynccontextmanager
-async def writer(size: tuple[int, int] = WIDE, write: bool = True) -> AsyncIterator[Person]:
-    """The dashboard on the throw-away host as it is, with changes allowed."""
+async def host_dashboard(size: tuple[int, int] = WIDE, write: bool = True) -> AsyncIterator[Person]:
+    """Run the dashboard on the throw-away host, with changes allowed."""
     async with dashboard(read_snapshot(PARTS), size, make_change_service=ChangeSession) as person:
         if write:
             await person.press("W")
         yield person
 
 
-def prose(person: Person) -> str:
-    """The screen without what frames it and what lies beside the frame, as one line."""
+def dialog_text(person: Person) -> str:
+    """Return the text inside the dialog's frame as one line."""
     inside = (re.sub("^.*?│(.*)│.*$", r"\1", line) for line in person.lines)
     return " ".join(re.sub("[^ -~]", " ", "\n".join(inside)).split())
 
 
-async def says(person: Person, text: str) -> None:
-    """Wait for a text that may be wrapped."""
-    await person.until(lambda: text in prose(person), repr(text))
+async def dialog_shows(person: Person, text: str) -> None:
+    """Wait until the dialog shows a text that may be wrapped."""
+    await person.until(lambda: text in dialog_text(person), repr(text))
 
 
 async def shows(person: Person, *texts: str) -> None:
@@ -49,7 +49,7 @@ async def closed(person: Person) -> None:
 
 
 async def keys(person: Person, *pressed: str) -> None:
-    """Press keys, then wait until the commands that they lead to are on the screen."""
+    """Press keys, then wait until the preview of their commands is on the screen."""
     await person.press(*pressed)
     screen = person.app.screen
     current = getattr(screen, "_is_current", None)
@@ -75,13 +75,13 @@ async def attach(person: Person, name: str, network: str = NET) -> None:
 
 
 def values(person: Person) -> dict[str, str]:
-    """What the fields in sight hold."""
+    """Return the values of the visible fields."""
     form = person.app.screen.form  # type: ignore[attr-defined]
     return {one.name: one.value for one in form.fields if not one.hidden}
 
 
-async def do(person: Person, key: str = "enter") -> None:
-    """Do what the form shows; where its commands are out of sight, have them shown first."""
+async def apply_form(person: Person, key: str = "enter") -> None:
+    """Apply the form; if its commands are hidden, show them first."""
     await keys(person)
     preview = getattr(person.app.screen, "preview", None)
     if preview is not None and not preview.shows_commands:
@@ -92,6 +92,6 @@ async def do(person: Person, key: str = "enter") -> None:
 
 
 async def select(person: Person, view: str, text: str) -> None:
-    """Put the cursor on the first line of a view that matches, on the host as it is now."""
+    """Read the host again, and select the first line of a view that matches."""
     await person.feed(read_snapshot(PARTS))
     await person.type(f":{view}⏎/{text}⏎")

@@ -1,4 +1,4 @@
-"""Getting about in the dashboard, before and while data comes."""
+"""Navigation in the dashboard, before and while data arrives."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tui.views.registry import view_named
 NAMES = [view.name for view in registry.VIEWS]
 
 
-# ---- before and while data comes
+# ---- before and while data arrives
 
 
-async def test_the_frame_is_there_before_any_data() -> None:
+async def test_the_layout_is_shown_before_any_data() -> None:
     async with dashboard(source=FedSource()) as person:
         await person.pilot.pause()
         assert "vnet-tui" in person.lines[0]
@@ -39,7 +39,7 @@ async def test_parts_appear_as_they_arrive() -> None:
         assert "web1" in person.text and "reading…" not in person.text
 
 
-async def test_a_host_without_anything_gets_hints() -> None:
+async def test_an_empty_host_gets_hints() -> None:
     async with dashboard(empty_host()) as person:
         for number in "123567":
             await person.press(number)
@@ -48,7 +48,7 @@ async def test_a_host_without_anything_gets_hints() -> None:
         assert "No bridge yet" in person.text
 
 
-async def test_the_source_is_told_which_view_is_in_sight() -> None:
+async def test_the_source_gets_the_demand_of_the_current_view() -> None:
     async with dashboard() as person:
         await person.press("7", "3")
         wanted = [view_named(name) for name in ("overview", "conntrack", "veths")]
@@ -56,7 +56,7 @@ async def test_the_source_is_told_which_view_is_in_sight() -> None:
     assert person.source.stopped
 
 
-# ---- getting about
+# ---- navigation
 
 
 @pytest.mark.parametrize("number", range(1, 10))
@@ -77,20 +77,20 @@ async def test_numbers_open_views(number: int) -> None:
         ("ov", "overview"), ("links", "links"), ("net", "networks"), ("VETH", "veths"),
     ],
 )  # fmt: skip
-async def test_views_by_name(typed: str, name: str) -> None:
+async def test_colon_and_a_name_open_a_view(typed: str, name: str) -> None:
     async with dashboard() as person:
         await person.type(f":{typed}⏎")
         assert person.dashboard.view.name == name
 
 
-async def test_a_name_can_carry_a_filter() -> None:
+async def test_a_name_can_be_followed_by_a_filter() -> None:
     async with dashboard() as person:
         await person.type(":cont name:web1⏎")
         assert person.dashboard.view.name == "containers"
         assert "filtered 1 of" in person.text
 
 
-async def test_an_unknown_name_is_answered_in_words() -> None:
+async def test_an_unknown_name_gets_a_message() -> None:
     async with dashboard() as person:
         await person.type(":xyzzy⏎")
         await person.eventually('can\'t go to "xyzzy": no view')
@@ -104,7 +104,7 @@ async def test_tab_completes_a_name() -> None:
         assert person.dashboard.view.name == "conntrack"
 
 
-async def test_minus_goes_to_the_view_before() -> None:
+async def test_minus_goes_to_the_previous_view() -> None:
     async with dashboard() as person:
         await person.press("3", "6", "minus")
         assert person.dashboard.view.name == "veths"
@@ -130,7 +130,7 @@ async def test_enter_follows_and_escape_goes_back() -> None:
         assert (person.dashboard.view.name, person.row()) == ("containers", "web1")
 
 
-async def test_the_way_from_a_cable_to_the_rules() -> None:
+async def test_enter_leads_from_a_veth_to_other_items() -> None:
     async with dashboard() as person:
         await person.type(":veth⏎")
         await person.type("/name:web1⏎")
@@ -153,7 +153,7 @@ async def test_keys_typed_at_once_act_in_their_order() -> None:
         assert person.dashboard.table.cursor == 1
 
 
-async def test_coming_back_to_what_has_gone_is_told() -> None:
+async def test_returning_to_a_removed_item_shows_a_message() -> None:
     whole = small_host()
     async with dashboard(whole) as person:
         await person.type(":cont⏎jjj")
@@ -169,8 +169,8 @@ async def test_coming_back_to_what_has_gone_is_told() -> None:
         assert person.row() not in ("", name)
 
 
-async def test_a_filter_that_hides_what_was_selected_needs_no_word() -> None:
-    """Not even where nothing fits while it is typed."""
+async def test_a_filter_that_hides_the_selected_row_shows_no_message() -> None:
+    """Not even if nothing matches while it is typed."""
     async with dashboard() as person:
         await person.type("6G/8081x")
         await person.eventually("0 of 5")
@@ -179,10 +179,10 @@ async def test_a_filter_that_hides_what_was_selected_needs_no_word() -> None:
         assert "no longer in this list" not in person.text
 
 
-# ---- following to several things, and to what has changed
+# ---- links to several items, and to changed items
 
 
-async def test_a_nat_entry_leads_to_the_connections_that_it_translates_and_esc_back() -> None:
+async def test_a_nat_entry_links_to_its_connections_and_esc_goes_back() -> None:
     async with dashboard() as person:
         await person.type(":nat port:8080⏎")
         assert "1 connection" in person.text
@@ -210,7 +210,7 @@ async def test_the_connections_of_a_container_are_one_line_of_its_detail() -> No
         assert all(any("web1" in cell.text for cell in cells) for cells in shown)
 
 
-async def test_esc_takes_back_what_was_typed_before_it_goes_back() -> None:
+async def test_esc_removes_a_typed_filter_before_it_goes_back() -> None:
     async with dashboard() as person:
         await person.type(":nat port:8080⏎")
         await person.press("enter")
@@ -227,7 +227,7 @@ async def test_esc_takes_back_what_was_typed_before_it_goes_back() -> None:
         assert person.dashboard.view.name == "nat"
 
 
-async def test_an_event_leads_to_what_it_happened_to() -> None:
+async def test_an_event_links_to_its_item() -> None:
     whole = small_host()
     link = next(link for link in whole.links() if link.name == "veth-web1")
     async with dashboard(whole) as person:
@@ -237,7 +237,7 @@ async def test_an_event_leads_to_what_it_happened_to() -> None:
 
 
 @pytest.mark.parametrize("keys", [("6",), ("enter",), ("escape",), ("6", "minus"), (":", "n", "s", "enter")])
-async def test_the_list_has_the_focus_after_every_way_to_another_list(keys: tuple[str, ...]) -> None:
+async def test_the_list_has_the_focus_after_every_jump(keys: tuple[str, ...]) -> None:
     async with dashboard() as person:
         await person.type(":cont name:=web1⏎")
         await person.press("enter")
@@ -249,7 +249,7 @@ async def test_the_list_has_the_focus_after_every_way_to_another_list(keys: tupl
         assert person.dashboard.table.has_focus
 
 
-async def test_esc_leads_from_the_detail_to_the_list_where_only_one_has_room() -> None:
+async def test_esc_returns_from_the_detail_if_only_one_pane_fits() -> None:
     async with dashboard(size=(40, 10)) as person:
         await person.press("5", "tab")
         assert not person.dashboard.query_one("#main").display

@@ -40,19 +40,19 @@ class Site:
         found: list[str] = json.loads(self.vnet(*words, "--dry-run", "--json"))["warnings"]
         return found
 
-    def obey(self, advice: str) -> None:
+    def run_advice(self, advice: str) -> None:
         """Run the commands at the end of a warning or finding, unchanged."""
         commands = advice.partition("to allow it, run: ")[2]
         assert commands, advice
         self.host.run(["sh", "-c", commands])
 
-    def reaches(self, asker: str, address: str, port: int) -> bool:
-        """Whether the web server answers (with 404)."""
+    def reaches(self, client: str, address: str, port: int) -> bool:
+        """Return whether the web server answers (with 404)."""
         at = f"[{address}]" if ":" in address else address
         ask = f"busybox wget -T1 -qO- http://{at}:{port} 2>&1"
-        if asker in ("world", "host"):
-            return "404" in self.host.run(["sh", "-c", ask], inside=asker, check=False)
-        return "404" in self.engine.run("exec", asker, "sh", "-c", ask, check=False)
+        if client in ("world", "host"):
+            return "404" in self.host.run(["sh", "-c", ask], inside=client, check=False)
+        return "404" in self.engine.run("exec", client, "sh", "-c", ask, check=False)
 
 
 @contextmanager

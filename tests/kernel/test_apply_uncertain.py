@@ -48,7 +48,7 @@ def bridge(place: NetnsTarget = HOST) -> tuple[Operation, ...]:
 
 
 @pytest.mark.parametrize("at", range(3))
-def test_a_journal_that_fills_the_disk_half_way(
+def test_the_disk_is_full_half_way_through_a_change(
     at: int, inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = state(inside_host.names)
@@ -66,7 +66,7 @@ def test_a_journal_that_fills_the_disk_half_way(
     assert state(inside_host.names) == before
 
 
-def test_a_pid_that_leads_elsewhere_counts_as_gone(inside_host: ThrowawayHost) -> None:
+def test_a_reused_pid_in_another_namespace_counts_as_ended(inside_host: ThrowawayHost) -> None:
     path = f"/run/netns/{inside_host.namespace('box')}"
     box = Path(path).stat().st_ino
     process = subprocess.Popen(["nsenter", f"--net={path}", "sleep", "100"])
@@ -103,7 +103,7 @@ def _refuse(operation: Operation, kernel: object) -> None:
     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
 
-def test_what_was_refused_is_not_undone_later(
+def test_a_refused_step_is_not_undone_later(
     inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another program's namespace is in the way, and an undo fails: it must survive."""
@@ -152,7 +152,7 @@ COMMANDS: tuple[Operation, ...] = (
 )
 
 
-def test_the_commands_say_what_is_done(inside_host: ThrowawayHost) -> None:
+def test_the_commands_describe_the_operations(inside_host: ThrowawayHost) -> None:
     other = inside_host.namespace("typed")
     inside_host.run("ip link set lo up", inside="typed")
     for count in range(1, len(COMMANDS) + 1):
@@ -174,7 +174,7 @@ def _without_macs(value: object) -> str:
     return str(value)
 
 
-def test_wanted_attachments_survive_writing() -> None:
+def test_persistent_attachments_round_trip() -> None:
     place = NetnsTarget(pid=42, inode=4711)
     steps = (CreateVeth("v-app", "eth1", peer_place=place), AddAddress("eth1", "10.0.0.2/24", place))
     want = PersistAttachment("docker:abc", "shop", steps)

@@ -1,4 +1,4 @@
-"""A change service that plans on a snapshot and remembers its calls, without a kernel below it."""
+"""A fake change service: plans on a snapshot, records its calls."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tests.ui.driver import Person, dashboard
 from tui.services import ChangeResult, LoggedChange, PastChange, PlanScope, Progress, UnconfirmedChange
 
 
-def made_earlier(title: str, end: str = "done") -> PastChange:
-    """A change of the journal that made one bridge."""
+def past_change(title: str, end: str = "done") -> PastChange:
+    """Return a change of the journal that created one bridge."""
     return PastChange(title, title, time.time(), end, (CreateBridge("br-old"),))
 
 
 @dataclass
-class Planner:
-    """A tui.services.ChangeService."""
+class FakeChangeService:
+    """Implement tui.services.ChangeService without a kernel."""
 
     snapshot: Snapshot = field(default_factory=small_host)
     journal: tuple[PastChange, ...] = ()
-    held: tuple[UnconfirmedChange, ...] = ()
+    waiting: tuple[UnconfirmedChange, ...] = ()
     done: list[str] = field(default_factory=list)
-    taken_back: list[str] = field(default_factory=list)
+    undone: list[str] = field(default_factory=list)
     log: list[LoggedChange] = field(default_factory=list)
 
     def missing_rights(self) -> str:
@@ -53,23 +53,25 @@ class Planner:
         return self.journal
 
     def undo(self, past: PastChange, progress: Progress) -> ChangeResult:
-        self.taken_back.append(past.title)
+        self.undone.append(past.title)
         return ChangeResult(Plan(past.title, past.begun), "undone", entry_id=past.entry_id)
 
     def forget(self, past: PastChange) -> None:
         raise AssertionError("nothing is forgotten here")
 
     def unconfirmed(self) -> tuple[UnconfirmedChange, ...]:
-        return self.held
+        return self.waiting
 
     def confirm(self, entry_id: str) -> bool:
         return True
 
 
 @asynccontextmanager
-async def planning(size: tuple[int, int] = (130, 40), **more: Any) -> AsyncIterator[tuple[Person, Planner]]:
-    """The dashboard with such a service, changes allowed."""
-    planner = Planner(**more)
-    async with dashboard(planner.snapshot, size, make_change_service=lambda: planner) as person:
+async def change_dashboard(
+    size: tuple[int, int] = (130, 40), **more: Any
+) -> AsyncIterator[tuple[Person, FakeChangeService]]:
+    """Run the dashboard with a fake change service, changes allowed."""
+    service = FakeChangeService(**more)
+    async with dashboard(service.snapshot, size, make_change_service=lambda: service) as person:
         await person.press("W")
-        yield person, planner
+        yield person, service

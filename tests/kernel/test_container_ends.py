@@ -58,7 +58,7 @@ def planned(*requests: Attach | CreateNetwork) -> Plan:
 
 
 @pytest.mark.parametrize("at", range(STEPS))
-def test_it_ends_before_any_step(
+def test_a_container_ends_before_any_step(
     at: int, inside_host: ThrowawayHost, container: subprocess.Popen[bytes]
 ) -> None:
     network = planned(CreateNetwork("shop", subnets=("10.77.0.0/24",)))

@@ -56,7 +56,7 @@ def test_an_overlay_is_shown_once(swarm: DockerHost) -> None:
     assert [names[uid] for uid in overlay["members"]] == ["inside"]
 
 
-def test_a_macvlan_network_on_a_card_is_no_overlap(docker_host: DockerHost) -> None:
+def test_a_macvlan_network_on_a_nic_is_not_an_overlap(docker_host: DockerHost) -> None:
     docker_host.host.run("ip link add up8 type veth peer name far8")
     docker_host.host.run("ip addr add 10.78.0.2/24 dev up8")
     docker_host.run(

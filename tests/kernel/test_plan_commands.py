@@ -263,7 +263,7 @@ def test_plan_and_commands_agree(case: str) -> None:
         assert typed.names() == made_names
 
 
-def test_what_is_there_is_refused_again() -> None:
+def test_existing_objects_are_refused() -> None:
     with plan_host() as here:
         here.do(SHOP)
         assert isinstance(plan(SHOP, here.topology()), Refused)

@@ -24,7 +24,7 @@ from tests.support.waiting import PATIENCE, eventually
 pytestmark = pytest.mark.root
 
 
-class Known:
+class MappedFlows:
     """Read the flows to and from a port from the maps."""
 
     def __init__(self, fast: FastPath, port: int) -> None:
@@ -44,7 +44,7 @@ class Known:
         ago = sorted((now - int(flow["checked"])) & 0xFFFFFFFF for flow in self._flows())
         return ago[0], ago[-1]
 
-    def holds(self) -> bool:
+    def is_valid(self) -> bool:
         """Return whether both directions are still valid: nothing made them ask again."""
         flows, config = self._flows(), self._config()
         return bool(
@@ -73,15 +73,15 @@ class Known:
 
 
 @contextmanager
-def known(fast: FastPath, port: int) -> Iterator[Known]:
-    made = Known(fast, port)
+def mapped_flows(fast: FastPath, port: int) -> Iterator[MappedFlows]:
+    made = MappedFlows(fast, port)
     try:
         yield made
     finally:
         made.close()
 
 
-def test_a_connection_that_is_forgotten_and_closed_at_once_is_translated_to_its_end() -> None:
+def test_a_deleted_and_closed_connection_is_translated_to_its_end() -> None:
     """Its FINs are translated like its data; conntrack can't do that any more.
 
     If the fast path had to ask again meanwhile, the kernel forwards them untranslated: then the test tries
@@ -107,19 +107,19 @@ def _is_translated_to_its_end(lab: FastLab, fast: FastPath, port: int) -> bool:
     """
     with Talk(lab.host, "a", "far", V4["far"], port) as talk:
         assert talks_fast(lab, talk)
-        with known(fast, port) as flows:
+        with mapped_flows(fast, port) as flows:
             talk.say(2)
             assert eventually(lambda: flows.asked_ago()[0] > 1), "not asked in this very jiffy"
             lab.run("conntrack -F")
-            for leaves, hears in ((talk.client, talk.server), (talk.server, talk.client)):
-                leaves.shutdown(socket.SHUT_WR)
-                while not _has_ended(hears):
+            for closing, other in ((talk.client, talk.server), (talk.server, talk.client)):
+                closing.shutdown(socket.SHUT_WR)
+                while not _has_ended(other):
                     handed_back = flows.is_handed_back()
-                    if not flows.holds():
+                    if not flows.is_valid():
                         return False
                     assert not handed_back, "a FIN went to the kernel although the flow held"
             leaked = _leaked(lab, port)
-            if not flows.holds():
+            if not flows.is_valid():
                 return False
             assert leaked == [], "a private source left the host"
     return True

@@ -1,4 +1,4 @@
-"""Measure Docker's default and the fast path in turns, and the limit."""
+"""Measure Docker's default, the fast path and the limit alternately."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Measure = Callable[[], float]
 
 
 @dataclass
-class Turns:
-    """Results of each repetition: Docker, fast path, limit, and the fast share."""
+class Results:
+    """Results of all repetitions: Docker, fast path, limit, and the fast share."""
 
     kernel: list[float] = field(default_factory=list)
     fast: list[float] = field(default_factory=list)
@@ -35,9 +35,9 @@ class Turns:
         return f"{words}; " + " / ".join(f"{statistics.median(each):,.0f}" for each in measured)
 
 
-def gain(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Return the median of the repetitions' ratios, the least and the greatest."""
-    ratios = sorted(one / other for one, other in zip(ours, theirs, strict=True))
+def gain(results: Sequence[float], reference: Sequence[float]) -> str:
+    """Return the median, minimum and maximum of the repetitions' ratios."""
+    ratios = sorted(one / other for one, other in zip(results, reference, strict=True))
     return f"{statistics.median(ratios):.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
@@ -53,9 +53,11 @@ def alternate(
     return found
 
 
-def in_turns(fast: FastPath, kernel: Measure, accelerated: Measure, limit: Measure | None = None) -> Turns:
-    """Measure each repeatedly, in alternating order, the limit in the middle."""
-    found = Turns()
+def measure_paths(
+    fast: FastPath, kernel: Measure, accelerated: Measure, limit: Measure | None = None
+) -> Results:
+    """Measure each repeatedly, in alternating order, the limit between the others."""
+    found = Results()
 
     def once_accelerated() -> None:
         fast.on()
@@ -69,9 +71,9 @@ def in_turns(fast: FastPath, kernel: Measure, accelerated: Measure, limit: Measu
         if limit is not None:
             found.limit.append(limit())
 
-    turns = [lambda: found.kernel.append(kernel()), once_at_the_limit, once_accelerated]
+    measurements = [lambda: found.kernel.append(kernel()), once_at_the_limit, once_accelerated]
     for repetition in range(REPETITIONS):
-        for turn in reversed(turns) if repetition % 2 else turns:
+        for once in reversed(measurements) if repetition % 2 else measurements:
             fast.lab.forget()
-            turn()
+            once()
     return found

@@ -41,7 +41,7 @@ _TUNNELS = [
 @pytest.mark.parametrize(
     "tunnel", [pytest.param(each, id=each.kind, marks=pytest.mark.kernel_has(each.kind)) for each in _TUNNELS]
 )
-def test_what_is_routed_into_a_tunnel_stays_with_the_kernel(lab: FastLab, tunnel: Tunnel) -> None:
+def test_packets_routed_into_a_tunnel_are_left_to_the_kernel(lab: FastLab, tunnel: Tunnel) -> None:
     for inside, here, there, own in (
         ("host", HOST4, V4["world"], tunnel.near),
         ("world", V4["world"], HOST4, tunnel.far),
@@ -140,7 +140,7 @@ table ip ftp {
 
 
 @pytest.mark.kernel_has("ftp_helper")
-def test_a_connection_that_a_helper_expected_is_of_that_helper(lab: FastLab) -> None:
+def test_a_connection_expected_by_a_helper_belongs_to_the_helper(lab: FastLab) -> None:
     """The kernel forwards what FTP's helper reads; the data connection is accelerated.
 
     For rules it still belongs to the helper.
@@ -176,7 +176,7 @@ def _is_offloaded(lab: FastLab) -> bool:
 
 
 @pytest.mark.kernel_has("flowtable")
-def test_what_a_flowtable_took_over_stays_there(lab: FastLab) -> None:
+def test_flows_in_a_flowtable_stay_there(lab: FastLab) -> None:
     lab.run_with("nft -f -", _OFFLOAD)
     with Stream(lab, "a", "far", V4["far"]) as flow:
         assert flow.flows()

@@ -1,4 +1,4 @@
-"""A bridge or container that was deleted by another program: repaired or cleaned up."""
+"""Repair and clean up after another program deleted a bridge or container."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.support.echo import ASK, serving
-from tests.support.machine import Machine, addresses, ok, picture, read_json, refused, uplink
+from tests.support.machine import Machine, addresses, machine_state, ok, read_json, refused, uplink
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
@@ -25,7 +25,7 @@ def ports(machine: Machine) -> dict[str, str]:
     return {one["ifname"]: one["master"] for one in machine.json("ip -j link") if "master" in one}
 
 
-def without_its_bridge(machine: Machine) -> None:
+def delete_the_bridge(machine: Machine) -> None:
     uplink(machine)
     ok(machine, SHOP)
     ok(machine, "container create web --network shop")
@@ -35,7 +35,7 @@ def without_its_bridge(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("way", ["create", "create as it was", "apply"])
-def test_containers_are_on_the_network_again_when_it_is_made_again(machine: Machine, way: str) -> None:
+def test_containers_are_attached_again_when_the_network_is_created_again(machine: Machine, way: str) -> None:
     uplink(machine)
     ok(machine, SHOP)
     ok(machine, "container create web --network shop")
@@ -44,7 +44,7 @@ def test_containers_are_on_the_network_again_when_it_is_made_again(machine: Mach
     file.write_text(ok(machine, "export"))
     machine.run("ip link del br-shop")
     again = {"create": "network create shop", "create as it was": SHOP, "apply": f"apply {file} --yes"}[way]
-    before = picture(machine) | {"rules": ""}  # the rules of the deleted bridge don't come back
+    before = machine_state(machine) | {"rules": ""}  # the rules of the deleted bridge don't come back
     done = read_json(machine, again)
     assert any("web" in one and "attached again" in one for one in done["hits"]), done
     assert ports(machine) == {"v-web": "br-shop"}
@@ -54,11 +54,11 @@ def test_containers_are_on_the_network_again_when_it_is_made_again(machine: Mach
         wait_until(lambda: answers(machine, "127.0.0.1"), "route_localnet, the new bridge's")
         wait_until(lambda: answers(machine, "192.0.2.2", inside="web"), "the hairpin, the new bridge's")
     ok(machine, "undo")
-    assert picture(machine) | {"rules": ""} == before
+    assert machine_state(machine) | {"rules": ""} == before
 
 
-def test_on_another_subnet_they_stay_cut_off_and_it_is_said(machine: Machine) -> None:
-    without_its_bridge(machine)
+def test_on_another_subnet_they_stay_disconnected_with_a_warning(machine: Machine) -> None:
+    delete_the_bridge(machine)
     done = read_json(machine, "network create shop --subnet 10.92.0.0/24")
     assert any("web stays disconnected" in one for one in done["warnings"]), done
     assert ports(machine) == {}
@@ -68,8 +68,8 @@ def test_on_another_subnet_they_stay_cut_off_and_it_is_said(machine: Machine) ->
     assert ports(machine) == {"v-web": "br-shop"}
 
 
-def test_a_container_is_detached_from_what_is_gone(machine: Machine) -> None:
-    without_its_bridge(machine)
+def test_a_container_is_detached_from_a_deleted_bridge(machine: Machine) -> None:
+    delete_the_bridge(machine)
     assert "hasn't attached" in refused(machine, "detach", "world", "shop")
     ok(machine, "detach web shop")
     assert "eth0" not in machine.run("ip link", inside="web")
@@ -78,7 +78,7 @@ def test_a_container_is_detached_from_what_is_gone(machine: Machine) -> None:
 
 
 def test_cleanup_works_without_the_bridge(machine: Machine) -> None:
-    without_its_bridge(machine)
+    delete_the_bridge(machine)
     ok(machine, "cleanup --yes")
     assert "v-web" not in machine.run("ip link")
     assert "web" not in machine.run("ip netns")
@@ -86,7 +86,7 @@ def test_cleanup_works_without_the_bridge(machine: Machine) -> None:
     assert "nothing to do" in ok(machine, "cleanup --yes")
 
 
-def test_the_address_of_a_port_left_behind_goes_to_nobody_else(machine: Machine) -> None:
+def test_an_address_with_a_published_port_is_not_assigned_again(machine: Machine) -> None:
     ok(machine, SHOP)
     ok(machine, "container create web --network shop")
     ok(machine, "publish web 8080:80")
