@@ -27,7 +27,7 @@ from typing import Any
 
 from bpf import layout
 from bpf.btf import VMLINUX, Btf, BtfError, read_btf, types_of_module
-from core.tools import own_python, with_packages
+from core.tools import python_command, python_environment
 
 HERE = Path(__file__).parent
 # Concatenated in this order: BCC finds maps only in its main text.
@@ -284,10 +284,10 @@ def _cached(path: Path) -> CompiledProgram | None:
 def _compile(path: Path) -> None:
     """Compile in a separate process: BCC with LLVM takes 150 MB, which its end frees."""
     done = subprocess.run(
-        own_python("bpf.build", str(path.absolute())),
+        python_command("bpf.build", str(path.absolute())),
         capture_output=True,
         text=True,
-        env=with_packages(),
+        env=python_environment(),
         cwd="/",
         timeout=_COMPILE_SECONDS,
         check=False,

@@ -18,7 +18,7 @@ from bpf.rpc import Answer, NotRunning, ask, refusal
 from bpf.runfile import netns_inode
 from core.model import FastFlows
 from core.model.fastpath import FASTFLOW_DTYPE, no_fast_flows
-from core.tools import own_python, with_packages
+from core.tools import python_command, python_environment
 
 Column = np.ndarray[Any, Any]
 
@@ -155,11 +155,11 @@ def start(targets: list[str], tied: bool, strict: bool = False) -> StartResult:
     """
     options = [name for name, on in (("--tied", tied), ("--strict", strict)) if on]
     supervisor = subprocess.Popen(
-        own_python("bpf.supervisor", *options, "--", *targets),
+        python_command("bpf.supervisor", *options, "--", *targets),
         stdin=subprocess.PIPE if tied else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=with_packages(),
+        env=python_environment(),
         cwd="/",
         start_new_session=True,
     )

@@ -41,10 +41,6 @@ class Clock:
             if high == self._run(self._high):
                 return high << 32 | low
 
-    def unix_ns(self, jiffies: int) -> int:
-        """Convert jiffies to Unix time in nanoseconds, to the precision of a jiffy."""
-        return time.time_ns() - (self.now() - jiffies) * 1_000_000_000 // self.hz
-
     def close(self) -> None:
         """Close the programs."""
         os.close(self._low)

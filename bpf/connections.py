@@ -100,12 +100,6 @@ def tuple_of(row: np.void) -> bytes:
     return nest(_CTA_TUPLE, nest(1, *addresses), nest(2, proto, *ports))
 
 
-def count_marked(mask: int) -> int:
-    """Return the number of entries with our marks."""
-    with Netlink(NETFILTER) as kernel:
-        return sum(1 for _ in _marked(kernel, mask))
-
-
 Entry = tuple[int, dict[int, bytes]]
 
 

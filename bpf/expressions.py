@@ -188,7 +188,7 @@ class _RuleParser(RuleBuilder):
         self._last = _slot(register)
         self._registers[self._last] = value or _Value()
 
-    def _held(self, register: bytes | None) -> _Value:
+    def _register_value(self, register: bytes | None) -> _Value:
         """Return a register's value.
 
         If it isn't certain, the value counts as used, as it may be compared with anything.
@@ -247,7 +247,7 @@ class _RuleParser(RuleBuilder):
         key = _number(given.get(2))
         if 3 in given:
             self.note_per_packet("sets a packet's mark or priority" if key in (2, 3) else "sets metadata")
-            self._use(self._held(given.get(3)))
+            self._use(self._register_value(given.get(3)))
             return
         if key not in _META:
             self.note_per_packet("matches single packets (meta)")
@@ -262,7 +262,7 @@ class _RuleParser(RuleBuilder):
         key = _number(given.get(2))
         if 4 in given:
             self.note_per_packet(f"sets {_CT_SET.get(key, 'connection data (ct)')}")
-            self._set_mark(given.get(4)) if key == _CT_MARK else self._use(self._held(given.get(4)))
+            self._set_mark(given.get(4)) if key == _CT_MARK else self._use(self._register_value(given.get(4)))
             return
         if key not in _CT:
             self.note_per_packet("matches counters or times of connections (ct)")
@@ -271,7 +271,7 @@ class _RuleParser(RuleBuilder):
 
     def _set_mark(self, register: bytes | None) -> None:
         """Note that it sets the ct mark; the same mark with all our bits is harmless."""
-        value = self._held(register)
+        value = self._register_value(register)
         self._registers.pop(_slot(register), None)
         self.use_mark(~value.mask | value.inverted if value.what == "ct mark" else ALL_BITS)
 
@@ -282,7 +282,7 @@ class _RuleParser(RuleBuilder):
         self.conditional = True
 
     def _on_bitwise(self, given: Mapping[int, bytes]) -> None:
-        value = self._held(given.get(1))
+        value = self._register_value(given.get(1))
         if _number(given.get(6)) or 4 not in given:  # it shifts, or combines registers
             self._use_registers()
             value = _Value()
@@ -294,15 +294,15 @@ class _RuleParser(RuleBuilder):
         self._load(given.get(2), value)
 
     def _on_byteorder(self, given: Mapping[int, bytes]) -> None:
-        self._use(self._held(given.get(1)))
+        self._use(self._register_value(given.get(1)))
         self._load(given.get(2))
 
     def _on_range(self, given: Mapping[int, bytes]) -> None:
-        self._use(self._held(given.get(1)))
+        self._use(self._register_value(given.get(1)))
         self.conditional = True
 
     def _on_cmp(self, given: Mapping[int, bytes]) -> None:
-        held, operation = self._held(given.get(1)), _number(given.get(2))
+        held, operation = self._register_value(given.get(1)), _number(given.get(2))
         value = attributes(given.get(3, b"")).get(1, b"")
         if operation not in (_EQUAL, _UNEQUAL):
             self._use(held)
@@ -335,7 +335,7 @@ class _RuleParser(RuleBuilder):
         return True
 
     def _on_lookup(self, given: Mapping[int, bytes]) -> None:
-        name, held = text(given.get(1, b"")), self._held(given.get(2))
+        name, held = text(given.get(1, b"")), self._register_value(given.get(2))
         flags = self._sets.flags.get(name, 0)
         if flags & _SET_OF_PACKETS:
             self.note_per_packet(f"its set {name} is filled by packets")

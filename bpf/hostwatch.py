@@ -8,7 +8,6 @@ netconf.h.
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 import sys
@@ -27,6 +26,7 @@ from core.netlink.client import (
     attribute_list,
     attributes,
     listener,
+    pending_events,
     text,
     walk,
     walk_events,
@@ -40,7 +40,7 @@ _NEW_LINK, _DEL_LINK, _GET_LINK = 16, 17, 18
 _ROUTES, _RULES, _NEXT_HOPS = (24, 25), (32, 33), (104, 105)
 _NEW_NETCONF, _DEL_NETCONF, _GET_NETCONF = 80, 81, 82
 _IFINFO = struct.Struct("=BxHiII")
-_CARRIES = 0x1 | 0x40  # IFF_UP, IFF_RUNNING
+_UP_FLAGS = 0x1 | 0x40  # IFF_UP, IFF_RUNNING
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER, _IFLA_GROUP = 1, 3, 10, 27
 _RTMSG, _RTA_DST = struct.Struct("=BBBBBBBBI"), 1
 _NETCONF_IFINDEX = 1
@@ -49,7 +49,7 @@ _NETCONFMSG_SIZE = 4  # one byte of family, aligned
 
 
 @dataclass(frozen=True, slots=True)
-class _LinkSeen:
+class _LinkRecord:
     """Describe a link as it was when it last carried packets, up and with a carrier.
 
     `identity`: what rules can match it by, None if it never carried any. `up`: it still carries packets.
@@ -74,22 +74,17 @@ class HostWatch:
     def read_events(self) -> bool:
         """Return whether something changed since the last call; never waits."""
         changed = False
-        while True:
-            try:
-                data = self._socket.recv(1 << 16)
-            except BlockingIOError:
-                return changed
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
+        for data in pending_events(self._socket):
+            if data is None:
                 self._read_all()
                 changed = True
                 continue
             for kind, _, _, payload in walk(data):
                 changed |= self._on_event(kind, payload)
+        return changed
 
     def _read_all(self) -> None:
-        self._links: dict[int, _LinkSeen] = {}
+        self._links: dict[int, _LinkRecord] = {}
         self._highest = 0
         self._settings: dict[tuple[int, bytes], dict[int, bytes]] = {}
         with Netlink(ROUTE) as kernel:
@@ -131,9 +126,9 @@ class HostWatch:
         before = self._links.get(ifindex)
         is_used_again = before is None and ifindex <= self._highest
         self._highest = max(self._highest, ifindex)
-        if flags & _CARRIES != _CARRIES:
+        if flags & _UP_FLAGS != _UP_FLAGS:
             if before is None:
-                self._links[ifindex] = _LinkSeen(None, is_port=False, up=False)
+                self._links[ifindex] = _LinkRecord(None, is_port=False, up=False)
                 return is_used_again
             return self._on_link_down(ifindex, before)
         now = self._links[ifindex] = _describe(payload)
@@ -143,7 +138,7 @@ class HostWatch:
             return not now.is_port  # routes that need a carrier are active from now on
         return before.identity != now.identity or not (before.up or now.is_port)
 
-    def _on_link_down(self, ifindex: int, before: _LinkSeen) -> bool:
+    def _on_link_down(self, ifindex: int, before: _LinkRecord) -> bool:
         """Handle a link that goes down: its routes are deleted, which IPv4 doesn't report.
 
         A bridge's port has none.
@@ -178,7 +173,7 @@ class HostWatch:
         self._socket.close()
 
 
-def _describe(payload: bytes) -> _LinkSeen:
+def _describe(payload: bytes) -> _LinkRecord:
     """Describe a link from its event.
 
     No rule matches the MAC of a bridge's port; a routed link's decides which packets enter.
@@ -190,7 +185,7 @@ def _describe(payload: bytes) -> _LinkSeen:
         found.get(key, b"") for key in (_IFLA_IFNAME, _IFLA_GROUP, _IFLA_MASTER)
     )
     own = () if is_port else (found.get(_IFLA_ADDRESS, b""),)
-    return _LinkSeen((link_type, *words, *own), is_port)
+    return _LinkRecord((link_type, *words, *own), is_port)
 
 
 def _may_forward(payload: bytes) -> bool:
@@ -310,31 +305,29 @@ class RuleWatch:
         `own_port`: the netlink port of our own transactions.
         """
         found = RuleChanges()
-        while True:
-            try:
-                data = self._socket.recv(1 << 16)
-            except BlockingIOError:
-                return found
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
+        for data in pending_events(self._socket):
+            if data is None:
                 found.rules = True
                 continue
             for kind, port, payload in walk_events(data):
                 if kind == _NFT_NEW_GENERATION:
                     self._end_transaction(found, is_own=port == own_port)
-                elif kind in _NFT_ELEMENTS:
-                    name, given = _object_name(payload)
-                    self._transaction.sets.add(name)
-                    verdicts = _verdicts(given.get(3, b""))
-                    self._transaction.verdicts |= bool(verdicts)
-                    self._transaction.verdict_changes |= {
-                        (name, chain) for chain in _verdict_changes(kind, verdicts)
-                    }
-                elif kind in _NFT_RULES:
-                    self._transaction.chains.add(_object_name(payload)[0])
                 else:
-                    self._transaction.rules = True
+                    self._add_event(kind, payload)
+        return found
+
+    def _add_event(self, kind: int, payload: bytes) -> None:
+        """Add an event to the transaction that it belongs to."""
+        if kind in _NFT_ELEMENTS:
+            name, given = _object_name(payload)
+            self._transaction.sets.add(name)
+            verdicts = _verdicts(given.get(3, b""))
+            self._transaction.verdicts |= bool(verdicts)
+            self._transaction.verdict_changes |= {(name, chain) for chain in _verdict_changes(kind, verdicts)}
+        elif kind in _NFT_RULES:
+            self._transaction.chains.add(_object_name(payload)[0])
+        else:
+            self._transaction.rules = True
 
     def _end_transaction(self, found: RuleChanges, is_own: bool) -> None:
         """End a transaction; one without events may have changed anything."""
@@ -363,16 +356,7 @@ class PolicyWatch:
 
     def read_events(self) -> bool:
         """Return whether any policy changed since the last call; never waits."""
-        found = False
-        while True:
-            try:
-                self._socket.recv(1 << 16)
-            except BlockingIOError:
-                return found
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-            found = True
+        return len(list(pending_events(self._socket))) > 0
 
     def close(self) -> None:
         """Close the socket."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import struct
 import sys
 import time
@@ -14,7 +13,16 @@ import numpy as np
 from bpf import layout, syscall
 from bpf.clock import jiffies_ago
 from bpf.maps import Loaded, Maps
-from core.netlink.client import NLM_F_ACK, ROUTE, Netlink, attribute, attributes, listener, walk
+from core.netlink.client import (
+    NLM_F_ACK,
+    ROUTE,
+    Netlink,
+    attribute,
+    attributes,
+    listener,
+    pending_events,
+    walk,
+)
 
 _NEW, _DEL, _GET = 28, 29, 30
 _FILTERS = (44, 45)  # RTM_NEWTFILTER, RTM_DELTFILTER
@@ -25,7 +33,7 @@ _NDMSG = struct.Struct("=BxxxiHBB")
 _REACHABLE, _STALE = 0x02, 0x04
 _VALID = 0xDE  # reachable, stale, delay, probe, noarp, permanent
 _NTF_USE, _NTF_MASTER, _NTF_STICKY = 0x01, 0x04, 0x40
-_BY_HAND = 0x40 | 0x80  # NUD_NOARP ("static"), NUD_PERMANENT
+_STATIC = 0x40 | 0x80  # NUD_NOARP ("static"), NUD_PERMANENT
 _AF_BRIDGE = 7
 
 Key = tuple[int, int, bytes]  # family, ifindex, address
@@ -63,14 +71,8 @@ class Neighbours:
     def read_events(self) -> NeighbourChanges:
         """Return the changes since the last call; never waits."""
         found = NeighbourChanges()
-        while True:
-            try:
-                data = self._socket.recv(1 << 16)
-            except BlockingIOError:
-                return found
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
+        for data in pending_events(self._socket):
+            if data is None:
                 self._read_all()
                 found.moved = found.filters = True
                 continue
@@ -81,6 +83,7 @@ class Neighbours:
                     found.filters |= self._pin(payload, kind == _DEL)
                 elif kind in (_NEW, _DEL) and self._update(payload, kind == _DEL):
                     found.moved = True
+        return found
 
     def _read_all(self) -> None:
         self._macs, self._stale, self.pinned = {}, set(), {}
@@ -117,7 +120,7 @@ class Neighbours:
             return False
         key = (int.from_bytes(given[_NDA_MASTER], sys.byteorder), given.get(_NDA_LLADDR, b""))
         before = self.pinned.get(key)
-        if not is_gone and (state & _BY_HAND or flags & _NTF_STICKY):
+        if not is_gone and (state & _STATIC or flags & _NTF_STICKY):
             self.pinned[key] = port
         elif before == port:
             del self.pinned[key]

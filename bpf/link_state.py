@@ -21,7 +21,7 @@ from core.collect import engines, links
 from core.collect.link_kinds import address
 from core.model import Link
 from core.netlink.client import ROUTE, SOL_NETLINK, Message, Netlink, attribute, attributes
-from core.text import words_of
+from core.text import parse_tag
 
 _GETLINK, _GETADDR, _GETROUTE, _GETRULE = 18, 22, 26, 34
 _TARGET_NETNSID, _EXT_MASK = 46, 29
@@ -205,7 +205,7 @@ def find_bridges(
     by_name: dict[str, set[int]] = {}
     for link in links.values():
         if link.kind == "bridge":
-            for name in (link.name, *link.altnames, *((words_of(link.alias) or {}).get("net") or ())):
+            for name in (link.name, *link.altnames, *((parse_tag(link.alias) or {}).get("net") or ())):
                 by_name.setdefault(name, set()).add(link.ifindex)
     everything = set().union(*by_name.values())
     found: set[int] = set()

@@ -69,7 +69,7 @@ class RuleCache:
         """Return what was read last of a table that had rules."""
         return self._known.get(handle)
 
-    def keep(self, handles: Collection[int]) -> None:
+    def forget_others(self, handles: Collection[int]) -> None:
         """Forget all other tables."""
         self._known = {handle: known for handle, known in self._known.items() if handle in handles}
 
@@ -137,7 +137,7 @@ def _read_nft_rules(
     cache: RuleCache,
 ) -> None:
     tables = _handles(kernel)
-    cache.keep(tables.values())
+    cache.forget_others(tables.values())
     for message in kernel.dump(_GET_RULE, header(0)):
         family, given = _parsed(message)
         name = (family, text(given[1]), text(given[2]))

@@ -18,7 +18,7 @@ from core.netlink import netns
 
 DIRECTORY = Path("/run/vnet-tui")
 # The environment variable that has the supervisor's PID for the daemon.
-SUPERVISOR_VARIABLE = "VNET_TUI_KEEPER"
+SUPERVISOR_VARIABLE = "VNET_TUI_SUPERVISOR"
 _SO_NETNS_COOKIE = 71
 
 

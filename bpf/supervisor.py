@@ -21,7 +21,7 @@ from bpf.btf import load_module
 from bpf.connections import field_mask
 from bpf.rpc import refusal
 from bpf.runfile import SUPERVISOR_VARIABLE, clean_up
-from core.tools import own_python, with_packages
+from core.tools import python_command, python_environment
 
 
 def main(arguments: list[str]) -> int:
@@ -54,8 +54,8 @@ def main(arguments: list[str]) -> int:
 
 def _start(arguments: list[str], lock: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        own_python("bpf.daemon", *arguments),
-        env=with_packages(**{SUPERVISOR_VARIABLE: str(os.getpid())}),
+        python_command("bpf.daemon", *arguments),
+        env=python_environment(**{SUPERVISOR_VARIABLE: str(os.getpid())}),
         cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

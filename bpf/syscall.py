@@ -22,7 +22,6 @@ MAP_RINGBUF = 27
 PROG_SCHED_CLS = 3
 TCX_INGRESS, TCX_EGRESS = 46, 47
 STATS_RUN_TIME = 0
-F_BEFORE, F_AFTER = 1 << 3, 1 << 4
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE = 0, 1, 2, 3
 _PROG_LOAD, _PROG_TEST_RUN, _PROG_QUERY = 5, 10, 16
@@ -30,7 +29,7 @@ _MAP_NEXT_KEY = 4
 _MAP_FD_BY_ID, _INFO_BY_FD = 14, 15
 _BTF_FD_BY_ID, _BTF_NEXT_ID = 19, 23
 _LINK_FD_BY_ID, _LINK_NEXT_ID, _LINK_NETFILTER = 30, 31, 10
-_MAP_LOOKUP_BATCH, _MAP_UPDATE_BATCH = 24, 26
+_MAP_LOOKUP_BATCH = 24
 _LINK_CREATE, _LINK_UPDATE, _ENABLE_STATS = 28, 29, 32
 
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
@@ -152,12 +151,6 @@ def read_all(map_fd: int, key: np.dtype, value: np.dtype, entries: int) -> tuple
         count += struct.unpack_from("<I", attributes, 32)[0]
         first = False
     return found_keys[:count], found_values[:count]
-
-
-def write_all(map_fd: int, keys: np.ndarray, values: np.ndarray) -> None:
-    """Set many keys in one system call; both arrays are contiguous and equally long."""
-    attributes = struct.pack("<QQQQIIQQ", 0, 0, _pointer(keys), _pointer(values), len(keys), map_fd, 0, 0)
-    bpf(_MAP_UPDATE_BATCH, attributes)
 
 
 class Rejected(Exception):

@@ -15,10 +15,10 @@ from core.model import Container
 from core.netlink.events import EVERYTHING, EventSocket
 from core.netlink.netns import NamespaceGone
 from core.operations import CreateVeth, NetnsTarget, Operation, PersistAttachment, SetLink, SetRules
-from core.operations.attachments import forget, kept
+from core.operations.attachments import read_attachments, remove_attachment
 from core.operations.executor import Executor, Lines, expected_lines, present_lines
-from core.operations.settings import noted_rules
-from core.state import writing
+from core.operations.settings import saved_rules
+from core.state import writers_lock
 from core.watch.poller import Poller
 
 # Intervals in seconds; kernel and engine events poll at once.
@@ -36,14 +36,14 @@ _TASKS = {"rules": "restore vnet's rules", "containers": "attach containers agai
 class Agent:
     """Restores rules and attachments until `stop` is set.
 
-    `say` is called with a sentence for each action and each failure. The agent acts under the writers' lock
+    `log` is called with a sentence for each action and each failure. The agent acts under the writers' lock
     and touches no rule outside vnet's own tables; each attachment is a change in the journal.
     """
 
-    def __init__(self, say: Callable[[str], None], stop: threading.Event) -> None:
-        self._say, self._stop = say, stop
-        self._rules = Rules(say)
-        self._attachments = Attachments(say)
+    def __init__(self, log: Callable[[str], None], stop: threading.Event) -> None:
+        self._log, self._stop = log, stop
+        self._rules = RuleRestorer(log)
+        self._attachments = AttachmentRestorer(log)
         self._failures: dict[str, str] = {}
         self._rules_poller = self._poller("rules", self._restore_rules, _RULES_INTERVAL)
         self._containers_poller = self._poller("containers", self._attach_containers, _CONTAINERS_INTERVAL)
@@ -94,14 +94,14 @@ class Agent:
         sentence = f"can't {_TASKS[part]}: {error or type(error).__name__}"
         if self._failures.get(part) != sentence:
             self._failures[part] = sentence
-            self._say(sentence)
+            self._log(sentence)
 
 
-class Rules:
+class RuleRestorer:
     """Keeps vnet's own nftables tables as the last change wrote them."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log = log
         self._text: str | None = None  # the text that `_expected` was derived from
         self._expected = Lines()
 
@@ -110,16 +110,16 @@ class Rules:
 
         The expected rules come from the saved text: a listing may lack rules that were just deleted.
         """
-        if self._is_complete(noted_rules()):
+        if self._is_complete(saved_rules()):
             return
         # Another writer may be changing them: check again when it has finished.
-        with writing(wait=True):
-            text = noted_rules()
+        with writers_lock(wait=True):
+            text = saved_rules()
             if self._is_complete(text):
                 return
             with Executor() as executor:
                 SetRules(text, text).execute(executor)
-        self._say("rules of vnet's own table were missing: restored")
+        self._log("rules of vnet's own table were missing: restored")
 
     def _is_complete(self, text: str) -> bool:
         if text != self._text:
@@ -128,17 +128,17 @@ class Rules:
         return not self._expected - present_lines()
 
 
-class Attachments:
+class AttachmentRestorer:
     """Restores the persistent attachments of engines' containers to vnet's networks."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log = log
         self._seen: set[str] = set()
         self._tries: Counter[tuple[str, str, int]] = Counter()
 
     def restore(self) -> bool:
         """Make the missing attachments; return whether none must be tried again."""
-        persistent = kept()
+        persistent = read_attachments()
         done = []
         for runtime in sorted({_runtime(attachment) for attachment in persistent} & _ENGINES.keys()):
             engine = _ENGINES[runtime]()
@@ -170,19 +170,19 @@ class Attachments:
         operations = (*steps, replace(attachment, steps=steps))
         outcome = run.apply(f"attach {container.name} to {attachment.network} again", operations, wait=True)
         if outcome.done:
-            self._say(f"{container.name} has started: attached to {attachment.network} again")
+            self._log(f"{container.name} has started: attached to {attachment.network} again")
         else:
             errors = "; ".join(outcome.errors)
-            self._say(f"can't attach {container.name} to {attachment.network} again: {errors}")
+            self._log(f"can't attach {container.name} to {attachment.network} again: {errors}")
         return outcome.done
 
     def _forget_removed(self, found: Collection[PersistAttachment], present: Collection[str]) -> None:
         """Forget the attachments of containers that were removed: they never start again."""
         for attachment in found:
             if attachment.container in self._seen and attachment.container not in present:
-                with writing(wait=True):
-                    forget(attachment)
-                self._say(
+                with writers_lock(wait=True):
+                    remove_attachment(attachment)
+                self._log(
                     f"{attachment.container} was removed: its attachment to {attachment.network} is forgotten"
                 )
                 self._seen.discard(attachment.container)

@@ -173,12 +173,12 @@ class _CardBuilder:
         if peer is not None:
             return f"{link.name} is a {link.kind} {self._peer_end(peer)}."
         parent = self._parent(link)
-        on = f" with parent {parent.name} {self._where(parent.ns)}" if parent else ""
+        on = f" with parent {parent.name} {self._location(parent.ns)}" if parent else ""
         return f"{link.name} is a {link.kind} link{on}."
 
     def _peer_end(self, peer: Link) -> str:
         bridge = self.snapshot.link((peer.ns, peer.master)) if peer.master is not None else None
-        where = self._where(peer.ns)
+        where = self._location(peer.ns)
         if bridge is None:
             return f"to {peer.name} {where}, which isn't a bridge port: traffic is routed there"
         return f"to port {peer.name} of {bridge.kind} {bridge.name} {where}"
@@ -191,7 +191,7 @@ class _CardBuilder:
         ns = link.ns if link.lower_nsid is None else net.nsids.get(link.lower_nsid)
         return self.snapshot.link((ns, link.lower)) if ns is not None else None
 
-    def _where(self, ns: int) -> str:
+    def _location(self, ns: int) -> str:
         if ns == self._hosts["net"]:
             return "on the host"
         inside = self._by_namespace.get(("net", ns), ())

@@ -12,7 +12,7 @@ from core.model import Firewall, Link, Namespace, Network, Snapshot
 from core.nat.filters import is_isolated
 from core.nat.packets import PlacedRule, Prefix, covers, matches_link, placed_rules, prefixes, split
 from core.nat.raw_entries import host_netns
-from core.text import words_of
+from core.text import parse_tag
 
 _DRIVER_KINDS = {
     "host": "host",
@@ -182,7 +182,7 @@ class _NetworkBuilder:
 
 def _name(bridge: Link) -> str:
     """Return the name of a bridge's network."""
-    return ((words_of(bridge.alias) or {}).get("net") or (bridge.name,))[0]
+    return ((parse_tag(bridge.alias) or {}).get("net") or (bridge.name,))[0]
 
 
 def _source_nat(firewall: Firewall) -> Iterator[PlacedRule]:

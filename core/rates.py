@@ -10,7 +10,7 @@ import numpy as np
 
 from core.model import Firewall, LinkKey, LinkStats
 
-MOST = 4096  # series of one kind; then a new one replaces the least recently fed
+MAX_SERIES = 4096  # series of one kind; then a new one replaces the least recently fed
 _EXPIRY = 3600.0  # seconds after which no window shows a series any more
 
 
@@ -30,7 +30,7 @@ WINDOWS = (MINUTE, MINUTES, HOUR)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Past:
+class WindowValues:
     """The values in a window.
 
     `values` has shape (slots, columns): the mean of each slot, oldest first, NaN if unknown. `newest` is the
@@ -88,9 +88,9 @@ class History:
     Times are monotonic and given by the caller, so that a step of the wall clock has no effect.
     """
 
-    def __init__(self, columns: int, most: int = MOST) -> None:
+    def __init__(self, columns: int, most: int = MAX_SERIES) -> None:
         self.columns, self.most = columns, most
-        self.left_out = 0
+        self.dropped = 0
         self._lock = threading.Lock()
         self._rings = {
             step: _Ring(step, max(w.slots for w in WINDOWS if w.step == step), columns, most)
@@ -112,7 +112,7 @@ class History:
     def feed(self, keys: Sequence[Hashable], values: np.ndarray, since: float, until: float) -> None:
         """Add values that held from `since` to `until` (seconds).
 
-        `values` has shape (keys, columns); a row with a NaN is ignored. `left_out` becomes the number of keys
+        `values` has shape (keys, columns); a row with a NaN is ignored. `dropped` becomes the number of keys
         for which there was no room."""
         if until <= since or not len(keys):
             return
@@ -120,13 +120,13 @@ class History:
             rows = self._rows_of(keys, until)
             self._fed[rows[rows >= 0]] = until
             valid = (rows >= 0) & ~np.isnan(values).any(axis=1)
-            self.left_out = int((rows < 0).sum())
+            self.dropped = int((rows < 0).sum())
             for ring in self._rings.values():
                 ring.add(rows[valid], values[valid], since, until, len(self._keys))
 
     def _rows_of(self, keys: Sequence[Hashable], now: float) -> np.ndarray:
         """Return the row of each key, -1 without room; cached for the same keys object."""
-        if self._known[0] is keys and not self.left_out:
+        if self._known[0] is keys and not self.dropped:
             return self._known[1]
         known = [self._rows[key] for key in keys if key in self._rows]
         self._fed[known] = now
@@ -156,7 +156,7 @@ class History:
         self._rows[key], self._fed[row] = row, now
         return row
 
-    def of(self, keys: Iterable[Hashable], window: Window, now: float) -> Past | None:
+    def of(self, keys: Iterable[Hashable], window: Window, now: float) -> WindowValues | None:
         """Return the sum of the known series in the window up to `now`, None if none is."""
         newest = int(now // window.step)
         with self._lock:
@@ -167,7 +167,7 @@ class History:
         stacked = np.array(parts)
         sums = np.nansum(stacked, axis=0)
         sums[np.isnan(stacked).all(axis=0)] = np.nan
-        return Past(window, newest, sums)
+        return WindowValues(window, newest, sums)
 
 
 HISTORY = 60
@@ -228,7 +228,7 @@ class Rates:
         rx_bps, tx_bps, rx_pps, tx_pps = seen[-_AVERAGED:].mean(axis=0).tolist()
         return LinkRate(rx_bps, tx_bps, rx_pps, tx_pps, tuple(seen[:, :2].sum(axis=1).tolist()))
 
-    def past(self, what: str, keys: Iterable[Hashable], window: Window) -> Past | None:
+    def history(self, what: str, keys: Iterable[Hashable], window: Window) -> WindowValues | None:
         """Return the sum of series of Histories.`what` in a window, None without any.
 
         The window ends when these rates were read."""

@@ -127,14 +127,6 @@ def unpack_both(data: bytes) -> tuple[Snapshot, FastFlows | None]:
     return from_json(files.pop(SNAPSHOT_FILE)), _fast_in(files)
 
 
-def unpack_fast(data: bytes) -> FastFlows | None:
-    """Decode the fast-path flows of a bundle, None if missing or unreadable."""
-    try:
-        return _fast_in(_files_in(data))
-    except CorruptFile:
-        return None
-
-
 def _fast_in(files: Mapping[str, bytes | bytearray]) -> FastFlows | None:
     if FAST_FILE not in files:
         return None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core.files import write_whole
-from core.tools import roots_folder
+from core.tools import root_owned_folder
 
 _SYSTEMS = Path("/var/lib/vnet-tui")
 
@@ -36,7 +36,7 @@ def state_directory() -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StateError(unusable(path, error)) from error
-    if os.geteuid() == 0 and not roots_folder(str(path)):
+    if os.geteuid() == 0 and not root_owned_folder(str(path)):
         raise StateError(
             f"can't keep the journal in {path}: root would undo what another user wrote there. Try: set "
             "VNET_STATE to a folder that only root can write, also to the folders above it"
@@ -114,8 +114,8 @@ def sync_directory(path: Path) -> None:
 
 # Seconds to wait for each writer that comes first: most changes, and all of the agent's, take less.
 _GRACE = 5.0
-_BETWEEN_TRIES = 0.02
-_NOTE = 4096  # bytes
+_RETRY_INTERVAL = 0.02
+_NOTE_BYTES = 4096  # bytes
 # Whether this thread holds the lock while it plans; the change that follows doesn't take it again.
 _planning = threading.local()
 
@@ -125,7 +125,7 @@ class Busy(Exception):
 
 
 @contextmanager
-def writing(wait: bool = False) -> Iterator[None]:
+def writers_lock(wait: bool = False) -> Iterator[None]:
     """Hold the writers' lock.
 
     If another process holds it, `wait` for that one, else raise Busy after 5 s. Raises StateError. The kernel
@@ -140,7 +140,7 @@ def writing(wait: bool = False) -> Iterator[None]:
     except OSError as error:
         raise StateError(unusable(path.parent, error)) from error
     try:
-        _take(descriptor, wait)
+        _acquire(descriptor, wait)
         with suppress(OSError):  # only for the message of other processes
             note = {"pid": os.getpid(), "command": " ".join(sys.argv)[:200], "since": time.monotonic()}
             os.ftruncate(descriptor, 0)
@@ -151,28 +151,28 @@ def writing(wait: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take(descriptor: int, wait: bool) -> None:
+def _acquire(descriptor: int, wait: bool) -> None:
     deadline, holder = 0.0, b""
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            before, holder = holder, os.pread(descriptor, _NOTE, 0)
+            before, holder = holder, os.pread(descriptor, _NOTE_BYTES, 0)
             if holder != before or not deadline:  # each of several holders has its time
                 deadline = time.monotonic() + _GRACE
             elif time.monotonic() > deadline:
                 raise Busy(_under_way(holder)) from None
-        time.sleep(_BETWEEN_TRIES)
+        time.sleep(_RETRY_INTERVAL)
 
 
 @contextmanager
-def planning() -> Iterator[None]:
+def planning_lock() -> Iterator[None]:
     """Hold the writers' lock from reading the network until it is changed.
 
     Raises Busy and StateError.
     """
-    with writing():
+    with writers_lock():
         _planning.now = True
         try:
             yield
@@ -181,7 +181,7 @@ def planning() -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[bool]:
+def try_shared_lock() -> Iterator[bool]:
     """Give whether no other process is changing the network.
 
     If so, none can begin to while the body runs. Never waits. Raises StateError.
@@ -192,12 +192,12 @@ def quiet() -> Iterator[bool]:
         yield True
         return
     try:
-        yield getattr(_planning, "now", False) or _shared(descriptor)
+        yield getattr(_planning, "now", False) or _try_flock(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _shared(descriptor: int) -> bool:
+def _try_flock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -110,7 +110,7 @@ TABLE = "vnet"
 UNTRACKED_TABLE = "vnet_untracked"
 _UNESCAPED = "/:,[]*"
 
-Words = Mapping[str, tuple[str, ...]]
+TagValues = Mapping[str, tuple[str, ...]]
 
 
 def escape(text: str) -> str:
@@ -123,12 +123,12 @@ def unescape(word: str) -> str:
     return unquote(word, errors="surrogateescape")
 
 
-def tag(words: Iterable[tuple[str, str]]) -> str:
+def format_tag(words: Iterable[tuple[str, str]]) -> str:
     """Format a tag of keys and values as an alias."""
     return PREFIX + " ".join(f"{key}={escape(value)}" for key, value in words)
 
 
-def words_of(alias: str) -> Words | None:
+def parse_tag(alias: str) -> TagValues | None:
     """Parse a tag: each key's values in order; None if the alias isn't a tag of vnet."""
     if not alias.startswith(PREFIX):
         return None

@@ -167,7 +167,7 @@ _KEPT_VARIABLES = (
 )  # fmt: skip
 
 
-def clean() -> None:
+def clean_environment() -> None:
     """Remove variables that root can't trust; other users keep their environment.
 
     PATH, HOME and TMPDIR keep only folders that only root may write, TMPDIR also one like /tmp."""
@@ -179,17 +179,17 @@ def clean() -> None:
         for name, text in given.items()
         if any(fnmatch(name, pattern) for pattern in _KEPT_VARIABLES)
     }
-    folders = [resolved for each in given.get("PATH", "").split(":") if (resolved := roots_folder(each))]
+    folders = [resolved for each in given.get("PATH", "").split(":") if (resolved := root_owned_folder(each))]
     # Tools such as nft are in sbin, which a root shell by plain `su` lacks.
     kept["PATH"] = ":".join(dict.fromkeys([*folders, *_DEFAULT_PATH.split(":")]))
-    kept["HOME"] = roots_folder(given.get("HOME", "")) or pwd.getpwuid(_ROOT).pw_dir
-    if scratch := roots_folder(given.get("TMPDIR", ""), shared=True):
+    kept["HOME"] = root_owned_folder(given.get("HOME", "")) or pwd.getpwuid(_ROOT).pw_dir
+    if scratch := root_owned_folder(given.get("TMPDIR", ""), shared=True):
         kept["TMPDIR"] = scratch
     os.environ.clear()
     os.environ.update(kept)
 
 
-def roots_folder(folder: str, shared: bool = False) -> str:
+def root_owned_folder(folder: str, shared: bool = False) -> str:
     """Resolve a folder that only root can change or replace; return "" for any other.
 
     With `shared` others may add files to it, as to /tmp, but not change those of other users."""
@@ -214,13 +214,13 @@ def _others_may_write(status: os.stat_result) -> bool:
     return bool(group or status.st_mode & stat.S_IWOTH)
 
 
-def own_python(module: str, *arguments: str) -> list[str]:
+def python_command(module: str, *arguments: str) -> list[str]:
     """Return the command for a vnet module; -P: don't import from the cwd."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
-def with_packages(**more: str) -> dict[str, str]:
-    """Return this environment with PYTHONPATH for `own_python`, and more variables."""
+def python_environment(**more: str) -> dict[str, str]:
+    """Return this environment with PYTHONPATH for `python_command`, and variables."""
     return os.environ | {"PYTHONPATH": str(PACKAGES)} | more
 
 

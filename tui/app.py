@@ -124,13 +124,13 @@ class VnetApp(TonedApp):
         if isinstance(event, events.Key) and not event.is_forwarded and event.key not in ("ctrl+c", "ctrl+q"):
             screen = self.screen
             if isinstance(screen, Dashboard):
-                if await screen.feed_prompt(event) or self._comes_too_late(event):
+                if await screen.feed_prompt(event) or self._is_outdated(event):
                     return
                 await screen.catch_up()
-                await self._take_repeats(event.key, screen)
+                await self._merge_repeats(event.key, screen)
         await super().on_event(event)
 
-    def _comes_too_late(self, event: events.Key) -> bool:
+    def _is_outdated(self, event: events.Key) -> bool:
         """Return whether a key was typed so long ago that another screen was meant.
 
         All keys that were typed after it until now are dropped as well.
@@ -140,12 +140,12 @@ class VnetApp(TonedApp):
             self._dropped_until = now
         return event.time <= self._dropped_until
 
-    async def _take_repeats(self, key: str, screen: Dashboard) -> None:
+    async def _merge_repeats(self, key: str, screen: Dashboard) -> None:
         """Move by the waiting repeats of a key that moves, without painting every step."""
         action = keys.MOVES.get(key)
         while action and _is_key(self._peek_message(), key):
             await self._get_message()
-            screen.focused_pane.move_unseen(action)
+            screen.focused_pane.move_unpainted(action)
 
     def on_dashboard_demo_asked(self) -> None:
         """End, for the demo."""
@@ -163,7 +163,7 @@ class VnetApp(TonedApp):
         for each in registry.VIEWS:
             words = f"show {each.list.title} ({each.number or f':{each.name}'})"
             yield SystemCommand(each.list.title, words, partial(screen.go_to, each.name))
-        for action in keys.those_of(screen.wheres() - {"lines", "fold", "app"}):
+        for action in keys.actions_in(screen.key_scopes() - {"lines", "fold", "app"}):
             if action.name == "palette":
                 continue
             yield SystemCommand(

@@ -154,12 +154,12 @@ def _unmeasured(topology: Topology, fast: FastFlows | None) -> FlowView:
     return FlowView.of(topology, table_of(snapshot.conntracks, fast, snapshot.taken_at))
 
 
-def _flows(picture: FlowView) -> Iterator[str]:
+def _flows(flow_view: FlowView) -> Iterator[str]:
     """Yield the flows at the edge, the fastest first, then the biggest."""
-    table, rows = picture.table, np.flatnonzero(picture.index.edge)
+    table, rows = flow_view.table, np.flatnonzero(flow_view.index.edge)
     speeds, sizes = np.nan_to_num(table.bits[rows]), table.octets[rows].sum(axis=1).astype(float)
     order = rows[np.lexsort((-sizes, -speeds))]
-    yield from (flow_text(picture, row) for row in order[:_MOST_FLOWS].tolist())
+    yield from (flow_text(flow_view, row) for row in order[:_MOST_FLOWS].tolist())
     if len(order) > _MOST_FLOWS:
         yield f"... and {len(order) - _MOST_FLOWS} more: {SNAPSHOT_FILE} has all"
 

@@ -9,9 +9,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.files import WriteError, write_whole
-from core.text import safe
-
 if TYPE_CHECKING:
     from core.model import FastFlows, Snapshot
 
@@ -20,7 +17,7 @@ class CommandError(Exception):
     """A command can't be done; the text is for the user."""
 
 
-def need_a_terminal() -> None:
+def require_terminal() -> None:
     """Raise CommandError where the dashboard can't be drawn."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise CommandError("can't open the dashboard: it needs a terminal. Try: vnet-tui show")
@@ -36,10 +33,10 @@ def load(path: Path) -> Snapshot:
 
     Raises CommandError.
     """
-    return load_whole(path)[0]
+    return load_with_fast_flows(path)[0]
 
 
-def load_whole(path: Path) -> tuple[Snapshot, FastFlows | None]:
+def load_with_fast_flows(path: Path) -> tuple[Snapshot, FastFlows | None]:
     """Read a dump or bundle: the snapshot, and the fast path's counters or None.
 
     Raises CommandError.
@@ -66,6 +63,8 @@ def load_whole(path: Path) -> tuple[Snapshot, FastFlows | None]:
 
 def unreadable(path: Path | str, error: OSError) -> CommandError:
     """Return the error of a file that the user named and that can't be read."""
+    from core.text import safe
+
     is_denied = isinstance(error, PermissionError) and os.geteuid() != 0
     remedy = ". Try: run it with sudo" if is_denied else ""
     return CommandError(f"can't read {safe(str(path))}: {error.strerror or error}{remedy}")
@@ -82,7 +81,7 @@ def is_recording(path: Path) -> bool:
         return False
 
 
-LOOK_FIRST = "it contains addresses and names: check it before you send it"
+CHECK_FIRST = "it contains addresses and names: check it before you send it"
 
 
 def free_path(what: str, hostname: str, ending: str) -> Path:
@@ -102,6 +101,8 @@ def save(path: Path, content: bytes) -> str:
 
     Raises CommandError.
     """
+    from core.files import WriteError, write_whole
+
     try:
         replaced = write_whole(path, content)
     except WriteError as error:
@@ -117,6 +118,8 @@ def output_folder() -> Path:
 
 def display_path(path: Path) -> str:
     """Return the path as a user would type it here, safe to print."""
+    from core.text import safe
+
     return safe(path.name if path.parent in (Path(), Path.cwd()) else str(path))
 
 

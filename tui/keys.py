@@ -12,11 +12,13 @@ from textual.binding import Binding, BindingType
 # in views that can be filtered, "order" in those that can be sorted, "pane" where there is a second pane,
 # "any" everywhere in the dashboard, "change" as well, once changes are allowed, "replay"
 # while a recording is open, "demo" if there is no container, "app" also above overlays.
-Where = Literal["lines", "fold", "list", "order", "pane", "any", "change", "flows", "replay", "demo", "app"]
+KeyScope = Literal[
+    "lines", "fold", "list", "order", "pane", "any", "change", "flows", "replay", "demo", "app"
+]
 
 READ_ONLY = "can't change networks: the dashboard is read-only. Try: W"
 
-GROUPS: tuple[tuple[str, tuple[Where, ...]], ...] = (
+GROUPS: tuple[tuple[str, tuple[KeyScope, ...]], ...] = (
     ("Moving", ("lines", "fold")),
     ("Time line", ("replay",)),
     ("This view", ("flows", "list", "order", "pane")),
@@ -38,7 +40,7 @@ class Action:
     label: str
     title: str
     help: str
-    where: Where
+    scope: KeyScope
     rank: int = 0
 
 
@@ -153,13 +155,13 @@ ACTIONS: tuple[Action, ...] = (
 MOVES = {
     key: action.name
     for action in ACTIONS
-    if action.where == "lines" and action.name != "open"
+    if action.scope == "lines" and action.name != "open"
     for key in action.keys
 }
 
 
-def bindings(*wheres: Where) -> list[BindingType]:
-    """Return the Textual bindings of the actions of `wheres`.
+def bindings(*scopes: KeyScope) -> list[BindingType]:
+    """Return the Textual bindings of the actions of `scopes`.
 
     They have priority, so that keys take effect in the order in which they were typed, even if one changes
     the focus.
@@ -167,7 +169,7 @@ def bindings(*wheres: Where) -> list[BindingType]:
     return [
         Binding(",".join(action.keys), action.name, action.title, show=False, priority=True)
         for action in ACTIONS
-        if action.where in wheres
+        if action.scope in scopes
     ]
 
 
@@ -180,30 +182,30 @@ def view_bindings(count: int) -> list[BindingType]:
     ]
 
 
-def those_of(wheres: Collection[Where]) -> Iterator[Action]:
+def actions_in(scopes: Collection[KeyScope]) -> Iterator[Action]:
     """Yield the actions available there, in order.
 
     With a time line, arrows move on it.
     """
     for action in ACTIONS:
-        if action.where in wheres:
-            along_time = "replay" in wheres and action.where == "fold"
+        if action.scope in scopes:
+            along_time = "replay" in scopes and action.scope == "fold"
             yield replace(action, label=action.keys[0]) if along_time else action
 
 
-def named(name: str, where: Where) -> bool:
+def has_action(name: str, scope: KeyScope) -> bool:
     """Return whether an action of that name is available there."""
-    return any(action.name == name and action.where == where for action in ACTIONS)
+    return any(action.name == name and action.scope == scope for action in ACTIONS)
 
 
-def footer(wheres: Collection[Where]) -> list[Action]:
+def footer(scopes: Collection[KeyScope]) -> list[Action]:
     """Return the actions that a footer shows, the most important first."""
-    return sorted((action for action in those_of(wheres) if action.rank), key=lambda action: action.rank)
+    return sorted((action for action in actions_in(scopes) if action.rank), key=lambda action: action.rank)
 
 
-def grouped(wheres: Collection[Where]) -> Iterable[tuple[str, list[Action]]]:
+def grouped(scopes: Collection[KeyScope]) -> Iterable[tuple[str, list[Action]]]:
     """Yield the actions available there, under the help's headings."""
     for title, group in GROUPS:
-        actions = [action for action in those_of(wheres) if action.where in group]
+        actions = [action for action in actions_in(scopes) if action.scope in group]
         if actions:
             yield title, actions

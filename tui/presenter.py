@@ -42,7 +42,7 @@ class Worker(threading.Thread):
         with self._wake:
             return not self._requests and not self._busy
 
-    def ask(self, kind: str, work: Callable[[], Any]) -> None:
+    def submit(self, kind: str, work: Callable[[], Any]) -> None:
         """Have `work` done soon."""
         with self._wake:
             self._requests[kind] = work
@@ -73,13 +73,13 @@ class Worker(threading.Thread):
 
 
 class UpdateQueue:
-    """Hold the newest update and all changes since the last `take`.
+    """Hold the newest update and all changes since the last `pop`.
 
-    `ring` is called, from any thread, when an update comes into an empty queue.
+    `notify` is called, from any thread, when an update comes into an empty queue.
     """
 
-    def __init__(self, ring: Callable[[], None]) -> None:
-        self._ring = ring
+    def __init__(self, notify: Callable[[], None]) -> None:
+        self._notify = notify
         self._lock = threading.Lock()
         self._update: Update | None = None
         self._changes: list[Change] = []
@@ -93,9 +93,9 @@ class UpdateQueue:
                 self._changes.clear()
             self._changes += update.changes
         if first:
-            self._ring()
+            self._notify()
 
-    def take(self) -> tuple[Update, tuple[Change, ...]] | None:
+    def pop(self) -> tuple[Update, tuple[Change, ...]] | None:
         """Return the newest update and all changes since the last call; None without one."""
         with self._lock:
             update, self._update = self._update, None
@@ -103,10 +103,10 @@ class UpdateQueue:
         return (update, changes) if update else None
 
 
-_SHORTEST = 0.03  # seconds between two updates on the screen
-_SHARE = 0.25  # of the time, at most, for working updates out
-_SHARE_OF_FLOWS = 0.03  # the same for flows, which change every second; but once a second they are shown
-_EVERY_OF_FLOWS = 0.95
+_MIN_INTERVAL = 0.03  # seconds between two updates on the screen
+_MAX_SHARE = 0.25  # of the time, at most, for working updates out
+_MAX_FLOWS_SHARE = 0.03  # the same for flows, which change every second; but once a second they are shown
+_FLOWS_INTERVAL = 0.95
 
 
 class UpdateArrived(Message):
@@ -118,7 +118,7 @@ class RowsReady(Message):
 
     def __init__(self, entry: HistoryEntry, data: ViewData, number: int) -> None:
         super().__init__()
-        self.origin, self.data, self.number = entry, data, number
+        self.entry, self.data, self.number = entry, data, number
 
 
 class DetailReady(Message):
@@ -134,7 +134,7 @@ class TargetReady(Message):
 
     def __init__(self, entry: HistoryEntry, target: ViewTarget | None) -> None:
         super().__init__()
-        self.origin, self.target = entry, target
+        self.entry, self.target = entry, target
 
 
 class QueryFailed(Message):
@@ -162,7 +162,7 @@ class Presenter:
         self._stopped = False
         self._listener: Callable[[Update], None] | None = None
         self._newest: Update | None = None
-        self._taken: Update | None = None
+        self._current: Update | None = None
         self._fast: FastPath | None = None
         self._demand: frozenset[Demand] = frozenset()
 
@@ -170,10 +170,10 @@ class Presenter:
         """Start the source, in a thread: its imports would delay keys."""
         self._worker.start()
         threading.Thread(
-            target=self.source.start, args=(self._take_in,), name="source-start", daemon=True
+            target=self.source.start, args=(self._on_update,), name="source-start", daemon=True
         ).start()
 
-    def _take_in(self, update: Update) -> None:
+    def _on_update(self, update: Update) -> None:
         """Queue an update, from any thread, and pass it to the listener."""
         self._newest = update
         self._queue.put(update)
@@ -189,9 +189,9 @@ class Presenter:
     def set_demand(self, demand: frozenset[Demand]) -> None:
         """Set the readings that the view on the screen needs."""
         self._demand = demand
-        self._pass_on_demand()
+        self._update_demand()
 
-    def _pass_on_demand(self) -> None:
+    def _update_demand(self) -> None:
         self.source.set_demand(self._demand | (RECORDING_DEMAND if self._listener else frozenset()))
 
     def set_listener(self, listener: Callable[[Update], None] | None) -> None:
@@ -201,7 +201,7 @@ class Presenter:
         meanwhile.
         """
         self._listener = listener
-        self._pass_on_demand()
+        self._update_demand()
         if listener and self._newest:
             listener(self._newest)
 
@@ -252,7 +252,7 @@ class Presenter:
     @property
     def current_update(self) -> Update | None:
         """The update that the present picture shows; None before the first."""
-        return self._taken
+        return self._current
 
     @property
     def hostname(self) -> str:
@@ -279,32 +279,32 @@ class Presenter:
 
     def request_rows(self, entry: HistoryEntry, view: ListView, number: int) -> None:
         """Ask for the rows of a stop, from the newest update unless paused."""
-        state, take = replace(entry.state), not self.paused
-        self._worker.ask("rows", lambda: RowsReady(entry, self._view_data(view, state, take), number))
+        state, fresh = replace(entry.state), not self.paused
+        self._worker.submit("rows", lambda: RowsReady(entry, self._view_data(view, state, fresh), number))
 
-    def _view_data(self, view: ListView, state: Any, take: bool) -> ViewData:
+    def _view_data(self, view: ListView, state: Any, fresh: bool) -> ViewData:
         began = time.monotonic()
-        taken = self._queue.take() if take else None
-        if taken:
-            update, changes = taken
+        newest = self._queue.pop() if fresh else None
+        if newest:
+            update, changes = newest
             self._view_model.apply_update(update, changes)
-            self._taken = update
-        if take and self._fast is not None:
+            self._current = update
+        if fresh and self._fast is not None:
             self._view_model.set_fast_path(self._fast)
         data = self._view_model.view_data(view, state)
         ended = time.monotonic()
-        self._next_at = ended + _rest(ended - began, view.name == "flows")
+        self._next_at = ended + _pause_after(ended - began, view.name == "flows")
         return data
 
     def request_detail(self, ref: Ref) -> None:
         """Ask for everything about a thing."""
-        self._worker.ask("detail", lambda: DetailReady(ref, self._view_model.detail(ref)))
+        self._worker.submit("detail", lambda: DetailReady(ref, self._view_model.detail(ref)))
 
     def request_target(
         self, entry: HistoryEntry, history: tuple[Ref, ...], target: Ref | None = None
     ) -> None:
         """Ask where Enter leads from the end of the history."""
-        self._worker.ask("target", lambda: TargetReady(entry, self._view_model.target(history, target)))
+        self._worker.submit("target", lambda: TargetReady(entry, self._view_model.target(history, target)))
 
     def _deliver(self, kind: str, result: Any) -> None:
         self._post_safely(QueryFailed(result) if isinstance(result, Exception) else result)
@@ -318,7 +318,7 @@ class Presenter:
             self._stopped = True
 
 
-def _rest(took: float, flows: bool) -> float:
+def _pause_after(took: float, flows: bool) -> float:
     """Return the seconds to wait after a query of that duration before an update."""
-    rest = max(_SHORTEST, took * (1 / _SHARE - 1))
-    return max(rest, min(_EVERY_OF_FLOWS, took / _SHARE_OF_FLOWS)) if flows else rest
+    rest = max(_MIN_INTERVAL, took * (1 / _MAX_SHARE - 1))
+    return max(rest, min(_FLOWS_INTERVAL, took / _MAX_FLOWS_SHARE)) if flows else rest

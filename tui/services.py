@@ -11,7 +11,7 @@ from core.operations import Operation, is_final
 from core.plan import Plan, Refused
 from core.plan.requests import Request
 from core.topology import Topology
-from tui.views.fast_targets import Choice
+from tui.views.fast_targets import BridgeChoice
 
 # How much a plan needs to be read: "publishing" adds ports in use on the host, "tuning" offloads and steering
 # of links, "whole" the rules of other namespaces, which only their deletion needs.
@@ -44,8 +44,8 @@ class PastChange:
     """A change in the journal.
 
     `end` as in ChangeResult, "undone" after an undo, "" if it was interrupted, "under way" while another
-    process executes it. `begun` are the steps that were begun, `under` the ids of later changes that depend
-    on it.
+    process executes it. `begun` are the steps that were begun, `dependents` the ids of later changes that
+    depend on it.
     """
 
     entry_id: str
@@ -53,7 +53,7 @@ class PastChange:
     at: float
     end: str
     begun: tuple[Operation, ...] = ()
-    under: tuple[str, ...] = ()
+    dependents: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
 
     @property
@@ -176,7 +176,7 @@ class FastPathService(Protocol):
         ...
 
     def preview(
-        self, choices: tuple[Choice, ...], on: bool, topology: Topology, strict: bool | None = None
+        self, choices: tuple[BridgeChoice, ...], on: bool, topology: Topology, strict: bool | None = None
     ) -> FastPathPreview:
         """Preview turning targets on or off.
 

@@ -72,9 +72,11 @@ class LiveSource:
 
     def start(self, on_update: Callable[[Update], None]) -> None:
         """Start a watcher in a thread: importing the collectors takes time."""
-        threading.Thread(target=self._begin, args=(on_update,), name="begin-watching", daemon=True).start()
+        threading.Thread(
+            target=self._create_watcher, args=(on_update,), name="begin-watching", daemon=True
+        ).start()
 
-    def _begin(self, on_update: Callable[[Update], None]) -> None:
+    def _create_watcher(self, on_update: Callable[[Update], None]) -> None:
         from core.watch import Watcher
 
         watcher = Watcher(on_update, fast_flows=self.fast_flows)
@@ -136,11 +138,11 @@ class FileSource:
 
 
 SPEEDS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-_SHORTEST = 0.05  # seconds between two updates while it plays
-_METERED = 300  # moments before the shown one that rates and history are worked out from
-_STEP_OF_THE_CLOCK = 1.0  # seconds of difference between wall and monotonic time if the clock was set
-_TRACKED = 15  # moments before it in which to look for an earlier reading of the connections
-_BETWEEN_ROUNDS = 2.0  # seconds on the last moment before a loop starts again
+_MIN_INTERVAL = 0.05  # seconds between two updates while it plays
+_HISTORY_MOMENTS = 300  # moments before the shown one that rates and history are worked out from
+_CLOCK_STEP = 1.0  # seconds of difference between wall and monotonic time if the clock was set
+_MAX_LOOKBACK = 15  # moments before it in which to look for an earlier reading of the connections
+_LOOP_PAUSE = 2.0  # seconds on the last moment before a loop starts again
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +181,12 @@ class ReplaySource:
         self._playing, self._loops, self._speed = False, False, SPEEDS.index(1.0)
         self._base, self._since = 0.0, 0.0  # time in the recording, and when that was, in monotonic seconds
         self._stopped = False
-        self._meter, self._metered = RateMeter(), -1
-        self._ends: list[int] = []  # number of changes until each moment
+        self._meter, self._metered_index = RateMeter(), -1
+        self._change_counts: list[int] = []  # number of changes until each moment
         self._changes: list[Change] = []
         self._last: Snapshot = Snapshot()
 
-    def present(self, name: str, words: str) -> None:
+    def loop_with_banner(self, name: str, words: str) -> None:
         """Play repeatedly under a banner with a name and a sentence; call before `start`."""
         self.banner = (name, words)
         self._playing = self._loops = True
@@ -227,7 +229,7 @@ class ReplaySource:
         frame = self._frames[place]
         before = self._frames[max(0, place - 1)]
         parted = (frame.wall - before.wall) - (frame.mono - before.mono)
-        stepped = parted if abs(parted) > _STEP_OF_THE_CLOCK else 0.0
+        stepped = parted if abs(parted) > _CLOCK_STEP else 0.0
         length = self._times[-1]
         return Position(
             place, len(self._frames), frame.wall, self._times[place], length, playing, speed, stepped
@@ -245,14 +247,14 @@ class ReplaySource:
         """Go that many moments forwards, or backwards."""
         with self._wake:
             self._playing = False
-            self._go(self._wanted + count)
+            self._seek_index(self._wanted + count)
 
     def seek(self, part: float) -> None:
         """Go to a part of the time line, 0 to 1; at 1 a loop pauses."""
         with self._wake:
             self._playing &= part < 1
             at = self._times[-1] * part
-            self._go(bisect_right(self._times, at) - 1)
+            self._seek_index(bisect_right(self._times, at) - 1)
 
     def seek_change(self, direction: int) -> bool:
         """Go to the next moment (1) with a change, or the one before (-1).
@@ -263,7 +265,7 @@ class ReplaySource:
             places = range(self._wanted + direction, len(self._frames) if direction > 0 else -1, direction)
             found = next((place for place in places if self._frames[place].changes), None)
             self._playing = False
-            self._go(found if found is not None else (len(self._frames) - 1 if direction > 0 else 0))
+            self._seek_index(found if found is not None else (len(self._frames) - 1 if direction > 0 else 0))
         return found is not None
 
     def faster(self, steps: int) -> None:
@@ -272,7 +274,7 @@ class ReplaySource:
             self._speed = max(0, min(len(SPEEDS) - 1, self._speed + steps))
             self._rebase()
 
-    def _go(self, place: int) -> None:
+    def _seek_index(self, place: int) -> None:
         self._wanted = max(0, min(len(self._frames) - 1, place))
         self._rebase()
 
@@ -290,7 +292,7 @@ class ReplaySource:
         while True:
             with self._wake:
                 if not self._stopped and self._shown == self._wanted:
-                    self._wake.wait(self._rest())
+                    self._wake.wait(self._time_left())
                 if self._stopped:
                     break
                 self._advance()
@@ -298,10 +300,10 @@ class ReplaySource:
                 self._shown = wanted
             if fresh:
                 on_update(self._update(wanted))
-                time.sleep(_SHORTEST if self._playing else 0)
+                time.sleep(_MIN_INTERVAL if self._playing else 0)
         self._recording.close()
 
-    def _rest(self) -> float | None:
+    def _time_left(self) -> float | None:
         """Return the seconds until the next moment is due while it plays.
 
         Call it with the lock held.
@@ -309,14 +311,14 @@ class ReplaySource:
         if not self._playing:
             return None
         last = self._wanted == len(self._times) - 1
-        due = (self._times[-1] + _BETWEEN_ROUNDS if last else self._times[self._wanted + 1]) - self._base
+        due = (self._times[-1] + _LOOP_PAUSE if last else self._times[self._wanted + 1]) - self._base
         return max(0.0, self._since + due / SPEEDS[self._speed] - time.monotonic())
 
     def _advance(self) -> None:
         if self._playing:
             now = self._base + (time.monotonic() - self._since) * SPEEDS[self._speed]
-            if self._loops and now >= self._times[-1] + _BETWEEN_ROUNDS:
-                self._go(0)
+            if self._loops and now >= self._times[-1] + _LOOP_PAUSE:
+                self._seek_index(0)
                 return
             self._wanted = max(self._wanted, bisect_right(self._times, now) - 1)
             self._playing = self._loops or self._wanted < len(self._frames) - 1
@@ -335,7 +337,7 @@ class ReplaySource:
             problems = {**self._last.part_problems, "recording": (problem,)}
             return Update(replace(self._last, part_problems=problems), replaces_log=True)
         self._last = moment.snapshot
-        until = self._ends[place]
+        until = self._change_counts[place]
         changes = tuple(self._changes[:until])
         return Update(
             moment.snapshot,
@@ -349,7 +351,7 @@ class ReplaySource:
     def _previous(self, place: int) -> TrackedConnections | None:
         """Return the connections of the reading shortly before, None without one."""
         tables = self._recording.moment(place).snapshot.conntracks
-        for earlier in range(place - 1, max(-1, place - 1 - _TRACKED), -1):
+        for earlier in range(place - 1, max(-1, place - 1 - _MAX_LOOKBACK), -1):
             moment = self._recording.moment(earlier)
             if read_at(moment.snapshot.conntracks) < read_at(tables):
                 return TrackedConnections(moment.snapshot.conntracks, moment.fast)
@@ -357,11 +359,11 @@ class ReplaySource:
 
     def _rates(self, place: int) -> Rates | None:
         """Return the rates at a moment; after a jump, read the counters before it."""
-        if not self._metered <= place <= self._metered + _METERED:
-            self._meter, self._metered = RateMeter(), max(-1, place - _METERED)
-        for stats in self._recording.stats(self._metered + 1, place + 1):
+        if not self._metered_index <= place <= self._metered_index + _HISTORY_MOMENTS:
+            self._meter, self._metered_index = RateMeter(), max(-1, place - _HISTORY_MOMENTS)
+        for stats in self._recording.stats(self._metered_index + 1, place + 1):
             self._meter.feed(stats)
-        self._metered = place
+        self._metered_index = place
         return self._meter.rates if self._meter.rates.counters is not None else None
 
     def _learn_changes(self) -> None:
@@ -374,4 +376,4 @@ class ReplaySource:
         except (CorruptFile, OSError):
             changes.extend([()] * (len(self._frames) - len(changes)))
         self._changes = [change for each in changes for change in each]
-        self._ends = list(accumulate(map(len, changes)))
+        self._change_counts = list(accumulate(map(len, changes)))

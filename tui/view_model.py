@@ -9,7 +9,17 @@ from dataclasses import dataclass, field, replace
 from core.diagnose import Finding, findings
 from core.flows.merge import FlowTable
 from core.flows.meter import FlowMeter, Reading
-from core.model import WATCHED_PARTS, Change, Conntrack, FastFlows, FastPath, Problem, Ref, Snapshot, flow_ref
+from core.model import (
+    WATCHED_PARTS,
+    Change,
+    Conntrack,
+    FastFlows,
+    FastPath,
+    Problem,
+    Ref,
+    Snapshot,
+    conntrack_ref,
+)
 from core.topology import Topology
 from core.topology.flow_index import FlowView
 from core.topology.related import follow
@@ -73,7 +83,7 @@ class Navigation:
     def __init__(self, view: str) -> None:
         self.history = [HistoryEntry(view)]
         self.previous: str | None = None
-        self._left: dict[str, ViewState] = {}
+        self._saved_states: dict[str, ViewState] = {}
 
     @property
     def current(self) -> HistoryEntry:
@@ -88,10 +98,10 @@ class Navigation:
     def jump(self, view: str) -> None:
         """Start a new history in a view, with the state that it had before."""
         first = self.history[0]
-        self._left[first.view] = first.state
+        self._saved_states[first.view] = first.state
         if self.current.view != view:
             self.previous = self.current.view
-        self.history = [HistoryEntry(view, self._left.get(view) or ViewState())]
+        self.history = [HistoryEntry(view, self._saved_states.get(view) or ViewState())]
 
     def follow(self, target: ViewTarget, label: str) -> None:
         """Append an entry; `label` names the thing that it was reached from."""
@@ -142,11 +152,11 @@ class ViewModel:
         self.problems: tuple[Problem, ...] = ()
         self.findings: tuple[Finding, ...] = ()
         self._base: tuple[str, ViewContext, Rows] | None = None
-        self._look: tuple[str, FlowViewOptions] = ("", DEFAULT_OPTIONS)
+        self._flow_query: tuple[str, FlowViewOptions] = ("", DEFAULT_OPTIONS)
         self._update = Update(self.context.snapshot)
         self._fast_before: FastPath | None = None
         self._meter = FlowMeter()
-        self._metered: Mapping[int, Conntrack] | None = None
+        self._measured_tables: Mapping[int, Conntrack] | None = None
 
     def apply_update(self, update: Update, changes: tuple[Change, ...]) -> None:
         """Show an update; `changes` are all since the last one that was shown."""
@@ -170,14 +180,14 @@ class ViewModel:
     def view_data(self, view: ListView, state: ViewState) -> ViewData:
         """Return the rows of a view in its current state."""
         if view.name == "flows":
-            self._take_flows()
+            self._update_flows()
         base = self._rows_of(view)
         rows: Rows
         if isinstance(base, FlowRows):
-            self._look = state.filter, state.flow_options
-            base = base.seen_through(state.flow_options)
+            self._flow_query = state.filter, state.flow_options
+            base = base.with_options(state.flow_options)
             rows = base.matching(state.filter).grouped()
-            base.make_ready()
+            base.precompute()
         else:
             rows = base.matching(state.filter)
         if state.sort:
@@ -195,27 +205,27 @@ class ViewModel:
         columns = getattr(rows, "columns", view.columns)
         return ViewData(view.name, rows, len(base), pending, empty, remarks, columns)
 
-    def _take_flows(self) -> None:
+    def _update_flows(self) -> None:
         """Put the newest flows into the context, measured or worked out from the tables."""
-        table = self._update.flows or self._measured()
-        picture = FlowView.of(self.context.topology, table, self.context.flows)
-        if picture is not self.context.flows:
-            self.context = replace(self.context, flows=picture)
+        table = self._update.flows or self._measure_flows()
+        flow_view = FlowView.of(self.context.topology, table, self.context.flows)
+        if flow_view is not self.context.flows:
+            self.context = replace(self.context, flows=flow_view)
 
     @property
     def uncounted(self) -> tuple[int, ...]:
         """The namespaces that have connections whose traffic the kernel does not count."""
-        picture = self.context.flows
-        return picture.table.uncounted if picture else ()
+        flow_view = self.context.flows
+        return flow_view.table.uncounted if flow_view else ()
 
-    def _measured(self) -> FlowTable:
+    def _measure_flows(self) -> FlowTable:
         """Return the flows of a source that measures none.
 
         That is a recording; the times of its tables give the rates.
         """
         tables, previous = self.context.snapshot.conntracks, self._update.previous
-        if tables is not self._metered:
-            self._metered = tables
+        if tables is not self._measured_tables:
+            self._measured_tables = tables
             measured = self._meter.table.taken_at
             if previous and not read_at(previous.tables) <= measured <= read_at(tables):
                 self._meter = FlowMeter()
@@ -238,7 +248,7 @@ class ViewModel:
 
     def detail(self, ref: Ref) -> Detail:
         """Return the details of an object."""
-        text, flow_options = self._look
+        text, flow_options = self._flow_query
         return registry.detail(replace(self.context, flows_filter=text, flow_options=flow_options), ref)
 
     def target(self, history: tuple[Ref, ...], target: Ref | None = None) -> ViewTarget | None:
@@ -247,18 +257,18 @@ class ViewModel:
         That is `target`, or else the foremost related thing.
         """
         topology = self.context.topology
-        if history and history[-1].kind == "talkers" and target is None:
-            text, _ = self._look
+        if history and history[-1].kind == "flow group" and target is None:
+            text, _ = self._flow_query
             return ViewTarget("flows", None, " ".join(filter(None, (text, str(history[-1].key[1])))))
-        if history and history[-1].kind == "talk":
-            history = (*history[:-1], flow_ref(int(history[-1].key[0]), int(history[-1].key[1])))
-        ref = target or self._changed(history) or follow(topology, history)
-        if ref is not None and ref.kind == "flows":
+        if history and history[-1].kind == "flow":
+            history = (*history[:-1], conntrack_ref(int(history[-1].key[0]), int(history[-1].key[1])))
+        ref = target or self._event_subject(history) or follow(topology, history)
+        if ref is not None and ref.kind == "connections":
             return ViewTarget("conntrack", None, query.term(str(ref.key[0]), str(ref.key[1])))
         home = registry.home_of(topology, ref) if ref else None
         return ViewTarget(home.name, ref) if home else None
 
-    def _changed(self, history: tuple[Ref, ...]) -> Ref | None:
+    def _event_subject(self, history: tuple[Ref, ...]) -> Ref | None:
         """Return the subject of the event at the end of the history."""
         change = self.context.log.change(history[-1]) if history and history[-1].kind == "event" else None
         return change.ref if change else None

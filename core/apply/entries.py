@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from core.operations import Operation, is_final
-from core.operations.record import from_record
+from core.operations.values import from_record
 from core.state import boot_id
 
 _ENDS = ("done", "undone", "failed")
-_LARGEST = 64 << 20  # bytes; a change of 10,000 steps has three million
-_LATEST = 253402300799  # the last second that the calendar of the standard library knows
-_LAST_LINE = 1024  # bytes of a usual one
-_READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_MAX_BYTES = 64 << 20  # bytes; a change of 10,000 steps has three million
+_MAX_TIME = 253402300799  # the last second that the calendar of the standard library knows
+_LAST_LINE_BYTES = 1024  # bytes of a usual one
+_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # The exceptions of json and from_record for invalid files.
-_BAD = (ValueError, TypeError, KeyError, RecursionError)
+_INVALID = (ValueError, TypeError, KeyError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Entry:
     The state of the kernel is lost at a restart of the machine: an entry from before it has only the steps
     that survive a restart, and without any it counts as "undone".
 
-    `takes_back` is the id of the earlier change that this guarded one undoes, or "". `problem` says why this
+    `undoes` is the id of the earlier change that this guarded one undoes, or "". `problem` says why this
     version can't read the steps; `steps` is empty then.
     """
 
@@ -49,7 +49,7 @@ class Entry:
     begun: int = 0
     end: str = ""
     errors: tuple[str, ...] = ()
-    takes_back: str = ""
+    undoes: str = ""
     was_done: bool = False
     undoing: int | None = None
     undone: frozenset[int] = frozenset()
@@ -81,9 +81,9 @@ class _Progress:
     undoing: int | None = None
     undone: set[int] = field(default_factory=set)
     in_flight: set[int] = field(default_factory=set)
-    now: int | None = None  # the last operation of the undo that was begun
+    current: int | None = None  # the last operation of the undo that was begun
 
-    def take(self, line: dict[str, Any]) -> None:
+    def apply(self, line: dict[str, Any]) -> None:
         """Apply a line. Raises TypeError and ValueError for invalid values."""
         match line:
             case {"begin": _}:
@@ -91,39 +91,39 @@ class _Progress:
             case {"refused": _}:
                 self.begun -= 1
             case {"undoing": count}:
-                self._undo_begins(_counted(count), line.get("boot") == boot_id())
+                self._begin_undo(_parse_count(count), line.get("boot") == boot_id())
             case {"undo": number} if self.undoing is not None:
-                self._passed()
-                self.now = _counted(number)
+                self._mark_executed()
+                self.current = _parse_count(number)
             case {"not_undone": number}:
-                self.now = None
-                self.in_flight.discard(_counted(number))
+                self.current = None
+                self.in_flight.discard(_parse_count(number))
             case {"end": end}:
-                self._passed()
-                self.end, self.errors = _known(end), _texts(line.get("errors", []))
+                self._mark_executed()
+                self.end, self.errors = _parse_end(end), _parse_texts(line.get("errors", []))
                 self.was_done |= end == "done"
 
-    def _undo_begins(self, count: int, same_boot: bool) -> None:
+    def _begin_undo(self, count: int, same_boot: bool) -> None:
         """Begin an undo, or continue an interrupted one.
 
         After a restart of the machine it is a new one, of the steps that survived.
         """
         if self.undoing != count or not same_boot:
-            self.undone, self.in_flight, self.now = set(), set(), None
+            self.undone, self.in_flight, self.current = set(), set(), None
         self.undoing, self.end = count if same_boot else None, ""
-        self.cut_off()
+        self.mark_interrupted()
 
-    def cut_off(self) -> None:
+    def mark_interrupted(self) -> None:
         """Note that the last operation was interrupted."""
-        if self.now is not None:
-            self.in_flight.add(self.now)
-            self.now = None
+        if self.current is not None:
+            self.in_flight.add(self.current)
+            self.current = None
 
-    def _passed(self) -> None:
-        if self.now is not None:
-            self.undone.add(self.now)
-            self.in_flight.discard(self.now)
-            self.now = None
+    def _mark_executed(self) -> None:
+        if self.current is not None:
+            self.undone.add(self.current)
+            self.in_flight.discard(self.current)
+            self.current = None
 
 
 def read(path: Path) -> Entry | None:
@@ -131,7 +131,7 @@ def read(path: Path) -> Entry | None:
     try:
         content = _content(path)
     except OSError as error:
-        return _unreadable(path, error.strerror or str(error), _Progress())
+        return _invalid_entry(path, error.strerror or str(error), _Progress())
     return None if content is None else _entry(path, content)
 
 
@@ -141,13 +141,13 @@ def is_closed(path: Path) -> bool:
     Reading only the last line is fast.
     """
     try:
-        descriptor = os.open(path, _READING)
+        descriptor = os.open(path, _OPEN_FLAGS)
     except OSError:
         return False
     try:
         found = os.fstat(descriptor)
-        start = max(0, found.st_size - _LAST_LINE) if stat.S_ISREG(found.st_mode) else 0
-        *_, last = os.pread(descriptor, _LAST_LINE, start).removesuffix(b"}\n").split(b"\n")
+        start = max(0, found.st_size - _LAST_LINE_BYTES) if stat.S_ISREG(found.st_mode) else 0
+        *_, last = os.pread(descriptor, _LAST_LINE_BYTES, start).removesuffix(b"}\n").split(b"\n")
     except OSError:
         return False
     finally:
@@ -158,7 +158,7 @@ def is_closed(path: Path) -> bool:
 def _content(path: Path) -> bytes | None:
     """Return the bytes of a file, None for a folder or a symbolic link."""
     try:
-        descriptor = os.open(path, _READING)
+        descriptor = os.open(path, _OPEN_FLAGS)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
             return None
@@ -167,8 +167,8 @@ def _content(path: Path) -> bytes | None:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             return None
-        if found.st_size > _LARGEST:
-            raise OSError(errno.EFBIG, f"it has more than {_LARGEST >> 20} MiB")
+        if found.st_size > _MAX_BYTES:
+            raise OSError(errno.EFBIG, f"it has more than {_MAX_BYTES >> 20} MiB")
         with open(descriptor, "rb", closefd=False) as file:
             return file.read()
     finally:
@@ -178,17 +178,17 @@ def _content(path: Path) -> bytes | None:
 def _entry(path: Path, content: bytes) -> Entry | None:
     first, *rest = content.split(b"\n")
     more, progress = [line for line in rest if line], _Progress()
-    wrong = [reason for line in more if (reason := _taken(line, progress))]
-    progress.cut_off()
+    wrong = [reason for line in more if (reason := _apply_line(line, progress))]
+    progress.mark_interrupted()
     try:
         if wrong:
             raise ValueError(wrong[0])
-        return _readable(path, json.loads(first), progress)
-    except _BAD as error:
-        return _unreadable(path, _reason(error), progress) if more else None
+        return _valid_entry(path, json.loads(first), progress)
+    except _INVALID as error:
+        return _invalid_entry(path, _reason(error), progress) if more else None
 
 
-def _taken(text: bytes, progress: _Progress) -> str:
+def _apply_line(text: bytes, progress: _Progress) -> str:
     """Apply a line; return why it is invalid.
 
     Returns "" for an incomplete line, after a full disk or a power failure: nothing was executed after it.
@@ -202,23 +202,23 @@ def _taken(text: bytes, progress: _Progress) -> str:
     try:
         if not isinstance(line, dict):
             raise TypeError("a line isn't a JSON object")
-        progress.take(line)
-    except _BAD as error:
+        progress.apply(line)
+    except _INVALID as error:
         return _reason(error)
     return ""
 
 
-def _readable(path: Path, intent: dict[str, Any], progress: _Progress) -> Entry:
-    """Make the entry of a valid file. Raises the exceptions of _BAD."""
+def _valid_entry(path: Path, intent: dict[str, Any], progress: _Progress) -> Entry:
+    """Make the entry of a valid file. Raises the exceptions of _INVALID."""
     title, at, boot = intent["title"], intent["at"], intent["boot"]
-    takes_back = intent.get("takes_back", "")
-    if not all(isinstance(text, str) for text in (title, boot, takes_back)):
+    undoes = intent.get("takes_back", "")
+    if not all(isinstance(text, str) for text in (title, boot, undoes)):
         raise TypeError("a title or id isn't text")
     steps = tuple(from_record(step) for step in intent["steps"])
     if not all(isinstance(step, Operation) for step in steps):
         raise TypeError("a step isn't an operation")
     begun = min(max(0, progress.begun), len(steps))
-    entry = Entry(path.stem, title, _moment(at), steps, begun, progress.end, progress.errors, takes_back)
+    entry = Entry(path.stem, title, _parse_time(at), steps, begun, progress.end, progress.errors, undoes)
     entry = replace(
         entry,
         was_done=progress.was_done,
@@ -229,7 +229,7 @@ def _readable(path: Path, intent: dict[str, Any], progress: _Progress) -> Entry:
     return entry if boot == boot_id() else _after_restart(entry)
 
 
-def _unreadable(path: Path, why: str, progress: _Progress) -> Entry:
+def _invalid_entry(path: Path, why: str, progress: _Progress) -> Entry:
     try:
         at = path.lstat().st_mtime
     except OSError:
@@ -245,31 +245,31 @@ def _reason(error: Exception) -> str:
 
 
 def _after_restart(entry: Entry) -> Entry:
-    standing = tuple(step for step in entry.steps[: entry.begun] if step.survives_reboot)
-    if standing:
-        return replace(entry, steps=standing, begun=len(standing))
+    surviving = tuple(step for step in entry.steps[: entry.begun] if step.survives_reboot)
+    if surviving:
+        return replace(entry, steps=surviving, begun=len(surviving))
     return replace(entry, steps=(), begun=0, end="undone", errors=("the machine was restarted since",))
 
 
-def _counted(value: Any) -> int:
+def _parse_count(value: Any) -> int:
     if not isinstance(value, int) or value < 0:
         raise ValueError("a step's number is invalid")
     return value
 
 
-def _known(end: Any) -> str:
+def _parse_end(end: Any) -> str:
     if end not in _ENDS:
         raise ValueError("its end is unknown")
     return str(end)
 
 
-def _texts(values: Any) -> tuple[str, ...]:
+def _parse_texts(values: Any) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
         raise TypeError("an error isn't text")
     return tuple(values)
 
 
-def _moment(at: Any) -> float:
-    if not isinstance(at, (int, float)) or not math.isfinite(at) or not 0 <= at <= _LATEST:
+def _parse_time(at: Any) -> float:
+    if not isinstance(at, (int, float)) or not math.isfinite(at) or not 0 <= at <= _MAX_TIME:
         raise ValueError("its time is invalid")
     return float(at)

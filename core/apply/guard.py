@@ -22,7 +22,7 @@ from core.apply import journal, run
 from core.apply.entries import Entry
 from core.operations import Operation, undo_of
 from core.state import StateError, boot_id, state_directory, unusable
-from core.tools import own_python, with_packages
+from core.tools import python_command, python_environment
 
 SECONDS = 60.0
 _READY = b"ready\n"
@@ -78,7 +78,7 @@ def guarded_undo(
         steps,
         progress,
         lambda entry_id: _start(entry_id, title, seconds),
-        takes_back=entry.entry_id,
+        undoes=entry.entry_id,
     )
 
 
@@ -93,8 +93,8 @@ def confirm(entry_id: str) -> bool:
         return False
     path = _path_of(entry_id)
     try:
-        if entry.takes_back:
-            journal.settle(entry, path)
+        if entry.undoes:
+            journal.confirm_undo(entry, path)
         else:
             path.unlink()
     except FileNotFoundError:
@@ -157,7 +157,7 @@ def _unlocked(descriptor: int) -> bool:
 def _start(entry_id: str, title: str, seconds: float) -> None:
     """Start the guard's process, and return when it is ready."""
     path = _path_of(entry_id)
-    environment = {name: text for name, text in with_packages().items() if name in _PASSED_ON}
+    environment = {name: text for name, text in python_environment().items() if name in _PASSED_ON}
     environment["VNET_STATE"] = str(path.parents[1])
     settings = {
         "entry": entry_id,
@@ -168,7 +168,7 @@ def _start(entry_id: str, title: str, seconds: float) -> None:
     }
     try:
         launcher = subprocess.Popen(
-            own_python("core.apply.guard_process", str(path), json.dumps(settings)),
+            python_command("core.apply.guard_process", str(path), json.dumps(settings)),
             env=environment,
             cwd="/",
             stdin=subprocess.DEVNULL,

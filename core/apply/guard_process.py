@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 _POLL_EVERY = 0.2
-_TRIES = 5
-_BETWEEN_TRIES = 2.0
+_MAX_TRIES = 5
+_RETRY_INTERVAL = 2.0
 # More bytes than a journal file of a guarded change has after its first line.
-_TAIL = 1 << 18
+_TAIL_BYTES = 1 << 18
 
 
 def main() -> int:
@@ -37,19 +37,19 @@ def main() -> int:
         return 0
     with suppress(OSError):
         Path("/proc/self/comm").write_text("vnet-guard")
-    guardian = Guardian(path, settings, caller)
-    signal.signal(signal.SIGTERM, guardian.hurry)
+    guard = GuardProcess(path, settings, caller)
+    signal.signal(signal.SIGTERM, guard.stop_waiting)
     os.write(1, b"ready\n")
     nothing = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)
     os.close(nothing)
-    if not guardian.watch():
-        guardian.revert()
+    if not guard.watch():
+        guard.revert()
     return 0
 
 
-class Guardian:
+class GuardProcess:
     """Watch one change; `caller` is a pidfd of the process that executes it."""
 
     def __init__(self, path: Path, settings: dict[str, Any], caller: int) -> None:
@@ -58,65 +58,65 @@ class Guardian:
         self._until = time.monotonic() + settings["seconds"]
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        self._note(None)
+        self._write_deadline(None)
 
-    def hurry(self, *_: object) -> None:
+    def stop_waiting(self, *_: object) -> None:
         """Stop waiting, on SIGTERM."""
         self._until = 0.0
 
     def watch(self) -> bool:
         """Wait for a decision; return whether the change is kept."""
         self._wait_for_caller()
-        match self._end():
+        match self._read_end():
             case "undone":
                 self._path.unlink(missing_ok=True)
                 return True
             case "done" if self._until:
                 self._until = time.monotonic() + self._settings["seconds"]
-                self._note(self._until)
+                self._write_deadline(self._until)
                 self._wait_for_confirmation()
         try:
             self._path.unlink()
         except FileNotFoundError:
             return True  # confirmed
-        return self._end() == "undone"
+        return self._read_end() == "undone"
 
     def revert(self) -> None:
         """Undo the change; wait for the writers' lock."""
-        self._end_caller()
+        self._kill_caller()
         from core.apply import journal, run
 
-        for _ in range(_TRIES):
+        for _ in range(_MAX_TRIES):
             with suppress(Exception):  # a full disk or a stopped engine may be temporary
                 entry = journal.find(self._settings["entry"])
                 if entry is None or run.undo(entry, wait=True).end == "undone":
                     return
-            time.sleep(_BETWEEN_TRIES)
+            time.sleep(_RETRY_INTERVAL)
 
     def _wait_for_caller(self) -> None:
         """Wait until the change has an end, its process has died, or time is up."""
         poll = select.poll()
         poll.register(self._caller, select.POLLIN)
-        while time.monotonic() < self._until and not self._end():
+        while time.monotonic() < self._until and not self._read_end():
             if poll.poll(_POLL_EVERY * 1000):
                 return
 
     def _wait_for_confirmation(self) -> None:
         """Wait until the file is gone, the change was undone, or time is up."""
-        while time.monotonic() < self._until and self._path.exists() and self._end() == "done":
+        while time.monotonic() < self._until and self._path.exists() and self._read_end() == "done":
             time.sleep(_POLL_EVERY)
 
-    def _end_caller(self) -> None:
+    def _kill_caller(self) -> None:
         """Kill a caller that hangs: it holds the writers' lock."""
-        if not self._end():
+        if not self._read_end():
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._caller, signal.SIGKILL)
 
-    def _end(self) -> str:
+    def _read_end(self) -> str:
         """Return how the change ended, see core.apply.entries.Entry."""
         try:
             with self._journal.open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
                 lines = file.read().splitlines()
         except OSError:
             return ""
@@ -126,7 +126,7 @@ class Guardian:
                     return str(json.loads(line)["end"])
         return ""
 
-    def _note(self, until: float | None) -> None:
+    def _write_deadline(self, until: float | None) -> None:
         """Write to the file until when the change waits, on the monotonic clock."""
         text = json.dumps({key: self._settings[key] for key in ("title", "boot")} | {"until": until})
         os.pwrite(self._descriptor, text.ljust(os.fstat(self._descriptor).st_size).encode(), 0)

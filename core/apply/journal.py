@@ -20,13 +20,13 @@ from typing import Any
 
 from core.apply.entries import Entry, is_closed, read
 from core.operations import Operation
-from core.operations.record import to_record
-from core.state import StateError, boot_id, quiet, state_directory, sync_directory, unusable
+from core.operations.values import to_record
+from core.state import StateError, boot_id, state_directory, sync_directory, try_shared_lock, unusable
 
 UNDER_WAY = "under way"
-_KEPT = 200  # entries
+_MAX_ENTRIES = 200  # entries
 # The file of a change: its number, and the time. Files of earlier versions begin with the time.
-_NUMBERED = re.compile(r"(\d{1,12})-\d{8}-\d{6}-")
+_ENTRY_NAME = re.compile(r"(\d{1,12})-\d{8}-\d{6}-")
 
 
 class Writer:
@@ -82,17 +82,17 @@ class Writer:
             raise
 
 
-class Record(Writer):
+class NewEntryWriter(Writer):
     """The new journal file of a change. Raises StateError if it can't be written."""
 
-    def __init__(self, title: str, steps: tuple[Operation, ...], takes_back: str = "") -> None:
+    def __init__(self, title: str, steps: tuple[Operation, ...], undoes: str = "") -> None:
         paths = _paths()
         _trim(paths)
         now = time.time()
         entry_id = _next_id(paths, now)
-        self.path, self.takes_back = _directory() / f"{entry_id}.jsonl", takes_back
+        self.path, self.undoes = _directory() / f"{entry_id}.jsonl", undoes
         intent = {"title": title, "at": now, "boot": boot_id(), "steps": [to_record(step) for step in steps]}
-        intent |= {"takes_back": takes_back} if takes_back else {}
+        intent |= {"takes_back": undoes} if undoes else {}
         try:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             descriptor = os.open(self.path, flags, 0o600)
@@ -109,7 +109,7 @@ class Record(Writer):
             raise StateError(unusable(self.path.parent, error)) from error
 
 
-def reopened(entry: Entry) -> Writer:
+def reopen(entry: Entry) -> Writer:
     """Open the journal file of an earlier change, to note its undo. Raises StateError."""
     path = _directory() / f"{entry.entry_id}.jsonl"
     try:
@@ -128,7 +128,7 @@ def reopened(entry: Entry) -> Writer:
 
 def mark(entry: Entry, how: str, errors: tuple[str, ...] = ()) -> None:
     """Note how the undo of an earlier change ended. Raises StateError."""
-    writer = reopened(entry)
+    writer = reopen(entry)
     try:
         writer.end(how, errors)
     except OSError as error:
@@ -137,20 +137,20 @@ def mark(entry: Entry, how: str, errors: tuple[str, ...] = ()) -> None:
         writer.close()
 
 
-def settle(entry: Entry, guard_file: Path) -> None:
+def confirm_undo(entry: Entry, guard_file: Path) -> None:
     """Confirm a guarded undo.
 
     Marks the earlier change as undone, and removes the undo from the journal. The rename of the guard's file
     decides. If this process is killed after it, the next reader of the journal does the rest. Raises OSError.
     """
     guard_file.rename(_directory() / f"{entry.entry_id}.kept")
-    _settle_kept()
+    _finish_confirmed_undos()
 
 
-def _settle_kept() -> None:
+def _finish_confirmed_undos() -> None:
     for path in _directory().glob("*.kept"):
         entry = read(path.with_suffix(".jsonl"))
-        if earlier := entry and find(entry.takes_back):
+        if earlier := entry and find(entry.undoes):
             mark(earlier, "undone")
         path.with_suffix(".jsonl").unlink(missing_ok=True)
         path.unlink(missing_ok=True)
@@ -165,12 +165,12 @@ def history() -> Iterator[Entry]:
 
 def latest(count: int) -> list[Entry]:
     """Return the latest changes, newest first; a change in progress ends `UNDER_WAY`."""
-    with quiet() as no_writer:
+    with try_shared_lock() as no_writer:
         found = list(islice(history(), count))
     return [one if no_writer or one.end else replace(one, end=UNDER_WAY) for one in found]
 
 
-def open_intents() -> tuple[Entry, ...]:
+def open_entries() -> tuple[Entry, ...]:
     """Return the changes that were interrupted or whose undo failed, newest first.
 
     Call it under the writers' lock: without it, a change in progress looks like an interrupted one.
@@ -213,14 +213,14 @@ def _paths() -> list[Path]:
     names = os.listdir(folder)
     if any(name.endswith(".kept") for name in names):
         with suppress(OSError, StateError):  # this process can only read
-            _settle_kept()
+            _finish_confirmed_undos()
         names = os.listdir(folder)
     found = (folder / name for name in names if name.endswith(".jsonl"))
     return sorted(found, key=lambda path: (_number(path), path.name))
 
 
 def _number(path: Path) -> int:
-    found = _NUMBERED.match(path.name)
+    found = _ENTRY_NAME.match(path.name)
     return int(found[1]) if found else 0
 
 
@@ -232,7 +232,7 @@ def _next_id(paths: list[Path], now: float) -> str:
 
 def _trim(paths: list[Path]) -> None:
     """Remove the oldest entries, but none that is open."""
-    for path in paths[:-_KEPT]:
+    for path in paths[:-_MAX_ENTRIES]:
         entry = read(path)
         if entry is not None and not entry.is_open:
             path.unlink(missing_ok=True)

@@ -12,11 +12,11 @@ from core.apply.entries import Entry
 from core.netlink.netns import NamespaceGone
 from core.operations import Operation, is_final, undo_of
 from core.operations.executor import EngineError, Executor
-from core.state import Busy, StateError, state_directory, unusable, writing
+from core.state import Busy, StateError, state_directory, unusable, writers_lock
 
 # The errors of an undo whose step was never executed, or was undone by others.
-_GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL, errno.EINVAL}
-_THERE = {errno.EEXIST}
+_GONE_ERRNOS = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL, errno.EINVAL}
+_EXISTS_ERRNOS = {errno.EEXIST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +44,18 @@ def apply(
     progress: Callable[[Operation], None] = lambda _: None,
     ready: Callable[[str], None] = lambda _: None,
     wait: bool = False,
-    takes_back: str = "",
+    undoes: str = "",
 ) -> Outcome:
     """Execute the steps in order; after a failure undo the executed ones.
 
     The undo starts with the last step. The journal has the intent on disk before the first step. `ready` gets
     the id of the change after that; an exception from it ends the change before its first step. `progress`
-    gets each operation before it is executed. Steps that undo an earlier change (`takes_back` is its id) may
+    gets each operation before it is executed. Steps that undo an earlier change (`undoes` is its id) may
     be undone already. Raises Busy and StateError before anything is changed; with `wait` it waits for another
     writer instead.
     """
-    with writing(wait):
-        record = journal.Record(title, steps, takes_back)
+    with writers_lock(wait):
+        record = journal.NewEntryWriter(title, steps, undoes)
         try:
             try:
                 ready(record.entry_id)
@@ -69,7 +69,7 @@ def apply(
 
 
 def _apply(
-    record: journal.Record,
+    record: journal.NewEntryWriter,
     steps: tuple[Operation, ...],
     progress: Callable[[Operation], None],
     executor: Executor,
@@ -81,9 +81,9 @@ def _apply(
             record.begin(done)
             begun = True
             progress(step)
-            _execute(step, executor, lenient=bool(record.takes_back))
+            _execute(step, executor, lenient=bool(record.undoes))
             done, begun = done + 1, False
-        if not record.takes_back:
+        if not record.undoes:
             executor.require_namespaces()
         record.end("done")
     except BaseException as error:
@@ -94,7 +94,7 @@ def _apply(
             with suppress(OSError):
                 record.refused(done)
         made = _owned(steps[: done + 1], executor) if begun and not refused else steps[:done]
-        reason = _sentence(steps[done], error) if done < len(steps) else _at_the_end(error)
+        reason = _sentence(steps[done], error) if done < len(steps) else _end_error(error)
         outcome = _undo_after_failure(record, made, reason, executor)
         if not isinstance(error, Exception):
             raise
@@ -134,12 +134,12 @@ def undo(entry: Entry, wait: bool = False, progress: Callable[[Operation], None]
     An interrupted undo is continued. `progress` gets each operation before it is executed. Raises StateError,
     and Busy if an interrupted change has finished meanwhile or, without `wait`, for another writer.
     """
-    with writing(wait), Executor() as executor:
+    with writers_lock(wait), Executor() as executor:
         now = _current(entry)
         if now.end == "undone":
             return Outcome(now.entry_id, "undone")
         made = _steps_to_undo(now, executor)
-        record = journal.reopened(now)
+        record = journal.reopen(now)
         try:
             try:
                 record.undoing(len(made))
@@ -189,7 +189,7 @@ class _Undo:
         """Undo the steps; the errors of the outcome begin with `reason`."""
         errors = []
         for number, operation in enumerate(undo_of(steps)):
-            if number not in self.done and (error := self._one(number, operation)):
+            if number not in self.done and (error := self._undo_step(number, operation)):
                 errors.append(error)
         errors += [f'can\'t undo "{step.describe()}": it has no undo' for step in steps if is_final((step,))]
         end, found = "failed" if errors else "undone", ((reason,) if reason else ()) + tuple(errors)
@@ -199,7 +199,7 @@ class _Undo:
             end, found = "failed", (*found, _journal_failure(error))
         return Outcome(self.record.entry_id, end, found)
 
-    def _one(self, number: int, operation: Operation) -> str:
+    def _undo_step(self, number: int, operation: Operation) -> str:
         self.progress(operation)
         with suppress(OSError):  # then it may be executed twice, which is harmless
             self.record.undo(number)
@@ -219,10 +219,10 @@ def _is_already_done(error: Exception) -> bool:
         return error.already
     if isinstance(error, (NamespaceGone, LookupError)):
         return True
-    return isinstance(error, OSError) and error.errno in _GONE | _THERE
+    return isinstance(error, OSError) and error.errno in _GONE_ERRNOS | _EXISTS_ERRNOS
 
 
-def _at_the_end(error: BaseException) -> str:
+def _end_error(error: BaseException) -> str:
     if isinstance(error, NamespaceGone):
         return f"can't complete the change: {error}"
     return _journal_failure(error)
@@ -242,7 +242,7 @@ def _reason(error: BaseException) -> str:
 
 def _require_absent(step: Operation, executor: Executor) -> None:
     """Raise FileExistsError if what a step would create exists already."""
-    if step.is_obstructed(executor):
+    if step.target_exists(executor):
         raise FileExistsError(errno.EEXIST, "it exists already")
 
 

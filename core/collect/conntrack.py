@@ -48,21 +48,10 @@ def read_conntrack(namespace: Namespace) -> Conntrack:
         return Conntrack(namespace.inode, accounting=accounting, taken_at=time.time(), problems=(problem,))
 
 
-def count_conntrack(namespace: Namespace) -> int:
-    """Return the number of entries of a namespace without reading them.
-
-    Raises NamespaceGone, PermissionError without CAP_NET_ADMIN, and other OSErrors of the kernel.
-    """
-    with entered(entry_of(namespace), namespace.inode):
-        netlink = Netlink(NETFILTER)
-    with netlink:
-        return _stats(netlink)[0]
-
-
 def read_usage(namespace: Namespace) -> tuple[int, int, ConntrackStats | None]:
     """Return the number of entries of a namespace, nf_conntrack_max, and statistics.
 
-    Raises NamespaceGone, and OSErrors of the kernel.
+    Raises NamespaceGone, PermissionError without CAP_NET_ADMIN, and other OSErrors of the kernel.
     """
     with entered(entry_of(namespace), namespace.inode):
         netlink = Netlink(NETFILTER)

@@ -146,7 +146,7 @@ class PeerNames:
         self._queue: SimpleQueue[bytes] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def known(self) -> Mapping[bytes, str]:
+    def all_names(self) -> Mapping[bytes, str]:
         """Return all names known now, by address."""
         with suppress(OSError):
             stamp = self._path.stat().st_mtime_ns
@@ -156,7 +156,7 @@ class PeerNames:
             return self._hosts
         return {raw: name for raw, name in dict(self._answers).items() if name} | self._hosts
 
-    def ask(self, addresses: Iterable[bytes]) -> None:
+    def query(self, addresses: Iterable[bytes]) -> None:
         """Query the names of some addresses if reverse DNS is enabled. Returns at once."""
         if not self.reverse:
             return

@@ -76,22 +76,12 @@ type _Dump = Callable[[Netlink, Namespace, NsidResolver], NetState]
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 
-def read_net(namespace: Namespace, known: Iterable[Namespace] = ()) -> NetState:
-    """Read one namespace by rtnetlink.
-
-    The namespaces of its links' other ends are looked up among `known`. Raises NamespaceGone; other errors
-    become problems of the result.
-    """
-    with NsidResolver(tuple(known)) as resolver:
-        return _read_net(namespace, resolver, _dump)
-
-
 def read_nets(
     namespaces: Iterable[Namespace], known: Iterable[Namespace] | None = None
 ) -> dict[int, NetState]:
     """Read several namespaces, by inode; those that no longer exist are left out.
 
-    Peers are looked up among `known` (None: `namespaces`).
+    Peers are looked up among `known` (None: `namespaces`). Errors become problems of the results.
     """
     namespaces = tuple(namespaces)
     return _read_each(namespaces, namespaces if known is None else tuple(known), _dump)

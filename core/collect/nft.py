@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from core.collect.iptables import destination
-from core.model import Chain, Choice, FirewallRule, Translation
+from core.model import Chain, FirewallRule, Translation, VerdictCase
 from core.netlink.client import NETFILTER, Netlink
 from core.tools import ToolFailed, run_tool
 
@@ -343,10 +343,10 @@ class _FieldBuilder:
         if name:
             self.fields |= {"chosen_by": name, "choices": tuple(self._choices(value["data"]))}
 
-    def _choices(self, data: Any) -> Iterator[Choice]:
+    def _choices(self, data: Any) -> Iterator[VerdictCase]:
         for key, verdict in self._elements(data):
             ((kind, target),) = verdict.items()
-            yield Choice(_text(key) or "", kind, target["target"] if target else "")
+            yield VerdictCase(_text(key) or "", kind, target["target"] if target else "")
 
     def _extension(self, value: Mapping[str, Any]) -> None:
         """Add an extension of iptables, of which nft's JSON has only the name."""

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from core.model import Chain, Choice, FirewallRule
+from core.model import Chain, FirewallRule, VerdictCase
 from core.nat.forward_policy import is_forward_chain
 from core.netlink import client
 from core.netlink.client import NETFILTER, Message, Netlink, attribute, attribute_list, attributes, text
@@ -390,7 +390,7 @@ class RuleDecoder:
             if not flags & _INTERVAL_END and 1 in verdict:
                 value = "*" if flags & _CATCH_ALL else self._value_text(key)
                 code = _CODES.get(int.from_bytes(verdict[1], signed=True), "")
-                choices.append(Choice(value, code or "continue", text(verdict.get(2, b""))))
+                choices.append(VerdictCase(value, code or "continue", text(verdict.get(2, b""))))
         targets = dict.fromkeys(one.target for one in choices if one.target)
         self.fields |= {"verdict": "vmap", "target": ",".join(targets), "understood": False}
         if self._loaded in ("iif", "oif", "state") and choices:

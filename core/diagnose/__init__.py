@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 from core.diagnose import forwarding, links
 from core.diagnose.links import joined, storm_text
 from core.model import Ref
-from core.model.problem import Finding, Severity
+from core.model.refs import Finding, Severity
 from core.topology import Topology
 
 __all__ = ["Finding", "Severity", "findings", "findings_of", "joined", "storm_text"]

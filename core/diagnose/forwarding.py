@@ -16,7 +16,7 @@ from core.model import (
     nat_ref,
     network_ref,
 )
-from core.model.problem import Finding
+from core.model.refs import Finding
 from core.nat.describe import describe_drop, describe_remedy, host_firewall, restrict_command
 from core.nat.forward_policy import ForwardPath, Published, by_chain
 from core.nat.packets import is_loopback, targets

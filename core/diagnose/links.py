@@ -21,7 +21,7 @@ from core.model import (
     namespace_ref,
     network_ref,
 )
-from core.model.problem import Finding, Severity
+from core.model.refs import Finding, Severity
 from core.text import quoted as quote
 from core.topology import Topology
 from core.topology.index import names_in
@@ -270,7 +270,7 @@ _MAX_ADDRESSES = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ConnectionSource:
     """Owner of addresses that opened `entries` of a table's connections.
 
     `name` is "" if the owner is unknown, `address` the busiest one."""
@@ -280,19 +280,19 @@ class Source:
     entries: int
 
 
-def sources(topology: Topology, ns: int, most: int = 3) -> tuple[Source, ...]:
+def sources(topology: Topology, ns: int, most: int = 3) -> tuple[ConnectionSource, ...]:
     """Return who opened the most connections in a namespace's table, busiest first."""
     table = topology.snapshot.conntracks.get(ns)
     return top_sources(table, names_in(topology, ns), most) if table is not None else ()
 
 
-def top_sources(table: Conntrack, names: Mapping[bytes, str], most: int) -> tuple[Source, ...]:
+def top_sources(table: Conntrack, names: Mapping[bytes, str], most: int) -> tuple[ConnectionSource, ...]:
     """Return who opened the most connections; `names` maps addresses of 16 bytes."""
-    found: dict[str, Source] = {}
+    found: dict[str, ConnectionSource] = {}
     for raw, count in _busiest(table.entries["orig_src"]):
         name, address = names.get(raw, ""), address_text(raw)
         before = found.get(name or address)
-        found[name or address] = Source(
+        found[name or address] = ConnectionSource(
             name, before.address if before else address, count + (before.entries if before else 0)
         )
     return tuple(sorted(found.values(), key=lambda one: -one.entries)[:most])

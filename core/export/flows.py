@@ -34,11 +34,11 @@ _UNKNOWN = '"bits_per_second":null,"packets_per_second":null'
 _NOT_MEASURED = f',{_UNKNOWN},"age":null,"rtt":null,"processes":[null,null]}}'
 
 
-def flow_lines(picture: FlowView, rows: Column, label: dict[int, str]) -> Iterator[str]:
+def flow_lines(flow_view: FlowView, rows: Column, label: dict[int, str]) -> Iterator[str]:
     """Format each of the rows as one line of JSON; `label` maps namespaces to labels."""
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         columns = [
-            _as_list(column) for column in _columns(picture, rows[start : start + _ROWS_AT_ONCE], label)
+            _as_list(column) for column in _columns(flow_view, rows[start : start + _ROWS_AT_ONCE], label)
         ]
         yield from map(_flow_line, *columns)
 
@@ -57,9 +57,9 @@ def _as_list(column: Column | list[str]) -> list[Any]:
     return column if isinstance(column, list) else column.tolist()
 
 
-def _columns(picture: FlowView, rows: Column, label: dict[int, str]) -> list[Column | list[str]]:
+def _columns(flow_view: FlowView, rows: Column, label: dict[int, str]) -> list[Column | list[str]]:
     """Return the arguments of `_flow_line`, as columns."""
-    index, now = picture.index, picture.table.columns
+    index, now = flow_view.index, flow_view.table.columns
     columns = index.columns
     tables = np.repeat(np.arange(len(columns.tables)), np.diff(columns.starts))[rows]
     where = [f'{{"ns":{one.ns},"namespace":{json.dumps(label[one.ns])},"id":' for one in columns.tables]
@@ -68,16 +68,16 @@ def _columns(picture: FlowView, rows: Column, label: dict[int, str]) -> list[Col
         _select(where, tables),
         columns.column("id")[rows],
         _protocol_and_state(columns, now, rows),
-        _ends(picture, "orig_src", rows, tables),
+        _ends(flow_view, "orig_src", rows, tables),
         _port(columns.column("orig_sport")[rows], ports),
-        _ends(picture, "reply_src", rows, tables),
+        _ends(flow_view, "reply_src", rows, tables),
         _port(columns.column("reply_sport")[rows], ports),
         _translated(columns, columns.source_translated, "reply_dst", "reply_dport", rows),
         _translated(columns, columns.destination_translated, "orig_dst", "orig_dport", rows),
         _icmp(columns, rows),
         now.column("timeout")[rows],
-        _rest(picture, rows),
-        _measured(picture, rows),
+        _client_path_hops(flow_view, rows),
+        _measured(flow_view, rows),
     ]
 
 
@@ -102,15 +102,15 @@ def _protocol_and_state(columns: Any, now: Any, rows: Column) -> list[str]:
     return _select(texts, inverse)
 
 
-def _ends(picture: FlowView, name: str, rows: Column, tables: Column) -> list[str]:
+def _ends(flow_view: FlowView, name: str, rows: Column, tables: Column) -> list[str]:
     """Format an end up to its port, each address of a namespace once."""
-    index = picture.index
+    index = flow_view.index
     addresses = index.columns.column(name)[rows]
     _, first, inverse = np.unique(
         row_keys(addresses[:, 0], addresses[:, 1], tables), return_index=True, return_inverse=True
     )
     owners = (index.origin if name == "orig_src" else index.responder)[rows[first]]
-    names = _names(picture, addresses[first], tables[first], owners >= 0)
+    names = _names(flow_view, addresses[first], tables[first], owners >= 0)
     texts = [
         f'{{"address":"{address}","name":{name},"port":'
         for address, name in zip(address_texts(addresses[first]), names, strict=True)
@@ -118,10 +118,10 @@ def _ends(picture: FlowView, name: str, rows: Column, tables: Column) -> list[st
     return _select(texts, inverse)
 
 
-def _names(picture: FlowView, addresses: Column, tables: Column, has_owner: Column) -> list[str]:
+def _names(flow_view: FlowView, addresses: Column, tables: Column, has_owner: Column) -> list[str]:
     """Format addresses' names as JSON: the owner's, or that of a foreign address."""
-    names, foreign = ["null"] * len(addresses), picture.table.names
-    columns = picture.index.columns
+    names, foreign = ["null"] * len(addresses), flow_view.table.names
+    columns = flow_view.index.columns
     for row in range(len(addresses)) if foreign else np.flatnonzero(has_owner).tolist():
         raw = addresses[row].astype(">u8").tobytes()
         name = columns.names(columns.tables[tables[row]].ns).get(raw) or foreign.get(raw)
@@ -160,11 +160,11 @@ def _icmp(columns: Any, rows: Column) -> list[str]:
     return texts
 
 
-def _rest(picture: FlowView, rows: Column) -> list[str]:
+def _client_path_hops(flow_view: FlowView, rows: Column) -> list[str]:
     """Format kind of client, path and number of hops, each combination once."""
-    index = picture.index
+    index = flow_view.index
     hops = np.bincount(index.connection, minlength=len(index))[index.connection][rows]
-    key = index.client[rows].astype(np.int64) | picture.table.path[rows].astype(np.int64) << 8
+    key = index.client[rows].astype(np.int64) | flow_view.table.path[rows].astype(np.int64) << 8
     key |= hops << 16 | index.edge[rows].astype(np.int64) << 40
     codes, inverse = np.unique(key, return_inverse=True)
     texts = [
@@ -175,9 +175,9 @@ def _rest(picture: FlowView, rows: Column) -> list[str]:
     return _select(texts, inverse)
 
 
-def _measured(picture: FlowView, rows: Column) -> list[str]:
+def _measured(flow_view: FlowView, rows: Column) -> list[str]:
     """Format counters, speeds, age, round trip time and processes."""
-    table, ends = picture.table, picture.ends
+    table, ends = flow_view.table, flow_view.ends
     counts = _counts(table.counted[rows], table.packets[rows], table.octets[rows])
     age, rtt, pids = table.age[rows], ends.rtt[rows], ends.pids[rows]
     if not table.measured and np.isnan(age).all() and np.isnan(rtt).all() and not pids.any():
@@ -217,9 +217,9 @@ def _processes(pids: Sequence[int], commands: Any) -> str:
     return json.dumps([{"pid": pid, "command": commands.get(pid, "")} if pid else None for pid in pids])
 
 
-def client_counts(picture: FlowView, rows: Column) -> dict[str, int]:
+def client_counts(flow_view: FlowView, rows: Column) -> dict[str, int]:
     """Count flows by kind of client, "" for those that don't go to a container."""
-    kinds = np.bincount(picture.index.client[rows], minlength=len(CLIENTS)).tolist()
+    kinds = np.bincount(flow_view.index.client[rows], minlength=len(CLIENTS)).tolist()
     return dict(zip(CLIENTS, kinds, strict=True))
 
 

@@ -13,7 +13,16 @@ from core.flows.describe import (
     state_text,
     status_words,
 )
-from core.flows.interpretation import ConntrackEntry, End, Flow, entry_of, flow_of, sentence, translators
+from core.flows.interpretation import (
+    ConntrackEntry,
+    End,
+    Flow,
+    entry_of,
+    flow_of,
+    sentence,
+    translation_text,
+    translators,
+)
 
 __all__ = [
     "PROTOCOLS",
@@ -33,5 +42,6 @@ __all__ = [
     "sentence",
     "state_text",
     "status_words",
+    "translation_text",
     "translators",
 ]

@@ -133,8 +133,8 @@ def flow_of(entry: ConntrackEntry, names: Mapping[bytes, str] = MappingProxyType
         entry,
         _end(entry.orig_src, entry.orig_sport if has_ports else None, names),
         _end(entry.reply_src, entry.reply_sport if has_ports else None, names),
-        _seen_source(entry, has_ports),
-        _addressed_destination(entry, has_ports),
+        _translated_source(entry, has_ports),
+        _original_destination(entry, has_ports),
     )
 
 
@@ -142,7 +142,7 @@ def _end(address: bytes, port: int | None, names: Mapping[bytes, str]) -> End:
     return End(address_text(address), port, names.get(address, ""))
 
 
-def _seen_source(entry: ConntrackEntry, has_ports: bool) -> str:
+def _translated_source(entry: ConntrackEntry, has_ports: bool) -> str:
     """Return the translated source, "" if the source isn't translated."""
     port_changed = has_ports and entry.reply_dport != entry.orig_sport
     id_changed = entry.is_icmp and entry.reply_sport != entry.orig_sport
@@ -152,7 +152,7 @@ def _seen_source(entry: ConntrackEntry, has_ports: bool) -> str:
     return f"{text} id {entry.reply_sport}" if id_changed else text
 
 
-def _addressed_destination(entry: ConntrackEntry, has_ports: bool) -> str:
+def _original_destination(entry: ConntrackEntry, has_ports: bool) -> str:
     """Return the destination before translation, "" if it isn't translated."""
     if entry.reply_src == entry.orig_dst and not (has_ports and entry.reply_sport != entry.orig_dport):
         return ""
@@ -173,6 +173,17 @@ def sentence(flow: Flow) -> str:
     if entry.is_icmp:
         protocol = f"{protocol} {icmp_text(entry.l4_proto, entry.orig_dport)} id {entry.orig_sport}"
     return f"{ends} {protocol} {entry.state}"
+
+
+def translation_text(flow: Flow) -> str:
+    """Return a translation in short: a destination's port, a source's address."""
+    entry = flow.entry
+    words = []
+    if flow.dnat:
+        words.append(f"DNAT :{entry.orig_dport}" if entry.has_ports else f"DNAT {flow.dnat}")
+    if flow.snat:
+        words.append(f"SNAT {address_text(entry.reply_dst)}")
+    return " ".join(words)
 
 
 _DESTINATION = frozenset({"dnat", "redirect"})

@@ -28,13 +28,13 @@ class FastPathColumns:
     """The fast path's part of a FlowTable; None without any fast flows.
 
     `counters` has shape (n, 4), packets of both directions, then bytes: one row per conntrack entry, then one
-    per row of `loose`. `path` is an index into PATHS, `since` the time of the first packet, Unix time in
-    seconds, infinite without any. `loose` are connections that conntrack doesn't know, as a table."""
+    per row of `fast_only`. `path` is an index into PATHS, `since` the time of the first packet, Unix time in
+    seconds, infinite without any. `fast_only` are connections that conntrack doesn't know, as a table."""
 
     counters: Column | None = None
     path: Column | None = None
     since: Column | None = None
-    loose: Conntrack | None = None
+    fast_only: Conntrack | None = None
 
 
 NO_PATHS = FastPathColumns()
@@ -72,11 +72,11 @@ def merge_fast_path(
             packets = table.entries["packets"]
             _mark_part_fast(path[start:end], counters[start:end, :2], live[start:end], packets)
         start = end
-    loose = _fast_only_entries(flows[~used], fast) if not used.all() else None
-    if loose is None:
+    fast_only = _fast_only_entries(flows[~used], fast) if not used.all() else None
+    if fast_only is None:
         return FastPathColumns(counters, path, since)
-    table, loose_counters, loose_path = loose
-    counters, path = np.concatenate((counters, loose_counters)), np.concatenate((path, loose_path))
+    table, fast_only_counters, fast_only_path = fast_only
+    counters, path = np.concatenate((counters, fast_only_counters)), np.concatenate((path, fast_only_path))
     since = np.concatenate((since, _first_seen(table.entries["start"])))
     return FastPathColumns(counters, path, since, table)
 
@@ -169,10 +169,10 @@ class FlowTable:
 
     `speeds` has shape (n, 4): bits a second of the original and the reply direction, then packets a second,
     averaged over the last seconds, NaN if unknown. `packets` and `octets` have shape (n, 2), the sum of both
-    paths; `counted` is a mask of rows with counters. `path` is an index into PATHS. `born` is Unix time in
+    paths; `counted` is a mask of rows with counters. `path` is an index into PATHS. `began` is Unix time in
     seconds, NaN if unknown. `taken_at` is monotonic, `at` Unix time, both in seconds. `generation` increases
-    when rows change, not when only measurements do. `loose` is the number of rows at the end that only the
-    fast path knows. `sockets` are those of the namespaces, if read; `names` are the names of foreign
+    when rows change, not when only measurements do. `fast_only` is the number of rows at the end that only
+    the fast path knows. `sockets` are those of the namespaces, if read; `names` are the names of foreign
     addresses by their 16 bytes.
     """
 
@@ -186,8 +186,8 @@ class FlowTable:
     counted: Column = field(default_factory=lambda: np.zeros(0, bool))
     path: Column = field(default_factory=lambda: np.zeros(0, np.uint8))
     fast_bytes: Column = field(default_factory=lambda: np.zeros((0, 2), np.uint64))
-    born: Column = field(default_factory=lambda: np.zeros(0))
-    loose: int = 0
+    began: Column = field(default_factory=lambda: np.zeros(0))
+    fast_only: int = 0
     measured: bool = False
     sockets: Mapping[int, Sockets] = field(default_factory=dict)
     names: Mapping[bytes, str] = field(default_factory=dict)
@@ -212,7 +212,7 @@ class FlowTable:
     @cached_property
     def age(self) -> Column:
         """Seconds since the connection began, NaN if unknown."""
-        return np.maximum(self.at - self.born, 0)
+        return np.maximum(self.at - self.began, 0)
 
     @cached_property
     def uncounted(self) -> tuple[int, ...]:
@@ -236,7 +236,7 @@ def table_of(tables: Mapping[int, Conntrack], fast: FastFlows | None = None, at:
     """Merge the flows of a single reading, without speeds."""
     filled = tuple(table for table in tables.values() if len(table.entries))
     paths = merge_fast_path(filled, fast) if fast is not None and len(fast.entries) else NO_PATHS
-    filled = (*filled, paths.loose) if paths.loose is not None else filled
+    filled = (*filled, paths.fast_only) if paths.fast_only is not None else filled
     counters = counters_of(filled)
     size = len(counters)
     fast_bytes, path = np.zeros((size, 2), np.uint64), np.zeros(size, np.uint8)
@@ -253,8 +253,8 @@ def table_of(tables: Mapping[int, Conntrack], fast: FastFlows | None = None, at:
         counted=concatenate_field("counted", filled, bool) | (path > 0),
         path=path,
         fast_bytes=fast_bytes,
-        born=start_times(filled),
-        loose=len(paths.loose.entries) if paths.loose is not None else 0,
+        began=start_times(filled),
+        fast_only=len(paths.fast_only.entries) if paths.fast_only is not None else 0,
     )
 
 

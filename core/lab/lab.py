@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from core.lab.blueprint import READY, LabSettings
-from core.tools import ENGINES, with_packages
+from core.tools import ENGINES, python_environment
 
 _STATE = "/run/vnet-tui"  # in the lab's own /run, so removed with the lab
 _NAMESPACES = os.CLONE_NEWNS | os.CLONE_NEWUTS | os.CLONE_NEWIPC | os.CLONE_NEWNET
@@ -115,7 +115,7 @@ class Lab:
     def _supervise(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-P", "-S", "-m", "core.lab.supervisor", json.dumps(asdict(self.settings))],
-            env=with_packages(),
+            env=python_environment(),
             cwd="/",
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

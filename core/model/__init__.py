@@ -12,7 +12,7 @@ from core.model.container import (
     PublishedPort,
 )
 from core.model.fastpath import FAST_PATHS, FASTFLOW_DTYPE, FastFlows, FastPath, FastPort, Requirement
-from core.model.firewall import Chain, Choice, Firewall, FirewallRule, NatEntry, Translation
+from core.model.firewall import Chain, Firewall, FirewallRule, NatEntry, Translation, VerdictCase
 from core.model.link import (
     LONG_AGO,
     STATS_DTYPE,
@@ -33,18 +33,18 @@ from core.model.link import (
     PortVlan,
     Route,
 )
-from core.model.problem import Problem
 from core.model.refs import (
     LinkKey,
+    Problem,
     Ref,
+    connections_ref,
+    conntrack_ref,
     container_ref,
     flow_ref,
-    flows_ref,
     link_ref,
     namespace_ref,
     nat_ref,
     network_ref,
-    talk_ref,
 )
 from core.model.snapshot import (
     RECORDING_DEMAND,
@@ -76,7 +76,6 @@ __all__ = [
     "BridgeSettings",
     "Chain",
     "Change",
-    "Choice",
     "Conntrack",
     "ConntrackStats",
     "Container",
@@ -119,12 +118,13 @@ __all__ = [
     "Sockets",
     "Storm",
     "Translation",
+    "VerdictCase",
+    "connections_ref",
+    "conntrack_ref",
     "container_ref",
     "flow_ref",
-    "flows_ref",
     "link_ref",
     "namespace_ref",
     "nat_ref",
     "network_ref",
-    "talk_ref",
 ]

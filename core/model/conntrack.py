@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from core.model.problem import Problem
+from core.model.refs import Problem
 
 # One row per entry. Addresses are 16 bytes in network order, IPv4 as an IPv4-mapped address.
 # For ICMP the ports hold: sport the echo id, dport type << 8 | code. Port numbers are in host order.
@@ -43,8 +43,6 @@ CONNTRACK_DTYPE = np.dtype(
 IPS_SEEN_REPLY = 1 << 1
 IPS_ASSURED = 1 << 2
 IPS_CONFIRMED = 1 << 3
-IPS_SRC_NAT = 1 << 4
-IPS_DST_NAT = 1 << 5
 
 TCP_STATES = (
     "NONE", "SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK", "TIME_WAIT",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from core.model.problem import Problem
+from core.model.refs import Problem
 
 NAMESPACE_KINDS = ("user", "mnt", "pid", "uts", "net", "ipc")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.model.problem import Problem
+from core.model.refs import Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Translation:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class VerdictCase:
     """One element of a verdict map: a value ("*" for any other) and its verdict."""
 
     value: str
@@ -83,7 +83,7 @@ class FirewallRule:
     to_port: str = ""
     translations: tuple[Translation, ...] = ()
     chosen_by: str = ""
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[VerdictCase, ...] = ()
     comment: str = ""
     packets: int | None = None
     bytes: int | None = None

@@ -1,9 +1,9 @@
-"""Refs: the keys by which cursor, cross-references and commands address an object."""
+"""Keys of objects (refs), and the problems and findings that refer to objects."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class LinkKey(NamedTuple):
@@ -17,12 +17,12 @@ class LinkKey(NamedTuple):
 class Ref:
     """The key of one object of a snapshot.
 
-    `kind` is one of "namespace", "link", "container", "network", "nat", "flow", "flows", "talk", "talkers",
-    "route", "rule", "neighbour", "fdb", "event", "problem"; `key` identifies the object within its kind:
-    (inode,), (inode, ifindex), (runtime, id), (network id,), (inode, rule id), (inode, conntrack id).
-    "flow" is a conntrack entry; "flows" are all connections of an object: ("ct", "net" or "nat", its name).
-    "talk" is a flow with its rates, by the key of its conntrack entry; "talkers" is a group of flows: (what
-    they are grouped by, the filter that selects them).
+    `kind` is one of "namespace", "link", "container", "network", "nat", "conntrack", "connections", "flow",
+    "flow group", "route", "rule", "neighbour", "fdb", "event", "problem"; `key` identifies the object within
+    its kind: (inode,), (inode, ifindex), (runtime, id), (network id,), (inode, rule id),
+    (inode, conntrack id). "conntrack" is a conntrack entry; "connections" are all connections of an object:
+    ("ct", "net" or "nat", its name). "flow" is a flow with its rates, by the key of its conntrack entry;
+    "flow group" is a group of flows: (what they are grouped by, the filter that selects them).
     """
 
     kind: str
@@ -54,16 +54,59 @@ def nat_ref(inode: int, entry_id: str) -> Ref:
     return Ref("nat", (inode, entry_id))
 
 
-def flows_ref(what: str, name: str) -> Ref:
+def connections_ref(what: str, name: str) -> Ref:
     """Return the ref of all connections of an object ("ct", "net" or "nat")."""
-    return Ref("flows", (what, name))
-
-
-def talk_ref(inode: int, conntrack_id: int) -> Ref:
-    """Return the ref of a flow with its rates, by its conntrack entry."""
-    return Ref("talk", (inode, conntrack_id))
+    return Ref("connections", (what, name))
 
 
 def flow_ref(inode: int, conntrack_id: int) -> Ref:
-    """Return the ref of a conntrack entry: its namespace, and its id in that table."""
+    """Return the ref of a flow with its rates, by its conntrack entry."""
     return Ref("flow", (inode, conntrack_id))
+
+
+def conntrack_ref(inode: int, conntrack_id: int) -> Ref:
+    """Return the ref of a conntrack entry: its namespace, and its id in that table."""
+    return Ref("conntrack", (inode, conntrack_id))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that could not be read.
+
+    `part` names the part of the snapshot ("namespaces", "links", "nat", "conntrack", "docker", "podman",
+    "ovs", "routes"); `what` begins with "can't", `why` is the reason, and `try_` a remedy ("" for none). `ns`
+    is the namespace concerned, if any. Problems with the same part, `what` and `ns` count as the same one.
+    """
+
+    part: str
+    what: str
+    why: str = ""
+    try_: str = ""
+    ns: int | None = None
+
+    @property
+    def sentence(self) -> str:
+        """Return "WHAT: WHY. Try: TRY_" without the empty parts."""
+        reason = f"{self.what}: {self.why}" if self.why else self.what
+        return f"{reason}. Try: {self.try_}" if self.try_ else reason
+
+
+Severity = Literal["bad", "warn"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is wrong with the host's networks.
+
+    `kind` is "mtu", "overlap", "dead join", "link", "port", "bridge", "dropped", "forward", "bypass",
+    "engine rules", "way out", "conntrack" or "storm"; `ref` is the object that has it; `short` and
+    `sentence` describe it; `related` are the other objects concerned, for an overlap the other side first;
+    `advice` is a remedy, "" if none is known. Names are untrusted text, verbatim."""
+
+    kind: str
+    ref: Ref
+    short: str
+    sentence: str
+    severity: Severity
+    related: tuple[Ref, ...] = ()
+    advice: str = ""

@@ -10,8 +10,7 @@ from core.model.conntrack import Conntrack
 from core.model.container import Container, Engine
 from core.model.firewall import Firewall
 from core.model.link import FdbEntry, Link, LinkTuning, Neighbour, OvsBridge, PolicyRule, Route
-from core.model.problem import Problem
-from core.model.refs import LinkKey, Ref
+from core.model.refs import LinkKey, Problem, Ref
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,9 +158,9 @@ class _Packets:
         """Return whether a rule matches all of the packets, none, or some (None)."""
         verdicts = (
             matches_link(rule.iif, self.bridge),
-            self._leaves_by(rule.oif),
+            self._matches_output(rule.oif),
             covers(rule.src, self.subnet),
-            self._goes_to(rule.dst),
+            self._matches_destination(rule.dst),
             _is_new(rule.ct_state),
             None if rule.l4_proto or rule.sport or rule.dport or not rule.understood else True,
         )
@@ -168,13 +168,13 @@ class _Packets:
             return False
         return None if None in verdicts else True
 
-    def _leaves_by(self, oif: str) -> bool | None:
+    def _matches_output(self, oif: str) -> bool | None:
         negated, members = split(oif)
         if not members or (negated and members == (self.bridge,)):
             return True
         return False if members == (self.bridge,) else None
 
-    def _goes_to(self, dst: str) -> bool | None:
+    def _matches_destination(self, dst: str) -> bool | None:
         covered = covers(dst, self.subnet)
         if not dst:
             return True

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from core.model import Chain, Choice, Firewall, FirewallRule
+from core.model import Chain, Firewall, FirewallRule, VerdictCase
 from core.nat.packets import (
     ChainKey,
     Kind,
@@ -231,12 +231,12 @@ class _Walk:
         return returned, goes_on
 
 
-def _chosen(rule: FirewallRule, packet: Packet) -> tuple[Sequence[Choice], bool]:
+def _chosen(rule: FirewallRule, packet: Packet) -> tuple[Sequence[VerdictCase], bool]:
     """Return the elements of a verdict map that may match, and whether one must."""
     if not rule.chosen_by:
         # Neither the chain nor the verdict of an element is known.
-        jumps = [Choice("", "jump", target) for target in rule.target.split(",") if target]
-        return [*jumps, Choice("", "accept")], False
+        jumps = [VerdictCase("", "jump", target) for target in rule.target.split(",") if target]
+        return [*jumps, VerdictCase("", "accept")], False
     if rule.chosen_by == "ct_state":
         known = [one for one in rule.choices if packet.states & set(split(one.value)[1])]
         return known[:1], bool(known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -199,6 +200,21 @@ def listener(protocol: int, groups: Iterable[int], buffer: int) -> socket.socket
     for group in groups:
         sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
     return sock
+
+
+def pending_events(sock: socket.socket) -> Iterator[bytes | None]:
+    """Yield the datagrams that wait at a listener; None where events were lost."""
+    while True:
+        try:
+            data = sock.recv(_DATAGRAM)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            yield None
+        else:
+            yield data
 
 
 def set_recv_buffer(sock: socket.socket, size: int) -> None:

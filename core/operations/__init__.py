@@ -25,8 +25,8 @@ from core.operations.links import (
 )
 from core.operations.namespaces import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace
 from core.operations.settings import SetDockerDns, SetRules, SetSysctl
-from core.operations.target import HOST, NetnsTarget
 from core.operations.tuning import SetOffloads, SetSizes, SetSteering
+from core.operations.values import HOST, NetnsTarget
 
 __all__ = [
     "HOST",

@@ -17,8 +17,7 @@ from core.collect.routes import ROUTE_KINDS, protocol_number, scope_number, tabl
 from core.model.link import LONG_AGO, METRICS, RTO_MIN
 from core.operations.base import Operation
 from core.operations.executor import Executor
-from core.operations.record import recorded
-from core.operations.target import HOST, NetnsTarget
+from core.operations.values import HOST, NetnsTarget, recorded
 from core.text import quoted
 
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -31,7 +30,7 @@ _METRIC_NUMBERS = {name: number for number, name in METRICS.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class _OfAddress(Operation):
+class _AddressOperation(Operation):
     """Change an address of a link.
 
     The prefix length is that of the peer, if there is a peer. `broadcast`, `scope`, `label` and `metric` (of
@@ -54,7 +53,7 @@ class _OfAddress(Operation):
     def _values(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def _which(self) -> str:
+    def _address_words(self) -> str:
         """Return the address as ip-address(8) takes it."""
         host, _, length = self.address.partition("/")
         return f"{host} peer {self.peer}/{length}" if self.peer else self.address
@@ -65,7 +64,7 @@ class _OfAddress(Operation):
     def changed_link(self) -> tuple[str, NetnsTarget]:
         return self.link, self.place
 
-    def lasting(self) -> Operation:
+    def comparable(self) -> Operation:
         return replace(self, valid_until=0, preferred_until=0)
 
     def _request(self, command: str, executor: Executor, **more: Any) -> None:
@@ -84,13 +83,13 @@ class _OfAddress(Operation):
 
 
 @recorded()
-class AddAddress(_OfAddress):
+class AddAddress(_AddressOperation):
     """Add an address to a link ("10.9.0.1/24", "fd00::1/64"); IPv6 ones without DAD."""
 
     __slots__ = ()
 
     def command(self) -> str:
-        words = [f"addr add {self._which()}"]
+        words = [f"addr add {self._address_words()}"]
         words += [f"broadcast {self.broadcast}"] if self.broadcast else []
         words += [f"label {quoted(self.label)}"] if self.label else []
         words += [f"dev {quoted(self.link)}"]
@@ -121,7 +120,7 @@ class AddAddress(_OfAddress):
 
 
 @recorded()
-class DeleteAddress(_OfAddress):
+class DeleteAddress(_AddressOperation):
     """Remove an address from a link. The other fields serve its undo.
 
     With the primary address of a subnet the kernel removes the secondary ones: remove these first.
@@ -130,7 +129,7 @@ class DeleteAddress(_OfAddress):
     __slots__ = ()
 
     def command(self) -> str:
-        return self.place.ip(f"addr del {self._which()} dev {quoted(self.link)}")
+        return self.place.ip(f"addr del {self._address_words()} dev {quoted(self.link)}")
 
     def inverse(self) -> tuple[AddAddress, ...]:
         return (AddAddress(**self._values()),)
@@ -247,7 +246,7 @@ class AddRoute(Operation):
     def changed_link(self) -> tuple[str, NetnsTarget]:
         return self.link, self.place
 
-    def lasting(self) -> Operation:
+    def comparable(self) -> Operation:
         return replace(self, valid_until=0)
 
     def execute(self, executor: Executor) -> None:
@@ -351,7 +350,7 @@ class DeleteRoute(Operation):
     def changed_link(self) -> tuple[str, NetnsTarget]:
         return self.route.changed_link()
 
-    def lasting(self) -> Operation:
+    def comparable(self) -> Operation:
         return DeleteRoute(replace(self.route, valid_until=0))
 
     def execute(self, executor: Executor) -> None:
@@ -411,7 +410,7 @@ class AddNeighbour(Operation):
     def changed_link(self) -> tuple[str, NetnsTarget]:
         return self.link, self.place
 
-    def lasting(self) -> None:
+    def comparable(self) -> None:
         return None  # neighbours come and go by the second
 
     def execute(self, executor: Executor) -> None:
@@ -444,7 +443,7 @@ class DeleteNeighbour(Operation):
     def changed_link(self) -> tuple[str, NetnsTarget]:
         return self.neighbour.changed_link()
 
-    def lasting(self) -> None:
+    def comparable(self) -> None:
         return None
 
     def execute(self, executor: Executor) -> None:

@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 
 from core.operations.base import Operation
 from core.operations.executor import Executor
-from core.operations.record import from_record, recorded, to_record
-from core.operations.target import NetnsTarget
+from core.operations.values import NetnsTarget, from_record, recorded, to_record
 from core.state import StateError, read_state, state_path, write_state
 from core.text import safe
 
@@ -52,7 +51,7 @@ class PersistAttachment(Operation):
         return (f"{self.container} on {self.network}",)
 
     def execute(self, executor: Executor) -> None:
-        keep(self)
+        save_attachment(self)
 
 
 @recorded("Unwant")
@@ -77,23 +76,23 @@ class ForgetAttachment(Operation):
         return self.want.affects()
 
     def execute(self, executor: Executor) -> None:
-        forget(self.want)
+        remove_attachment(self.want)
 
 
-def keep(want: PersistAttachment) -> None:
+def save_attachment(want: PersistAttachment) -> None:
     """Add a persistent attachment, or replace that of this container and network.
 
     Raises StateError.
     """
-    _write([*_others(want), want])
+    _write([*_without(want), want])
 
 
-def forget(want: PersistAttachment) -> None:
+def remove_attachment(want: PersistAttachment) -> None:
     """Remove a persistent attachment, if it exists. Raises StateError."""
-    _write(_others(want))
+    _write(_without(want))
 
 
-def kept() -> tuple[PersistAttachment, ...]:
+def read_attachments() -> tuple[PersistAttachment, ...]:
     """Return the persistent attachments. Raises StateError for an unreadable file."""
     try:
         found = from_record(read_state(_FILE))
@@ -117,9 +116,9 @@ def _is_whole(want: Any) -> bool:
     )
 
 
-def _others(want: PersistAttachment) -> list[PersistAttachment]:
+def _without(want: PersistAttachment) -> list[PersistAttachment]:
     key = (want.container, want.network)
-    return [one for one in kept() if (one.container, one.network) != key]
+    return [one for one in read_attachments() if (one.container, one.network) != key]
 
 
 def _write(attachments: list[PersistAttachment]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar
 
 from core.operations.executor import Executor
-from core.operations.target import NetnsTarget
+from core.operations.values import NetnsTarget
 
 
 class Operation(ABC):
@@ -56,7 +56,7 @@ class Operation(ABC):
         """
         return "", None
 
-    def lasting(self) -> Operation | None:
+    def comparable(self) -> Operation | None:
         """Return the operation without what changes by itself, such as lifetimes.
 
         None for an operation on neighbours, which come and go by the second.
@@ -65,7 +65,7 @@ class Operation(ABC):
 
     # How a kill or an interrupt may leave it.
 
-    def is_obstructed(self, executor: Executor) -> bool:
+    def target_exists(self, executor: Executor) -> bool:
         """Return whether what it would create exists already.
 
         Asked before it is begun: afterwards the owner of a link is not always known, because a link gets its

@@ -12,8 +12,7 @@ from typing import ClassVar
 from core.netlink.client import NETFILTER, NLA_NESTED, Netlink, attribute
 from core.operations.base import Operation
 from core.operations.executor import Executor, inside
-from core.operations.record import recorded
-from core.operations.target import HOST, NetnsTarget
+from core.operations.values import HOST, NetnsTarget, recorded
 
 _NAMES = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
 _ICMP = {1: "icmp", 58: "icmpv6"}

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from core.operations.base import Operation
 from core.operations.executor import EngineError, Executor, engine_errors, post
-from core.operations.record import recorded
+from core.operations.values import recorded
 from core.text import joined
 
 # Seconds that an interrupted request may take until Docker has executed it.
@@ -123,7 +123,7 @@ class DockerCreateNetwork(_DockerOperation):
         with engine_errors(already=[HTTPStatus.CONFLICT]):
             post(client, "/networks/create", self.request())
 
-    def is_obstructed(self, executor: Executor) -> bool:
+    def target_exists(self, executor: Executor) -> bool:
         return _network_named(self.name, executor) is not None
 
     def may_be_done(self, executor: Executor) -> bool:
@@ -190,13 +190,13 @@ class DockerConnect(_DockerOperation):
     def command(self) -> str:
         words = ["docker", "network", "connect"]
         for option, address in (("--ip", self.ipv4), ("--ip6", self.ipv6)):
-            words += [option, address] if address in self.demanded() else []
+            words += [option, address] if address in self.requested_addresses() else []
         words += _each("--alias", self.aliases) + _each("--link-local-ip", self.link_local)
         words += _each("--link", self.links) + _each("--driver-opt", _assignments(self.driver_options))
         words += ["--gw-priority", str(self.gateway_priority)] if self.gateway_priority else []
         return joined([*words, self.network, self.container])
 
-    def demanded(self) -> tuple[str, ...]:
+    def requested_addresses(self) -> tuple[str, ...]:
         """Return the addresses to request from Docker."""
         every = tuple(one for one in (self.ipv4, self.ipv6) if one)
         return every if self.insist else tuple(one for one in every if one in self.chosen)
@@ -206,10 +206,10 @@ class DockerConnect(_DockerOperation):
 
         Older versions ignore the priority of the gateway.
         """
-        demanded = self.demanded()
+        requested_addresses = self.requested_addresses()
         addresses = {
-            "IPv4Address": self.ipv4 if self.ipv4 in demanded else "",
-            "IPv6Address": self.ipv6 if self.ipv6 in demanded else "",
+            "IPv4Address": self.ipv4 if self.ipv4 in requested_addresses else "",
+            "IPv6Address": self.ipv6 if self.ipv6 in requested_addresses else "",
             "LinkLocalIPs": list(self.link_local),
         }
         settings = {
@@ -235,14 +235,14 @@ class DockerConnect(_DockerOperation):
         try:
             self._connect(executor)
         except EngineError as error:
-            error.already = error.answered and self.is_obstructed(executor)
-            if error.already or self.insist or not error.answered or not self.demanded():
+            error.already = error.answered and self.target_exists(executor)
+            if error.already or self.insist or not error.answered or not self.requested_addresses():
                 raise
             replace(self, chosen=())._connect(executor)
         if not self.insist and self._differs(executor):
             self._connect_as_before(executor)
 
-    def is_obstructed(self, executor: Executor) -> bool:
+    def target_exists(self, executor: Executor) -> bool:
         """Return whether the container is on the network. Raises EngineError."""
         return self._endpoint(executor) is not None
 
@@ -313,7 +313,7 @@ class DockerDisconnect(_DockerOperation):
                 client.disconnect_container_from_network(self.connection.container, self.connection.network)
         except EngineError as error:
             # The status for "is not connected" differs between versions of Docker: ask for the endpoint.
-            error.already |= error.answered and not self.connection.is_obstructed(executor)
+            error.already |= error.answered and not self.connection.target_exists(executor)
             raise
 
 

@@ -21,7 +21,7 @@ from core.collect.nft_netlink import read_tables
 from core.model import Engine
 from core.netlink.client import Netlink, attributes, text
 from core.netlink.netns import HOST_PATH, THREAD_PATH, NamespaceGone, entered, inode_of, open_namespace
-from core.operations.target import HOST, NetnsTarget
+from core.operations.values import HOST, NetnsTarget
 from core.text import TABLE
 
 
@@ -192,7 +192,7 @@ def open_docker() -> Any:
         with connected(DOCKER, path):
             pass
     except Unreachable as error:
-        raise EngineError(_why(error.engine)) from error
+        raise EngineError(_reason(error.engine)) from error
     from docker.api import APIClient
     from docker.errors import DockerException
 
@@ -238,7 +238,7 @@ def engine_errors(already: Collection[int] = ()) -> Iterator[None]:
         raise EngineError(text, uncertain=True) from error
 
 
-def _why(engine: Engine) -> str:
+def _reason(engine: Engine) -> str:
     if not engine.problems:
         return "Docker isn't installed on this host"
     problem = engine.problems[0]

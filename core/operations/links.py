@@ -10,13 +10,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.netlink.netns import NamespaceGone
 from core.operations.base import LinkOperation, Operation
 from core.operations.executor import Executor
-from core.operations.record import recorded
-from core.operations.target import HOST, NetnsTarget
+from core.operations.values import HOST, NetnsTarget, recorded
 from core.text import quoted
 
 _NO_VLANS = (
@@ -25,9 +24,31 @@ _NO_VLANS = (
 )
 
 
+class _CreateLink(LinkOperation):
+    """Create a link with an alias, by which an undo recognizes the link."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        @property
+        def alias(self) -> str: ...
+
+    def target_exists(self, executor: Executor) -> bool:
+        return _alias(self, executor) is not None
+
+    def may_be_done(self, executor: Executor) -> bool:
+        return not self.alias or _alias(self, executor) in ("", self.alias)
+
+    def remaining(self, executor: Executor, was_interrupted: bool) -> Operation:
+        if was_interrupted and _alias(self, executor) == "":
+            return SetLink(self.name, "alias", self.alias, "", self.place)
+        return self
+
+
 @recorded()
 @dataclass(frozen=True, slots=True)
-class CreateBridge(LinkOperation):
+class CreateBridge(_CreateLink):
     """Create a bridge, down and without addresses.
 
     For `mac` "" the kernel chooses one.
@@ -65,21 +86,10 @@ class CreateBridge(LinkOperation):
         if self.alias:
             _set_alias(self.name, self.alias, self.place, executor)
 
-    def is_obstructed(self, executor: Executor) -> bool:
-        return _alias(self, executor) is not None
-
-    def may_be_done(self, executor: Executor) -> bool:
-        return not self.alias or _alias(self, executor) in ("", self.alias)
-
-    def remaining(self, executor: Executor, was_interrupted: bool) -> Operation:
-        if was_interrupted and _alias(self, executor) == "":
-            return SetLink(self.name, "alias", self.alias, "", self.place)
-        return self
-
 
 @recorded()
 @dataclass(frozen=True, slots=True)
-class CreateVeth(Operation):
+class CreateVeth(_CreateLink):
     """Create a veth pair, both ends down: `name` in `place`, `peer` in `peer_place`."""
 
     name: str
@@ -110,9 +120,6 @@ class CreateVeth(Operation):
     def affects(self) -> tuple[str, ...]:
         return self.place.link(self.name), self.peer_place.link(self.peer)
 
-    def changed_link(self) -> tuple[str, NetnsTarget]:
-        return self.name, self.place
-
     def execute(self, executor: Executor) -> None:
         peer = _attributes(self.peer, self.mtu, self.peer_mac)
         if self.peer_place != self.place:
@@ -122,17 +129,6 @@ class CreateVeth(Operation):
             iproute.link("add", kind="veth", **made, peer=peer)
         if self.alias:
             _set_alias(self.name, self.alias, self.place, executor)
-
-    def is_obstructed(self, executor: Executor) -> bool:
-        return _alias(self, executor) is not None
-
-    def may_be_done(self, executor: Executor) -> bool:
-        return not self.alias or _alias(self, executor) in ("", self.alias)
-
-    def remaining(self, executor: Executor, was_interrupted: bool) -> Operation:
-        if was_interrupted and _alias(self, executor) == "":
-            return SetLink(self.name, "alias", self.alias, "", self.place)
-        return self
 
 
 @recorded()
@@ -335,10 +331,10 @@ class AddVlan(Operation):
         return (DeleteVlan(self),)
 
     def describe(self) -> str:
-        return f"add {self.name} to {self.which}"
+        return f"add {self.name} to {self.vlan_ids}"
 
     @property
-    def which(self) -> str:
+    def vlan_ids(self) -> str:
         """Return the VLANs as text."""
         return f"VLAN {self.vid}" if self.vid == self.vid_end else f"VLANs {self.vid}-{self.vid_end}"
 
@@ -386,7 +382,7 @@ class DeleteVlan(Operation):
         return (self.vlan,)
 
     def describe(self) -> str:
-        return f"remove {self.vlan.name} from {self.vlan.which}"
+        return f"remove {self.vlan.name} from {self.vlan.vlan_ids}"
 
     def affects(self) -> tuple[str, ...]:
         return self.vlan.affects()
@@ -416,7 +412,7 @@ def _set_alias(name: str, alias: str, place: NetnsTarget, executor: Executor) ->
         set_link(iproute, index, [("IFLA_IFALIAS", os.fsencode(alias))])
 
 
-def _alias(step: CreateBridge | CreateVeth, executor: Executor) -> str | None:
+def _alias(step: _CreateLink, executor: Executor) -> str | None:
     """Return the alias of the link of that name, None if there is no such link."""
     try:
         return executor.alias(step.place, step.name)

@@ -16,8 +16,7 @@ from core.netlink.client import Netlink
 from core.netlink.netns import HOST_PATH, NamespaceGone, entered, open_namespace
 from core.operations.base import Operation
 from core.operations.executor import Executor, alias_of
-from core.operations.record import recorded
-from core.operations.target import NetnsTarget
+from core.operations.values import NetnsTarget, recorded
 from core.text import quoted
 
 _DIRECTORY = Path("/run/netns")
@@ -83,7 +82,7 @@ class CreateNamespace(Operation):
                         return path
         return ""
 
-    def is_obstructed(self, executor: Executor) -> bool:
+    def target_exists(self, executor: Executor) -> bool:
         return Path(_DIRECTORY, self.name).exists()
 
     def remaining(self, executor: Executor, was_interrupted: bool) -> Operation:
@@ -148,7 +147,7 @@ class JoinNamespace(Operation):
         with _unlinked_on_error(path):
             _mount(_DIRECTORY / self.of if self.of else HOST_PATH, path, _MS_BIND)
 
-    def is_obstructed(self, executor: Executor) -> bool:
+    def target_exists(self, executor: Executor) -> bool:
         return Path(_DIRECTORY, self.name).exists()
 
     def remaining(self, executor: Executor, was_interrupted: bool) -> Operation:

@@ -13,8 +13,7 @@ from core.netlink.client import NETFILTER, Netlink
 from core.operations.base import Operation
 from core.operations.connections import delete_all
 from core.operations.executor import Executor, inside, run_holding_lock
-from core.operations.record import recorded
-from core.operations.target import HOST, NetnsTarget
+from core.operations.values import HOST, NetnsTarget, recorded
 from core.state import StateError, boot_id, read_state, write_state
 from core.text import quoted
 from core.tools import find_tool
@@ -49,24 +48,24 @@ class SetRules(Operation):
 
     def execute(self, executor: Executor) -> None:
         at_host = self.place == HOST
-        earlier = noted_rules() if at_host else ""
+        earlier = saved_rules() if at_host else ""
         if at_host:
-            note_rules(self.text)
+            save_rules(self.text)
         try:
             executor.load_rules(self.place, self.text)
         except BaseException:
             if at_host:
                 with suppress(StateError):
-                    note_rules(earlier)
+                    save_rules(earlier)
             raise
 
 
-def note_rules(text: str) -> None:
+def save_rules(text: str) -> None:
     """Store the rules of vnet's tables, for the agent. Raises StateError."""
     write_state(_RULES, {"boot": boot_id(), "text": text}, durable=False)
 
 
-def noted_rules() -> str:
+def saved_rules() -> str:
     """Return the rules of vnet's tables that were last loaded since boot.
 
     "" if they are unknown.

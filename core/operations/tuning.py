@@ -11,8 +11,7 @@ from core.collect.offloads import ethtool_family
 from core.netlink.client import GENERIC, NLA_NESTED, Netlink, attribute
 from core.operations.base import LinkOperation
 from core.operations.executor import Executor, inside
-from core.operations.record import recorded
-from core.operations.target import HOST, NetnsTarget
+from core.operations.values import HOST, NetnsTarget, recorded
 from core.text import quoted
 
 # linux/ethtool_netlink_generated.h

@@ -18,12 +18,13 @@ from core.plan import (
 )
 from core.plan.builder import CannotPlan, Plan, PlanBuilder, Refused, plan_steps
 from core.plan.requests import PHRASES, Request
-from core.plan.tags import OurMember, OurNetwork, OurPort, Ours, ours
+from core.plan.tags import VnetMember, VnetNetwork, VnetPort, VnetState, vnet_state
 from core.text import safe
 from core.topology import Topology
 
 __all__ = [
-    "OurMember", "OurNetwork", "OurPort", "Ours", "Plan", "Refused", "describe", "ours", "plan", "plan_all",
+    "Plan", "Refused", "VnetMember", "VnetNetwork", "VnetPort", "VnetState", "describe", "plan", "plan_all",
+    "vnet_state",
 ]  # fmt: skip
 
 # Importing these modules registers their planners with plan_steps.

@@ -24,7 +24,7 @@ from core.plan.builder import CannotPlan, PlanBuilder, Target, plan_steps, requi
 from core.plan.docker import attach_by_docker, detach_by_docker, find_docker_network
 from core.plan.ports import unpublish
 from core.plan.requests import Attach, Detach, Move
-from core.plan.tags import ALIAS_BYTES, OurMember, OurNetwork, OurPort
+from core.plan.tags import ALIAS_BYTES, VnetMember, VnetNetwork, VnetPort
 from core.plan.teardown import delete_pair
 from core.text import quoted, safe
 
@@ -33,7 +33,7 @@ _RUNTIMES = ("docker", "podman")
 
 
 def persist_steps(
-    target: Target, network: OurNetwork, steps: Iterable[Operation], builder: PlanBuilder
+    target: Target, network: VnetNetwork, steps: Iterable[Operation], builder: PlanBuilder
 ) -> None:
     """Have the agent repeat an attachment's steps whenever the container restarts."""
     forget_attachment(target.uid, network.name, builder)
@@ -52,7 +52,7 @@ def forget_attachment(container: str, network: str, builder: PlanBuilder) -> boo
 
 def persist_routes(
     target: Target,
-    network: OurNetwork,
+    network: VnetNetwork,
     builder: PlanBuilder,
     more: Collection[AddRoute] = (),
     less: Collection[AddRoute] = (),
@@ -66,7 +66,7 @@ def persist_routes(
     persist_attachment(replace(before, steps=(*steps, *more)), builder)
 
 
-def persistent_addresses(target: Target, network: OurNetwork, builder: PlanBuilder) -> tuple[str, ...]:
+def persistent_addresses(target: Target, network: VnetNetwork, builder: PlanBuilder) -> tuple[str, ...]:
     """Return a persistent attachment's addresses, and free them for the container."""
     before = builder.persistent.get((target.uid, network.name))
     adding = [step for step in before.steps if isinstance(step, AddAddress)] if before else []
@@ -83,7 +83,7 @@ def persist_attachment(attachment: PersistAttachment, builder: PlanBuilder) -> N
 
 @plan_steps.register
 def plan_attach(request: Attach, builder: PlanBuilder) -> str:
-    if request.network not in builder.ours.networks:
+    if request.network not in builder.vnet.networks:
         docker = find_docker_network(request.network, builder)
         if docker is not None:
             return attach_by_docker(request, docker, builder)
@@ -93,10 +93,10 @@ def plan_attach(request: Attach, builder: PlanBuilder) -> str:
 
 
 def attach(
-    target: Target, network: OurNetwork, addresses: tuple[str, ...], link: str, builder: PlanBuilder
-) -> OurMember:
+    target: Target, network: VnetNetwork, addresses: tuple[str, ...], link: str, builder: PlanBuilder
+) -> VnetMember:
     """Add the steps that connect a container to a bridge of vnet by a veth pair."""
-    attached = any(_is_of(member, target, network.name) for member in builder.ours.members)
+    attached = any(_is_of(member, target, network.name) for member in builder.vnet.members)
     require(when(attached, f"{safe(target.name)} is already attached to {network.name}"))
     inner = link or _free_link(target)
     require(
@@ -105,7 +105,7 @@ def attach(
     )
     previous = persistent_addresses(target, network, builder)
     chosen = _addresses(target, network, addresses or previous, builder)
-    member = OurMember(target.uid, network.name, _port_name(target.name, builder), inner, chosen)
+    member = VnetMember(target.uid, network.name, _port_name(target.name, builder), inner, chosen)
     if len(member.tag().encode()) > ALIAS_BYTES:
         raise CannotPlan([f"the name of {safe(target.name)} is too long for the tag of its link"])
     steps = tuple(_attach_steps(member, target, network, builder))
@@ -118,12 +118,12 @@ def attach(
     return member
 
 
-def _is_of(member: OurMember, target: Target, network: str) -> bool:
+def _is_of(member: VnetMember, target: Target, network: str) -> bool:
     return member.container == target.uid and member.network == network
 
 
 def _attach_steps(
-    member: OurMember, target: Target, network: OurNetwork, builder: PlanBuilder
+    member: VnetMember, target: Target, network: VnetNetwork, builder: PlanBuilder
 ) -> Iterator[Operation]:
     port, inner, place = member.port, member.link, target.place
     yield CreateVeth(port, inner, peer_place=place, mtu=network.mtu, alias=member.tag())
@@ -135,7 +135,7 @@ def _attach_steps(
 
 
 def _routes(
-    member: OurMember, target: Target, network: OurNetwork, builder: PlanBuilder
+    member: VnetMember, target: Target, network: VnetNetwork, builder: PlanBuilder
 ) -> Iterator[AddRoute]:
     """Yield a default route for each address family that has none.
 
@@ -159,7 +159,9 @@ def _routes(
 _V6_METRIC = 1024
 
 
-def missing_routes(network: OurNetwork, other: OurNetwork, target: Target, link: str) -> tuple[AddRoute, ...]:
+def missing_routes(
+    network: VnetNetwork, other: VnetNetwork, target: Target, link: str
+) -> tuple[AddRoute, ...]:
     """Return the routes that a container on one network lacks to another's subnets.
 
     The routes go via the host.
@@ -171,7 +173,7 @@ def missing_routes(network: OurNetwork, other: OurNetwork, target: Target, link:
 
 
 def routes_between(
-    network: OurNetwork, other: OurNetwork, place: NetnsTarget, link: str
+    network: VnetNetwork, other: VnetNetwork, place: NetnsTarget, link: str
 ) -> tuple[AddRoute, ...]:
     """Return a container's routes from one network to another's subnets, via the host."""
     gateways = {":" in gateway: gateway for gateway in network.gateways}
@@ -185,21 +187,21 @@ def routes_between(
     )  # fmt: skip
 
 
-def joined_with(network: OurNetwork, builder: PlanBuilder) -> Iterator[OurNetwork]:
+def joined_with(network: VnetNetwork, builder: PlanBuilder) -> Iterator[VnetNetwork]:
     """Yield the networks that this one is joined with."""
-    for names in sorted(builder.ours.joined):
+    for names in sorted(builder.vnet.joined):
         if network.name in names:
             other = names[1] if names[0] == network.name else names[0]
-            if other in builder.ours.networks:
-                yield builder.ours.networks[other]
+            if other in builder.vnet.networks:
+                yield builder.vnet.networks[other]
 
 
-def isolated_members(network: OurNetwork, builder: PlanBuilder) -> Iterator[tuple[Target, str]]:
+def isolated_members(network: VnetNetwork, builder: PlanBuilder) -> Iterator[tuple[Target, str]]:
     """Yield the containers on an internal network, and their links.
 
     They have no default route there.
     """
-    for member in builder.ours.members if network.kind == "internal" else ():
+    for member in builder.vnet.members if network.kind == "internal" else ():
         if member.network == network.name:
             yield builder.target(member.container), member.link
 
@@ -221,14 +223,14 @@ def _port_name(container: str, builder: PlanBuilder) -> str:
 
 
 def _addresses(
-    target: Target, network: OurNetwork, requested: tuple[str, ...], builder: PlanBuilder
+    target: Target, network: VnetNetwork, requested: tuple[str, ...], builder: PlanBuilder
 ) -> tuple[str, ...]:
     """Return an address with prefix length in each subnet.
 
     It is the requested one, or the next free one that no published port of another (perhaps removed)
     container forwards to.
     """
-    published = {port.address: port for port in builder.ours.ports if port.container != target.uid}
+    published = {port.address: port for port in builder.vnet.ports if port.container != target.uid}
     require(*(validate.address(one, network.subnets, builder.used) for one in requested))
     given = {":" in one: str(ipaddress.ip_address(one)) for one in requested}
     require(when(len(given) != len(requested), "only one address of each family is allowed"))
@@ -244,7 +246,7 @@ def _addresses(
     return tuple(chosen)
 
 
-def _port_warning(port: OurPort | None, target: Target) -> str:
+def _port_warning(port: VnetPort | None, target: Target) -> str:
     if port is None:
         return ""
     return (
@@ -255,17 +257,17 @@ def _port_warning(port: OurPort | None, target: Target) -> str:
 
 @plan_steps.register
 def plan_detach(request: Detach, builder: PlanBuilder) -> str:
-    if request.network not in builder.ours.networks:
+    if request.network not in builder.vnet.networks:
         docker = find_docker_network(request.network, builder)
         if docker is not None:
             return detach_by_docker(request, docker, builder)
     # A network that lost its bridge is only known by its attachments.
-    known = any(one.network == request.network for one in builder.ours.members)
+    known = any(one.network == request.network for one in builder.vnet.members)
     name, uid = (
         request.network if known else builder.network(request.network).name,
         builder.container_uid(request.container),
     )
-    attached = any((one.container, one.network) == (uid, name) for one in builder.ours.members)
+    attached = any((one.container, one.network) == (uid, name) for one in builder.vnet.members)
     if (not attached or _has_ended(uid, builder)) and forget_attachment(uid, name, builder):
         return f"forget the attachment of {safe(request.container)} to {safe(name)}"
     target = builder.target(request.container)
@@ -283,22 +285,22 @@ def _has_ended(uid: str, builder: PlanBuilder) -> bool:
     return container is not None and container.netns is None
 
 
-def _member(target: Target, network: str, builder: PlanBuilder) -> OurMember:
-    found = next((member for member in builder.ours.members if _is_of(member, target, network)), None)
+def _member(target: Target, network: str, builder: PlanBuilder) -> VnetMember:
+    found = next((member for member in builder.vnet.members if _is_of(member, target, network)), None)
     if found is None:
         raise CannotPlan([f"vnet hasn't attached {safe(target.name)} to {safe(network)}"])
     return found
 
 
-def detach_member(member: OurMember, builder: PlanBuilder) -> None:
+def detach_member(member: VnetMember, builder: PlanBuilder) -> None:
     """Add the steps that remove published ports and the attachment."""
     port = builder.link(member.port)
     if port is None:
         raise CannotPlan([f"the link {member.port} doesn't exist yet"])
     addresses = {address.partition("/")[0] for address in member.addresses}
-    published = [one for one in builder.ours.ports if one.address in addresses]
+    published = [one for one in builder.vnet.ports if one.address in addresses]
     for one in published:
-        builder.add_hit(f"its port {one.port_id} is no longer published")
+        builder.add_side_effect(f"its port {one.port_id} is no longer published")
     unpublish(published, builder)
     inner = builder.topology.peer(port)
     forget_attachment(member.container, member.network, builder)
@@ -309,7 +311,7 @@ def detach_member(member: OurMember, builder: PlanBuilder) -> None:
         _drop_link(builder.target(member.container), inner.ifindex, member, builder)
 
 
-def _drop_link(target: Target, ifindex: int, member: OurMember, builder: PlanBuilder) -> None:
+def _drop_link(target: Target, ifindex: int, member: VnetMember, builder: PlanBuilder) -> None:
     """Drop a link of a container and its routes from the target."""
     target.links.discard(member.link)
     net = builder.snapshot.nets.get(target.ns or 0)
@@ -336,7 +338,7 @@ def plan_move(request: Move, builder: PlanBuilder) -> str:
 
 
 def _docker_network(name: str, builder: PlanBuilder) -> Network | None:
-    return None if name in builder.ours.networks else find_docker_network(name, builder)
+    return None if name in builder.vnet.networks else find_docker_network(name, builder)
 
 
 def _separate_steps(request: Move) -> str:

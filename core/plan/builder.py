@@ -10,7 +10,7 @@ from typing import Any
 from core.model import Container, Link, Namespace, NetState
 from core.operations import HOST, AddAddress, NetnsTarget, Operation, PersistAttachment, SetRules, SetSysctl
 from core.plan import ipam, rules
-from core.plan.tags import OurMember, OurNetwork, Ours, ours
+from core.plan.tags import VnetMember, VnetNetwork, VnetState, vnet_state
 from core.text import quoted, safe
 from core.topology import Topology
 
@@ -19,14 +19,14 @@ from core.topology import Topology
 class Plan:
     """The operations of a change (`steps`, in order), with `warnings`.
 
-    `hits` are sentences about what else is removed or changes. `guarded`: the change can cut off the user's
-    own session.
+    `side_effects` are sentences about what else is removed or changes. `guarded`: the change can cut off the
+    user's own session.
     """
 
     title: str
     steps: tuple[Operation, ...]
     warnings: tuple[str, ...] = ()
-    hits: tuple[str, ...] = ()
+    side_effects: tuple[str, ...] = ()
     guarded: bool = False
 
 
@@ -98,14 +98,14 @@ class PlanBuilder:
         self.topology = topology
         self.snapshot = topology.snapshot
         self.session = session
-        self.before = ours(topology.snapshot, topology.host)
-        self.ours: Ours = self.before
+        self.before = vnet_state(topology.snapshot, topology.host)
+        self.vnet: VnetState = self.before
         self.reserved = tuple(reserved)
         # By container and network, after the steps so far.
         self.persistent = {(one.container, one.network): one for one in persistent}
         self.steps: list[Operation] = []
         self.warnings: dict[str, None] = {}
-        self.hits: dict[str, None] = {}
+        self.side_effects: dict[str, None] = {}
         self.guarded = False
         # Names of namespaces that the steps so far remove.
         self.removed_names: set[str] = set()
@@ -124,13 +124,13 @@ class PlanBuilder:
         if sentence:
             self.warnings.setdefault(sentence)
 
-    def add_hit(self, sentence: str) -> None:
+    def add_side_effect(self, sentence: str) -> None:
         """Add a sentence about what else is removed or changes, once."""
-        self.hits.setdefault(sentence)
+        self.side_effects.setdefault(sentence)
 
-    def update_ours(self, **changes: Any) -> None:
-        """Change fields of `ours` for the following steps."""
-        self.ours = replace(self.ours, **changes)
+    def update_vnet(self, **changes: Any) -> None:
+        """Change fields of `vnet` for the following steps."""
+        self.vnet = replace(self.vnet, **changes)
         self._rules_change = True
 
     def defer_rules(self) -> None:
@@ -146,12 +146,12 @@ class PlanBuilder:
         It replaces vnet's rules once if they differ or are missing.
         """
         steps = list(self.steps)
-        after = rules.render(self.ours)
+        after = rules.render(self.vnet)
         before = rules.render(self.before) if self.before.table else rules.EMPTY
         if self._rules_change and after != before:
             change = SetRules(after, before)
             steps.insert(len(steps) if self._rules_last else 0, change)
-        return Plan(title, tuple(steps), tuple(self.warnings), tuple(self.hits), self.guarded)
+        return Plan(title, tuple(steps), tuple(self.warnings), tuple(self.side_effects), self.guarded)
 
     # Current state
 
@@ -285,24 +285,24 @@ class PlanBuilder:
 
     # vnet's networks
 
-    def network(self, name: str) -> OurNetwork:
+    def network(self, name: str) -> VnetNetwork:
         """Find a network of vnet by its name or its bridge's name. Raises CannotPlan."""
-        by_bridge = (one for one in self.ours.networks.values() if one.bridge == name)
-        found = self.ours.networks.get(name) or next(by_bridge, None)
+        by_bridge = (one for one in self.vnet.networks.values() if one.bridge == name)
+        found = self.vnet.networks.get(name) or next(by_bridge, None)
         if found is None:
-            known = ", ".join(map(safe, sorted(self.ours.networks))) or "none yet"
+            known = ", ".join(map(safe, sorted(self.vnet.networks))) or "none yet"
             exists = any(name in (one.name, one.bridge) for one in self.topology.networks)
             reason = "wasn't made by vnet" if exists else "doesn't exist"
             raise CannotPlan([f'the network "{safe(name)}" {reason} (networks of vnet: {known})'])
         return found
 
-    def add_member(self, member: OurMember) -> None:
+    def add_member(self, member: VnetMember) -> None:
         """Add an attachment that the steps so far create."""
-        self.update_ours(members=(*self.ours.members, member))
+        self.update_vnet(members=(*self.vnet.members, member))
 
-    def drop_member(self, member: OurMember) -> None:
+    def drop_member(self, member: VnetMember) -> None:
         """Drop an attachment that the steps so far remove."""
-        self.update_ours(members=tuple(one for one in self.ours.members if one != member))
+        self.update_vnet(members=tuple(one for one in self.vnet.members if one != member))
 
 
 def _fits(text: str) -> tuple[Callable[[Container], bool], ...]:

@@ -25,7 +25,7 @@ def changes_critical_link(steps: Iterable[Operation], topology: Topology, sessio
     """
     builder = PlanBuilder(topology, session=session)
     critical = {link.name for link in builder.host.links.values() if is_critical_link(link.key, builder)}
-    critical -= {member.port for member in builder.ours.members}
+    critical -= {member.port for member in builder.vnet.members}
     return any(place == HOST and name in critical for name, place in (step.changed_link() for step in steps))
 
 

@@ -27,7 +27,7 @@ from core.plan.builder import CannotPlan, PlanBuilder, Target, plan_steps, requi
 from core.plan.requests import CountTraffic, CreateContainer, DeleteFlow, RemoveContainer
 from core.plan.tags import ALIAS_BYTES
 from core.plan.teardown import delete_bridge, delete_pair, release_port
-from core.text import safe, tag, words_of
+from core.text import format_tag, parse_tag, safe
 from core.topology import Topology
 from core.topology.index import names_in
 
@@ -50,7 +50,7 @@ def plan_create_container(request: CreateContainer, builder: PlanBuilder) -> str
     if request.model in ("joined", "open"):
         _join_namespace(request, builder)
     else:
-        _make(request, builder)
+        _create(request, builder)
     return f"create the {request.model} container {request.name}"
 
 
@@ -59,7 +59,7 @@ def _namespace_named(name: str, builder: PlanBuilder) -> Namespace | None:
     return next((space for space in spaces if name in space.names), None)
 
 
-def _make(request: CreateContainer, builder: PlanBuilder) -> None:
+def _create(request: CreateContainer, builder: PlanBuilder) -> None:
     place = NetnsTarget(request.name)
     builder.tags[request.name] = _tag((request.name,))
     builder.add(
@@ -109,14 +109,14 @@ def _loopback(ns: int, builder: PlanBuilder) -> Link:
 
 def _names(alias: str) -> tuple[str, ...]:
     """Return the names in the tag of a loopback link."""
-    values = words_of(alias)
+    values = parse_tag(alias)
     if values is None and alias:
         raise CannotPlan(["the loopback link of that namespace already has an alias instead of vnet's tag"])
     return (values or {}).get("name", ())
 
 
 def _tag(names: tuple[str, ...]) -> str:
-    alias = tag(("name", name) for name in names) if names else ""
+    alias = format_tag(("name", name) for name in names) if names else ""
     if len(alias.encode()) > ALIAS_BYTES:
         raise CannotPlan(["too many containers share this namespace: their names don't fit in its tag"])
     return alias
@@ -140,7 +140,7 @@ def plan_remove_container(request: RemoveContainer, builder: PlanBuilder) -> str
 
 def _leave(name: str, of: str, space: Namespace, builder: PlanBuilder) -> None:
     before = _loopback(space.inode, builder).alias
-    if name in (words_of(before) or {}).get("name", ()):
+    if name in (parse_tag(before) or {}).get("name", ()):
         left = tuple(one for one in _names(before) if one != name)
         builder.add(SetLink("lo", "alias", _tag(left), before, NetnsTarget(of)))
     builder.add(LeaveNamespace(name, of))
@@ -148,15 +148,15 @@ def _leave(name: str, of: str, space: Namespace, builder: PlanBuilder) -> None:
 
 def _delete(name: str, space: Namespace, builder: PlanBuilder) -> None:
     """Empty a namespace link by link, then delete it."""
-    left = tag((("left", name), ("ns", str(space.inode)))) if space.pids else ""
+    left = format_tag((("left", name), ("ns", str(space.inode)))) if space.pids else ""
     if left:
-        builder.add_hit(_describe_processes(space))
+        builder.add_side_effect(_describe_processes(space))
     firewall = builder.snapshot.firewalls.get(space.inode)
     if firewall and firewall.rules and not left:
-        builder.add_hit("its own firewall rules are deleted, and an undo can't restore them")
+        builder.add_side_effect("its own firewall rules are deleted, and an undo can't restore them")
     inside = {one.uid for one in builder.topology.containers_in(space.inode)}
-    for member in [one for one in builder.ours.members if one.container in inside]:
-        builder.add_hit(f"it is detached from {member.network}")
+    for member in [one for one in builder.vnet.members if one.container in inside]:
+        builder.add_side_effect(f"it is detached from {member.network}")
         detach_member(member, builder)
     gone = {one.link for one in builder.before.members if one.container in inside}
     net = builder.snapshot.nets.get(space.inode)
@@ -182,10 +182,10 @@ def _delete_inside(link: Link, left: str, builder: PlanBuilder) -> None:
     if link.kind == "loopback":
         _reset_loopback(link, left, place, builder)
     elif link.kind == "veth":
-        builder.add_hit(f"its link {safe(link.name)} is deleted, with its peer")
+        builder.add_side_effect(f"its link {safe(link.name)} is deleted, with its peer")
         delete_pair(builder, link)
     elif link.kind == "bridge":
-        builder.add_hit(f"its bridge {safe(link.name)} is deleted")
+        builder.add_side_effect(f"its bridge {safe(link.name)} is deleted")
         for port in builder.topology.ports_of(link.key):
             if port.kind != "veth":
                 release_port(builder, port, place)
@@ -257,7 +257,7 @@ def plan_delete_flow(request: DeleteFlow, builder: PlanBuilder) -> str:
     ends = (request.src, request.dst, request.l4_proto, request.sport, request.dport)
     builder.add(DeleteConnection(*ends, request.entry_id, builder.netns_target(request.ns), request.zone))
     for effect in _effects(request):
-        builder.add_hit(effect)
+        builder.add_side_effect(effect)
     builder.warn(_NO_UNDO)
     if request.l4_proto == _GRE:
         builder.warn(_GRE_WARNING)

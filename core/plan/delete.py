@@ -35,13 +35,13 @@ def _delete_link(key: LinkKey, builder: PlanBuilder) -> str:
         raise CannotPlan(["it no longer exists"])
     ends = {link.name} | {peer.name for peer in [builder.topology.peer(link)] if peer}
     network = next(
-        (one for one in builder.ours.networks.values() if _is_bridge_of(link, one.bridge, builder)), None
+        (one for one in builder.vnet.networks.values() if _is_bridge_of(link, one.bridge, builder)), None
     )
     if network:
         return plan_steps(RemoveNetwork(network.name), builder)
     builder.guarded = is_critical_link(key, builder)
     builder.defer_rules()
-    for member in builder.ours.members:
+    for member in builder.vnet.members:
         if member.port in ends and builder.topology.host in _namespaces(link, builder):
             detach_member(member, builder)
             container = builder.topology.containers.get(member.container)
@@ -62,11 +62,11 @@ def _describe_effects(link: Link, builder: PlanBuilder) -> None:
     sides = [side for end in ends for side in (end, topology.peer(end)) if side]
     cut = {one.uid: safe(one.name) for side in sides for one in _containers_of(side, builder)}
     if cut:
-        builder.add_hit(f"disconnected from {name}: {', '.join(cut.values())}")
+        builder.add_side_effect(f"disconnected from {name}: {', '.join(cut.values())}")
     entries = [one for one in topology.nat if one.kind == "published port"]
     ports = [safe(one.name) for one in entries if cut.keys() & set(one.containers)]
     if ports:
-        builder.add_hit(f"published ports that stop working: {'; '.join(ports)}")
+        builder.add_side_effect(f"published ports that stop working: {'; '.join(ports)}")
     if builder.guarded:
         builder.warn(
             "the host's default route or your own session uses it: the change is undone after 60 s unless "
@@ -95,14 +95,14 @@ def _delete_other(link: Link, builder: PlanBuilder) -> None:
     if link.kind == "veth":
         peer = builder.topology.peer(link)
         if peer:
-            builder.add_hit(
+            builder.add_side_effect(
                 f"its peer is deleted: {safe(peer.name)} in {safe(builder.topology.label(peer.ns))}"
             )
         delete_pair(builder, link)
     elif link.kind == "bridge":
         place = builder.netns_target(link.ns)
         for port in builder.topology.ports_of(link.key):
-            builder.add_hit(f"its port {safe(port.name)} is detached")
+            builder.add_side_effect(f"its port {safe(port.name)} is detached")
             release_port(builder, port, place)
         delete_bridge(builder, link)
     else:
@@ -141,7 +141,7 @@ def _unpublish(entry_id: str, builder: PlanBuilder) -> str:
     firewall = builder.snapshot.firewalls.get(builder.topology.host)
     rules = [one for one in firewall.rules if one.rule_id in entry.rules] if firewall and entry else []
     comments = {one.comment for one in rules if one.table == TABLE}
-    found = [port for port in builder.ours.ports if port.comment() in comments]
+    found = [port for port in builder.vnet.ports if port.comment() in comments]
     if not found:
         raise CannotPlan(["vnet only removes ports that it published itself"])
     unpublish(found, builder)

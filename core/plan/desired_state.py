@@ -26,7 +26,7 @@ from core.plan.requests import (
     Separate,
     Unpublish,
 )
-from core.plan.tags import OurMember, OurNetwork, OurPort, Ours, ours, pair, port_id
+from core.plan.tags import VnetMember, VnetNetwork, VnetPort, VnetState, pair, port_id, vnet_state
 from core.text import safe
 from core.topology import Topology
 
@@ -200,7 +200,7 @@ def export(topology: Topology) -> str:
 
     `difference` finds nothing to do for it.
     """
-    existing = ours(topology.snapshot, topology.host)
+    existing = vnet_state(topology.snapshot, topology.host)
     parts = []
     for network in sorted(existing.networks.values(), key=lambda one: one.name):
         values: dict[str, Any] = {
@@ -284,14 +284,14 @@ def difference(desired: Desired, topology: Topology, prune: bool = False) -> tup
 class _Comparison:
     def __init__(self, desired: Desired, topology: Topology, prune: bool) -> None:
         self.desired, self.topology, self.prune = desired, topology, prune
-        self.ours: Ours = ours(topology.snapshot, topology.host)
+        self.vnet: VnetState = vnet_state(topology.snapshot, topology.host)
         engine = topology.snapshot.engines.get("docker")
         self.docker = {network.name: network for network in engine.networks} if engine else {}
         self.desired_networks = {one.name: one for one in desired.networks}
         self.replaced = {one.name for one in desired.networks if self._differs(one)}
         self.surplus = self._surplus() if prune else set()
         self.removed_containers = (
-            set(self.ours.containers) - {one.name for one in desired.containers} if prune else set()
+            set(self.vnet.containers) - {one.name for one in desired.containers} if prune else set()
         )
 
     def requests(self) -> Iterator[Request]:
@@ -310,30 +310,30 @@ class _Comparison:
             if not self._published(port):
                 yield port
         for names in sorted({pair(*names) for names in self.desired.joined}):
-            if names not in self.ours.joined or self.replaced.intersection(names):
+            if names not in self.vnet.joined or self.replaced.intersection(names):
                 yield Join(*names)
 
     # Networks
 
     def _exists(self, name: str) -> bool:
-        return name in self.ours.networks or name in self.docker
+        return name in self.vnet.networks or name in self.docker
 
     def _surplus(self) -> set[str]:
         key, value = DOCKER_LABEL
         created = {one.name for one in self.docker.values() if one.labels.get(key) == value}
-        return (set(self.ours.networks) | created) - set(self.desired_networks)
+        return (set(self.vnet.networks) | created) - set(self.desired_networks)
 
     def _differs(self, network: CreateNetwork) -> bool:
         """Return whether a network of that name exists with other settings."""
         if network.engine == "docker":
             existing = self.docker.get(network.name)
             return existing is not None and _docker_differs(network, existing)
-        found = self.ours.networks.get(network.name)
+        found = self.vnet.networks.get(network.name)
         return found is not None and _differs(network, found)
 
     def _resize(self) -> Iterator[Request]:
         for network in self.desired.networks:
-            found = self.ours.networks.get(network.name)
+            found = self.vnet.networks.get(network.name)
             if found and network.name not in self.replaced and network.mtu not in (0, found.mtu):
                 yield ChangeMtu(network.name, network.mtu)
 
@@ -369,7 +369,7 @@ class _Comparison:
 
     def _detach(self) -> Iterator[Request]:
         desired = self._desired_members()
-        for member in self.ours.members:
+        for member in self.vnet.members:
             name = member.container.removeprefix("netns:")
             if member.network in self.surplus | self.replaced or name in self.removed_containers:
                 continue  # removed with its network or container
@@ -378,7 +378,7 @@ class _Comparison:
                 yield Detach(member.container, member.network)
 
     def _attach(self) -> Iterator[Request]:
-        existing = {(one.container, one.network): one for one in self.ours.members}
+        existing = {(one.container, one.network): one for one in self.vnet.members}
         for key, request in self._desired_members().items():
             member = existing.get(key)
             if member is None and self._attached_by_docker(request):
@@ -396,7 +396,7 @@ class _Comparison:
     def _published(self, request: Publish) -> bool:
         return any(self._same_port(request, port) for port in self._remaining_ports())
 
-    def _same_port(self, request: Publish, port: OurPort) -> bool:
+    def _same_port(self, request: Publish, port: VnetPort) -> bool:
         inside = request.container_ports or request.host_ports
         return (
             _port_id(request) == port.port_id
@@ -404,15 +404,15 @@ class _Comparison:
             and self._uid(request.container) == port.container
         )
 
-    def _remaining_ports(self) -> list[OurPort]:
+    def _remaining_ports(self) -> list[VnetPort]:
         """Return the published ports whose network isn't removed."""
         ends = {
-            address.partition("/")[0]: member for member in self.ours.members for address in member.addresses
+            address.partition("/")[0]: member for member in self.vnet.members for address in member.addresses
         }
         removed = self.surplus | self.replaced
         return [
             port
-            for port in self.ours.ports
+            for port in self.vnet.ports
             if port.address not in ends or ends[port.address].network not in removed
         ]
 
@@ -427,12 +427,12 @@ class _Comparison:
 
     def _part(self) -> Iterator[Request]:
         desired = {pair(*names) for names in self.desired.joined}
-        for names in sorted(self.ours.joined - desired):
+        for names in sorted(self.vnet.joined - desired):
             if self.prune and not (self.surplus | self.replaced).intersection(names):
                 yield Separate(*names)
 
 
-def _differs(network: CreateNetwork, found: OurNetwork) -> bool:
+def _differs(network: CreateNetwork, found: VnetNetwork) -> bool:
     """Return whether a network must be created again.
 
     Values that the file leaves out don't matter, and the MTU changes in place, except with NIC-bridged
@@ -469,7 +469,7 @@ def _prefix(text: str) -> str:
         return text  # the planner refuses it, with the reason
 
 
-def _same_end(request: Attach, member: OurMember) -> bool:
+def _same_end(request: Attach, member: VnetMember) -> bool:
     plain = {one.partition("/")[0] for one in member.addresses}
     desired = {str(ipaddress.ip_address(one)) for one in request.addresses}
     return desired <= plain and request.link in ("", member.link)

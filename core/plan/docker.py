@@ -33,7 +33,7 @@ def create_docker_network(request: CreateNetwork, builder: PlanBuilder) -> str:
             "the Docker Engine doesn't answer. Try: systemctl start docker",
         ),
         when(find_docker_network(request.name, builder), f"Docker already has a network {request.name}"),
-        when(request.name in builder.ours.networks, f"vnet already has a network {request.name}"),
+        when(request.name in builder.vnet.networks, f"vnet already has a network {request.name}"),
         when(unsupported, "Docker only makes NAT and internal networks. Try: the engine vnet"),
         when(request.vlan_filtering, "Docker doesn't make VLAN-aware bridges. Try: the engine vnet"),
         *(validate.subnet(one, builder.prefixes) for one in request.subnets),
@@ -64,7 +64,7 @@ def remove_docker_network(network: Network, builder: PlanBuilder) -> str:
         when(network.driver != "bridge", f"its driver is {safe(network.driver)}, not bridge"),
     )
     for container in _attached(network, builder):
-        builder.add_hit(f"{safe(container.name)} is detached from {safe(network.name)}")
+        builder.add_side_effect(f"{safe(container.name)} is detached from {safe(network.name)}")
         _disconnect(container, network, builder)
     builder.add(DockerRemoveNetwork(as_operation(network)))
     return f"remove the Docker network {safe(network.name)}"

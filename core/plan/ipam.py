@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import islice
 
 from core.model import Snapshot
-from core.plan.tags import ours
+from core.plan.tags import vnet_state
 
 type Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 type Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -35,7 +35,7 @@ def taken_prefixes(snapshot: Snapshot, everywhere: bool = True) -> dict[Prefix, 
     """
     found: dict[Prefix, str] = {}
     host = snapshot.host.netns
-    for own in ours(snapshot, host).networks.values():
+    for own in vnet_state(snapshot, host).networks.values():
         for subnet in own.subnets:
             found.setdefault(ipaddress.ip_network(subnet, strict=False), f"network {own.name}")
     for engine in snapshot.engines.values():
@@ -131,7 +131,7 @@ def used_addresses(snapshot: Snapshot) -> set[str]:
                 found.update(text.partition("/")[0] for text in (end.ipv4, end.ipv6, end.gateway) if text)
         for network in engine.networks:
             found.update(network.gateways)
-    for own in ours(snapshot, snapshot.host.netns).networks.values():
+    for own in vnet_state(snapshot, snapshot.host.netns).networks.values():
         found.update(own.gateways)
     return found
 

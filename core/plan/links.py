@@ -12,9 +12,9 @@ from core.plan.attachments import forget_attachment, persist_attachment
 from core.plan.builder import CannotPlan, PlanBuilder, plan_steps, require, when
 from core.plan.connectivity import is_critical_link
 from core.plan.requests import ChangeBridge, ChangeLink, ChangeMtu, ChangePort
-from core.plan.tags import ALIAS_BYTES, OurNetwork
+from core.plan.tags import ALIAS_BYTES, VnetNetwork
 from core.plan.teardown import address_operation, own_addresses, permanent_neighbours, routes_of
-from core.text import safe, words_of
+from core.text import parse_tag, safe
 
 # Bridge settings by their names in ip-link(8): the field of BridgeSettings, ip's units for one unit of the
 # field, minimum and maximum.
@@ -74,8 +74,8 @@ def _change_mtu(link: Link, mtu: int, place: NetnsTarget, builder: PlanBuilder) 
 def _change_alias(link: Link, alias: str, place: NetnsTarget, builder: PlanBuilder) -> None:
     name = safe(link.name)
     require(
-        when(words_of(link.alias) is not None, f"the alias of {name} is a tag that vnet needs"),
-        when(words_of(alias) is not None, 'aliases that begin with "vnet:" are reserved for vnet\'s tags'),
+        when(parse_tag(link.alias) is not None, f"the alias of {name} is a tag that vnet needs"),
+        when(parse_tag(alias) is not None, 'aliases that begin with "vnet:" are reserved for vnet\'s tags'),
         when(len(alias.encode()) > ALIAS_BYTES, f"the alias is longer than {ALIAS_BYTES} bytes"),
         when(any(char in alias for char in "\0\n"), "an alias can't contain a line break"),
     )
@@ -88,11 +88,13 @@ def _change_state(link: Link, up: bool, place: NetnsTarget, builder: PlanBuilder
         routes = [one for one in net.routes if any(hop.ifindex == link.ifindex for hop in one.nexthops)]
         for route in routes:
             if route.table == "main" and route.protocol != "kernel":
-                builder.add_hit(
+                builder.add_side_effect(
                     f"the route to {route.dst} over it is deleted; setting the link up doesn't restore it"
                 )
         if any(one.family == 6 and one.scope == "global" for one in link.addresses):
-            builder.add_hit("its IPv6 addresses are deleted: the kernel does that when a link goes down")
+            builder.add_side_effect(
+                "its IPv6 addresses are deleted: the kernel does that when a link goes down"
+            )
         # The kernel deletes these anyway: as steps, an undo restores them.
         builder.add(*routes_of(builder, link, place), *permanent_neighbours(builder, link, place))
         for address in reversed([one for one in own_addresses(link) if one.family == 6]):
@@ -109,17 +111,17 @@ def _rename(link: Link, name: str, place: NetnsTarget, builder: PlanBuilder) -> 
         when(link.kind == "loopback", "the loopback link can't be renamed"),
         when(_is_inner_end(link, builder), "the tag of its peer contains its name"),
     )
-    ours = [one for one in builder.ours.networks.values() if one.bridge == link.name]
-    if place == builder.netns_target(builder.topology.host) and ours:
-        renamed = replace(ours[0], bridge=name)
-        builder.update_ours(networks={**builder.ours.networks, renamed.name: renamed})
+    networks = [one for one in builder.vnet.networks.values() if one.bridge == link.name]
+    if place == builder.netns_target(builder.topology.host) and networks:
+        renamed = replace(networks[0], bridge=name)
+        builder.update_vnet(networks={**builder.vnet.networks, renamed.name: renamed})
     builder.add(SetLink(link.name, "name", name, link.name, place))
 
 
 def _is_inner_end(link: Link, builder: PlanBuilder) -> bool:
     peer = builder.topology.peer(link)
     return any(
-        peer and member.port == peer.name and link.name == member.link for member in builder.ours.members
+        peer and member.port == peer.name and link.name == member.link for member in builder.vnet.members
     )
 
 
@@ -165,7 +167,7 @@ def plan_change_port(request: ChangePort, builder: PlanBuilder) -> str:
 
 @plan_steps.register
 def plan_change_mtu(request: ChangeMtu, builder: PlanBuilder) -> str:
-    network = builder.ours.networks.get(request.name)
+    network = builder.vnet.networks.get(request.name)
     require(when(network is None, f"vnet has no network {safe(request.name)}"))
     assert network is not None
     uplink = builder.topology.uplink(builder.topology.host) if network.kind != "internal" else None
@@ -181,13 +183,13 @@ def plan_change_mtu(request: ChangeMtu, builder: PlanBuilder) -> str:
     for attachment in [one for one in builder.persistent.values() if one.network == network.name]:
         forget_attachment(attachment.container, attachment.network, builder)
         persist_attachment(_with_mtu(attachment, request.mtu), builder)
-    builder.update_ours(networks={**builder.ours.networks, network.name: replace(network, mtu=request.mtu)})
+    builder.update_vnet(networks={**builder.vnet.networks, network.name: replace(network, mtu=request.mtu)})
     return f"set the MTU of the network {network.name} to {request.mtu}"
 
 
-def _links(network: OurNetwork, builder: PlanBuilder) -> Iterator[Link]:
+def _links(network: VnetNetwork, builder: PlanBuilder) -> Iterator[Link]:
     """Yield the bridge, its ports and their peers in the containers."""
-    names = [network.bridge, *(one.port for one in builder.ours.members if one.network == network.name)]
+    names = [network.bridge, *(one.port for one in builder.vnet.members if one.network == network.name)]
     links = [link for name in names if (link := builder.link(name))]
     yield from links
     yield from (peer for link in links if link.kind == "veth" and (peer := builder.topology.peer(link)))

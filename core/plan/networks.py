@@ -23,7 +23,7 @@ from core.plan.connectivity import enable_forwarding, warn_of_filters
 from core.plan.docker import create_docker_network, find_docker_network, remove_docker_network
 from core.plan.ports import restore_ports
 from core.plan.requests import CreateNetwork, Join, RemoveNetwork, Separate
-from core.plan.tags import ALIAS_BYTES, OurNetwork, pair
+from core.plan.tags import ALIAS_BYTES, VnetNetwork, pair
 from core.plan.teardown import delete_bridge, release_port, static_routes
 from core.plan.uplink import bridge_nic, restore_nic
 from core.text import safe
@@ -38,18 +38,18 @@ def plan_create_network(request: CreateNetwork, builder: PlanBuilder) -> str:
     if network.kind == "nic-bridged":
         bridge_nic(network, request, builder)
     else:
-        _make(network, request, builder)
-    builder.update_ours(networks={**builder.ours.networks, network.name: network})
+        _create(network, request, builder)
+    builder.update_vnet(networks={**builder.vnet.networks, network.name: network})
     builder.host_names.add(network.bridge)
     kinds: tuple[Kind, ...] = () if network.kind == "internal" else ("out", "answers")
     warn_of_filters(builder, network.bridge, kinds, network.subnets)
     return f"create the {network.kind} network {network.name}"
 
 
-def design(request: CreateNetwork, builder: PlanBuilder) -> OurNetwork:
+def design(request: CreateNetwork, builder: PlanBuilder) -> VnetNetwork:
     """Return the requested network with all missing values chosen. Raises CannotPlan."""
     bridge = request.bridge or _free_bridge_name(request.name, builder)
-    known = {*builder.ours.networks, *(network.name for network in _engines_networks(builder))} - {
+    known = {*builder.vnet.networks, *(network.name for network in _engines_networks(builder))} - {
         request.name
     }
     require(
@@ -67,7 +67,7 @@ def design(request: CreateNetwork, builder: PlanBuilder) -> OurNetwork:
     subnets = _subnets(request, builder)
     gateways = _gateways(request, subnets)
     mtu = _mtu(request, subnets, builder)
-    network = OurNetwork(
+    network = VnetNetwork(
         request.name, request.kind, bridge, subnets, gateways, request.nat66, request.uplink, mtu
     )
     if len(network.tag().encode()) > ALIAS_BYTES:
@@ -89,7 +89,7 @@ def _bridge_name(name: str) -> str:
 
 def _check_name_is_free(name: str, builder: PlanBuilder) -> str:
     engine = next((network.engine for network in _engines_networks(builder) if network.name == name), "")
-    owner = "vnet" if name in builder.ours.networks else engine
+    owner = "vnet" if name in builder.vnet.networks else engine
     vnet_bridges = {network.bridge for network in builder.before.networks.values()}
     others = [one for one in builder.topology.networks if one.ns == builder.topology.host]
     if not owner and any(name in (one.name, one.bridge) and one.bridge not in vnet_bridges for one in others):
@@ -126,7 +126,7 @@ def _subnets(request: CreateNetwork, builder: PlanBuilder) -> tuple[str, ...]:
 
 def _remaining_subnets(name: str, builder: PlanBuilder) -> Iterator[str]:
     """Yield the free subnets of containers whose network of this name lost its bridge."""
-    members = [one for one in builder.ours.members if one.network == name]
+    members = [one for one in builder.vnet.members if one.network == name]
     found = {ipaddress.ip_interface(address).network for one in members for address in one.addresses}
     free = sorted(str(one) for one in found if not validate.subnet(str(one), builder.prefixes))
     # One of each family.
@@ -162,7 +162,7 @@ def _uplink(builder: PlanBuilder) -> Link | None:
     return found[0] if found else None
 
 
-def _make(network: OurNetwork, request: CreateNetwork, builder: PlanBuilder) -> None:
+def _create(network: VnetNetwork, request: CreateNetwork, builder: PlanBuilder) -> None:
     has_ipv6_nat = network.kind == "nat" and any(":" in one for one in network.subnets)
     require(
         when(request.uplink, "only a NIC-bridged network has an uplink"),
@@ -186,24 +186,24 @@ def _make(network: OurNetwork, request: CreateNetwork, builder: PlanBuilder) -> 
         enable_forwarding(builder, ipv4=4 in families, ipv6=6 in families)
 
 
-def _reattach_members(network: OurNetwork, builder: PlanBuilder) -> None:
+def _reattach_members(network: VnetNetwork, builder: PlanBuilder) -> None:
     """Attach the containers whose network had this name and lost its bridge."""
     subnets, addresses = set(map(ipaddress.ip_network, network.subnets)), set()
-    for member in builder.ours.members:
+    for member in builder.vnet.members:
         port = builder.link(member.port)
         if member.network != network.name or port is None or port.master is not None:
             continue
         label = _label(member.container, builder)
         if {ipaddress.ip_interface(one).network for one in member.addresses} <= subnets:
             builder.add(SetLink(port.name, "master", network.bridge, ""))
-            builder.add_hit(f"{label} is attached again: the bridge of its network was deleted")
+            builder.add_side_effect(f"{label} is attached again: the bridge of its network was deleted")
             addresses |= {one.partition("/")[0] for one in member.addresses}
         else:
             builder.warn(
                 f"{label} stays disconnected: its address is in the subnet of an earlier {network.name}. "
                 f"Detach and attach it, or choose that subnet"
             )
-    restore_ports([port for port in builder.ours.ports if port.address in addresses], network.bridge, builder)
+    restore_ports([port for port in builder.vnet.ports if port.address in addresses], network.bridge, builder)
 
 
 def stable_mac(hostname: str, bridge: str) -> str:
@@ -217,7 +217,7 @@ def stable_mac(hostname: str, bridge: str) -> str:
 
 @plan_steps.register
 def plan_remove_network(request: RemoveNetwork, builder: PlanBuilder) -> str:
-    if request.name not in builder.ours.networks:
+    if request.name not in builder.vnet.networks:
         docker = find_docker_network(request.name, builder)
         if docker is not None:
             return remove_docker_network(docker, builder)
@@ -226,11 +226,11 @@ def plan_remove_network(request: RemoveNetwork, builder: PlanBuilder) -> str:
     if bridge is None:
         raise CannotPlan([f"the bridge {network.bridge} doesn't exist yet"])
     builder.defer_rules()
-    for one, other in sorted(builder.ours.joined):
+    for one, other in sorted(builder.vnet.joined):
         if network.name in (one, other):
             plan_steps(Separate(one, other), builder)
-    for member in [one for one in builder.ours.members if one.network == network.name]:
-        builder.add_hit(f"{_label(member.container, builder)} is detached from {network.name}")
+    for member in [one for one in builder.vnet.members if one.network == network.name]:
+        builder.add_side_effect(f"{_label(member.container, builder)} is detached from {network.name}")
         detach_member(member, builder)
     _forget_persistent(network, builder)
     _release_others(network, bridge, builder)
@@ -242,10 +242,10 @@ def plan_remove_network(request: RemoveNetwork, builder: PlanBuilder) -> str:
     return f"remove the network {network.name}"
 
 
-def _free(network: OurNetwork, builder: PlanBuilder) -> None:
+def _free(network: VnetNetwork, builder: PlanBuilder) -> None:
     """Mark the network's name, bridge and subnets as free."""
-    builder.update_ours(
-        networks={name: one for name, one in builder.ours.networks.items() if name != network.name}
+    builder.update_vnet(
+        networks={name: one for name, one in builder.vnet.networks.items() if name != network.name}
     )
     builder.host_names.discard(network.bridge)
     for subnet in map(ipam.parse_prefix, network.subnets):
@@ -255,21 +255,23 @@ def _free(network: OurNetwork, builder: PlanBuilder) -> None:
     builder.used.difference_update(network.gateways)
 
 
-def _forget_persistent(network: OurNetwork, builder: PlanBuilder) -> None:
+def _forget_persistent(network: VnetNetwork, builder: PlanBuilder) -> None:
     """Forget the attachments of stopped containers."""
     for container in [one for one, name in builder.persistent if name == network.name]:
-        builder.add_hit(
+        builder.add_side_effect(
             f"{_label(container, builder)} is no longer attached to {network.name} when it starts"
         )
         forget_attachment(container, network.name, builder)
 
 
-def _release_others(network: OurNetwork, bridge: Link, builder: PlanBuilder) -> None:
+def _release_others(network: VnetNetwork, bridge: Link, builder: PlanBuilder) -> None:
     """Detach ports that vnet didn't attach."""
-    ours = {member.port for member in builder.before.members}
+    ports = {member.port for member in builder.before.members}
     for port in builder.topology.ports_of(bridge.key):
-        if port.name not in ours and port.name != network.uplink:
-            builder.add_hit(f"{safe(port.name)}, which vnet didn't attach, is detached from {network.bridge}")
+        if port.name not in ports and port.name != network.uplink:
+            builder.add_side_effect(
+                f"{safe(port.name)}, which vnet didn't attach, is detached from {network.bridge}"
+            )
             release_port(builder, port, builder.netns_target(port.ns))
 
 
@@ -284,10 +286,10 @@ def plan_join(request: Join, builder: PlanBuilder) -> str:
     names = pair(one.name, other.name)
     common = {_family(subnet) for subnet in one.subnets} & {_family(subnet) for subnet in other.subnets}
     require(
-        when(names in builder.ours.joined, f"{one.name} and {other.name} are already joined"),
+        when(names in builder.vnet.joined, f"{one.name} and {other.name} are already joined"),
         when(not common, f"{one.name} and {other.name} have no subnets of the same address family"),
     )
-    builder.update_ours(joined=builder.ours.joined | {names})
+    builder.update_vnet(joined=builder.vnet.joined | {names})
     enable_forwarding(builder, ipv4=4 in common, ipv6=6 in common)
     for network, to in ((one, other), (other, one)):
         subnets = [subnet for subnet in network.subnets if _family(subnet) in common]
@@ -303,8 +305,8 @@ def plan_join(request: Join, builder: PlanBuilder) -> str:
 def plan_separate(request: Separate, builder: PlanBuilder) -> str:
     one, other = _pair(request, builder)
     joined = pair(one.name, other.name)
-    require(when(joined not in builder.ours.joined, f"{one.name} and {other.name} aren't joined"))
-    builder.update_ours(joined=builder.ours.joined - {joined})
+    require(when(joined not in builder.vnet.joined, f"{one.name} and {other.name} aren't joined"))
+    builder.update_vnet(joined=builder.vnet.joined - {joined})
     for network, to in ((one, other), (other, one)):
         for target, link in isolated_members(network, builder):
             existing = static_routes(builder, target, link)
@@ -315,7 +317,7 @@ def plan_separate(request: Separate, builder: PlanBuilder) -> str:
     return f"separate {one.name} from {other.name}"
 
 
-def _pair(request: Join | Separate, builder: PlanBuilder) -> tuple[OurNetwork, OurNetwork]:
+def _pair(request: Join | Separate, builder: PlanBuilder) -> tuple[VnetNetwork, VnetNetwork]:
     one, other = builder.network(request.network), builder.network(request.other)
     require(when(one == other, "they are the same network"))
     return one, other

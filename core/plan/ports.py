@@ -16,7 +16,7 @@ from core.plan import validate
 from core.plan.builder import CannotPlan, PlanBuilder, Target, plan_steps, require, when
 from core.plan.connectivity import BRIDGE_NF_SYSCTL, enable_forwarding, warn_of_filters
 from core.plan.requests import Publish, Unpublish
-from core.plan.tags import COMMENT_BYTES, OurPort, Ours, ours, port_id
+from core.plan.tags import COMMENT_BYTES, VnetPort, VnetState, port_id, vnet_state
 from core.text import TABLE, quoted, safe
 from core.topology import Topology
 
@@ -50,11 +50,11 @@ def plan_publish(request: Publish, builder: PlanBuilder) -> str:
     target = builder.target(request.container)
     endpoint = _choose_endpoint(target, request, builder)
     ports = tuple(_new_ports(request, inside, target, endpoint))
-    require(*dict.fromkeys(port_conflict(port, builder.ours, builder.topology) for port in ports))
+    require(*dict.fromkeys(port_conflict(port, builder.vnet, builder.topology) for port in ports))
     for port in ports:
         for sentence in partial_conflicts(port, builder.topology):
             builder.warn(sentence)
-    builder.update_ours(ports=(*builder.ours.ports, *ports))
+    builder.update_vnet(ports=(*builder.vnet.ports, *ports))
     _allow_forwarding(ports, endpoint, target, builder)
     return f"publish {ports[0].port_id} of {safe(target.name)}"
 
@@ -81,7 +81,7 @@ def _choose_endpoint(target: Target, request: Publish, builder: PlanBuilder) -> 
     if not endpoints:
         where = f" on {safe(request.network)}" if request.network else ""
         reason = f"{name} has no address{where} that the host can forward a port to"
-        network = quoted(request.network) if request.network in builder.ours.networks else "NETWORK"
+        network = quoted(request.network) if request.network in builder.vnet.networks else "NETWORK"
         raise CannotPlan([f"{reason}. Try: vnet-tui attach {quoted(target.name)} {network}"])
     reachable = [endpoint for endpoint in endpoints if not endpoint.internal]
     if not reachable:
@@ -95,8 +95,8 @@ def _choose_endpoint(target: Target, request: Publish, builder: PlanBuilder) -> 
 
 def _endpoints(target: Target, builder: PlanBuilder) -> Iterator[_Endpoint]:
     """Yield the container's networks, those of vnet first."""
-    for member in builder.ours.members:
-        network = builder.ours.networks.get(member.network)
+    for member in builder.vnet.members:
+        network = builder.vnet.networks.get(member.network)
         if member.container == target.uid and network and member.addresses:
             plain = tuple(one.partition("/")[0] for one in member.addresses)
             yield _Endpoint(network.name, network.bridge, network.kind == "internal", plain)
@@ -104,7 +104,7 @@ def _endpoints(target: Target, builder: PlanBuilder) -> Iterator[_Endpoint]:
     if container is None:
         return
     for other in builder.topology.networks_of(container):
-        if other.name in builder.ours.networks or other.ns not in (None, builder.topology.host):
+        if other.name in builder.vnet.networks or other.ns not in (None, builder.topology.host):
             continue
         inside = [ipaddress.ip_network(subnet) for subnet in other.subnets]
         plain = tuple(
@@ -126,10 +126,10 @@ def _endpoint_addresses(request: Publish, endpoint: _Endpoint) -> tuple[str, ...
     return tuple(first[family] for family in sorted(families & first.keys()))
 
 
-def _new_ports(request: Publish, inside: str, target: Target, endpoint: _Endpoint) -> Iterator[OurPort]:
+def _new_ports(request: Publish, inside: str, target: Target, endpoint: _Endpoint) -> Iterator[VnetPort]:
     host_ip = str(ipaddress.ip_address(request.host_ip)) if request.host_ip else ""
     for address in _endpoint_addresses(request, endpoint):
-        port = OurPort(
+        port = VnetPort(
             target.uid, request.l4_proto, host_ip, _short(request.host_ports), address, _short(inside)
         )
         if len(port.comment().encode()) > COMMENT_BYTES:
@@ -143,7 +143,7 @@ def _short(ports: str) -> str:
 
 
 def _allow_forwarding(
-    ports: tuple[OurPort, ...], endpoint: _Endpoint, target: Target, builder: PlanBuilder
+    ports: tuple[VnetPort, ...], endpoint: _Endpoint, target: Target, builder: PlanBuilder
 ) -> None:
     """Add the steps by which the host forwards to the container.
 
@@ -154,7 +154,7 @@ def _allow_forwarding(
     for port in (port for port in ports if not is_loopback(port.host_ip)):
         warn_of_filters(builder, endpoint.bridge, ("published", "replies"), published=_as_published(port))
     _warn_of_bypass([port for port in ports if not is_loopback(port.host_ip)], builder)
-    if endpoint.network in builder.ours.networks:
+    if endpoint.network in builder.vnet.networks:
         _hairpin(ports, True, builder)
         if any(_uses_loopback(port) for port in ports):
             builder.set_sysctl(
@@ -168,7 +168,7 @@ def _allow_forwarding(
         )
 
 
-def _warn_of_bypass(ports: Sequence[OurPort], builder: PlanBuilder) -> None:
+def _warn_of_bypass(ports: Sequence[VnetPort], builder: PlanBuilder) -> None:
     """Warn that the host's firewall program doesn't filter these ports.
 
     The warning says how to restrict them.
@@ -189,7 +189,7 @@ def _warn_of_bypass(ports: Sequence[OurPort], builder: PlanBuilder) -> None:
 
 
 def _warn_of_unreachable(
-    ports: Sequence[OurPort], endpoint: _Endpoint, target: Target, builder: PlanBuilder
+    ports: Sequence[VnetPort], endpoint: _Endpoint, target: Target, builder: PlanBuilder
 ) -> None:
     """Warn about sources that can't reach a port on another engine's network.
 
@@ -207,7 +207,7 @@ def _warn_of_unreachable(
         builder.warn(f"{first.port_id} isn't reachable at the host's addresses from {', '.join(unreachable)}")
 
 
-def _has_hairpin(port: OurPort, target: Target, builder: PlanBuilder) -> bool:
+def _has_hairpin(port: VnetPort, target: Target, builder: PlanBuilder) -> bool:
     """Return whether a container can reach its own published port.
 
     That needs hairpin mode of its bridge port, and a masquerade rule for its own address.
@@ -224,7 +224,7 @@ def _has_hairpin(port: OurPort, target: Target, builder: PlanBuilder) -> bool:
     )
 
 
-def _isolated_networks(port: OurPort, endpoint: _Endpoint, builder: PlanBuilder) -> Iterator[str]:
+def _isolated_networks(port: VnetPort, endpoint: _Endpoint, builder: PlanBuilder) -> Iterator[str]:
     """Yield the engine's other networks that can't reach the port.
 
     Isolation rules drop the packets of their containers.
@@ -245,18 +245,18 @@ def _isolated_networks(port: OurPort, endpoint: _Endpoint, builder: PlanBuilder)
             yield safe(other.name)
 
 
-def _as_published(port: OurPort) -> Published:
+def _as_published(port: VnetPort) -> Published:
     return Published(port.address, port.l4_proto, port.container_ports, port.host_ip, port.host_ports)
 
 
-def _hairpin(ports: Iterable[OurPort], on: bool, builder: PlanBuilder) -> None:
+def _hairpin(ports: Iterable[VnetPort], on: bool, builder: PlanBuilder) -> None:
     """Switch hairpin mode of bridge ports.
 
     With br_netfilter, packets of a container to its own published port are translated in the bridge and leave
     by the port that they came in by.
     """
     addresses = {port.address for port in ports}
-    for member in builder.ours.members:
+    for member in builder.vnet.members:
         if addresses & {one.partition("/")[0] for one in member.addresses}:
             link = builder.link(member.port)
             before = bool(link and link.port and link.port.hairpin)
@@ -264,14 +264,14 @@ def _hairpin(ports: Iterable[OurPort], on: bool, builder: PlanBuilder) -> None:
                 builder.add(SetPort(member.port, "hairpin", on, before))
 
 
-def restore_ports(ports: Collection[OurPort], bridge: str, builder: PlanBuilder) -> None:
+def restore_ports(ports: Collection[VnetPort], bridge: str, builder: PlanBuilder) -> None:
     """Set up a new bridge for ports that were published before it was created."""
     _hairpin(ports, True, builder)
     if any(map(_uses_loopback, ports)):
         builder.set_sysctl(_route_localnet(bridge), "1", "0")
 
 
-def _uses_loopback(port: OurPort) -> bool:
+def _uses_loopback(port: VnetPort) -> bool:
     every = not port.host_ip
     return ":" not in port.address and (every or is_loopback(port.host_ip))
 
@@ -285,7 +285,7 @@ def _current_localnet(bridge: str, builder: PlanBuilder) -> str:
     )
 
 
-def _is_behind(bridge: str, port: OurPort, builder: PlanBuilder) -> bool:
+def _is_behind(bridge: str, port: VnetPort, builder: PlanBuilder) -> bool:
     """Return whether a port's container is connected to that bridge."""
     address = ipaddress.ip_address(port.address)
     return any(
@@ -303,21 +303,21 @@ def plan_unpublish(request: Unpublish, builder: PlanBuilder) -> str:
     require(validate.protocol(request.l4_proto), validate.ports(request.host_ports))
     host_ip = str(validate.parse_address(request.host_ip) or request.host_ip)
     requested = port_id(request.l4_proto, host_ip, _short(request.host_ports))
-    found = [port for port in builder.ours.ports if port.port_id == requested]
+    found = [port for port in builder.vnet.ports if port.port_id == requested]
     if not found:
-        known = ", ".join(dict.fromkeys(port.port_id for port in builder.ours.ports)) or "none"
+        known = ", ".join(dict.fromkeys(port.port_id for port in builder.vnet.ports)) or "none"
         raise CannotPlan([f"vnet doesn't publish {safe(requested)} (published ports: {known})"])
     unpublish(found, builder)
     return f"unpublish {requested}"
 
 
-def unpublish(ports: list[OurPort], builder: PlanBuilder) -> None:
+def unpublish(ports: list[VnetPort], builder: PlanBuilder) -> None:
     """Unpublish ports.
 
     With the last one of a network its route_localnet is switched off as well.
     """
-    remaining = tuple(port for port in builder.ours.ports if port not in ports)
-    builder.update_ours(ports=remaining)
+    remaining = tuple(port for port in builder.vnet.ports if port not in ports)
+    builder.update_vnet(ports=remaining)
     addresses = {port.address for port in remaining}
     _hairpin([port for port in ports if port.address not in addresses], False, builder)
     for network in builder.before.networks.values():
@@ -352,10 +352,10 @@ class ForeignRedirect:
     table: str
 
 
-def port_conflict(port: OurPort, now: Ours, topology: Topology) -> str:
+def port_conflict(port: VnetPort, now: VnetState, topology: Topology) -> str:
     """Describe what already uses a port, "" for nothing.
 
-    `now` is Ours after the steps so far.
+    `now` is the VnetState after the steps so far.
     """
     number = validate.port_range(port.host_ports)
     for other in now.ports:
@@ -391,7 +391,7 @@ def port_conflict(port: OurPort, now: Ours, topology: Topology) -> str:
     return ""
 
 
-def partial_conflicts(port: OurPort, topology: Topology) -> Iterator[str]:
+def partial_conflicts(port: VnetPort, topology: Topology) -> Iterator[str]:
     """Yield warnings about other programs' rules that redirect some packets of a port."""
     for redirect in _redirects_of(port, topology):
         if redirect.partly:
@@ -405,7 +405,9 @@ def free_port(topology: Topology, l4_proto: str) -> str:
     """Return the first unused port from 8080 on, "" if there is none."""
     used = {one.port for one in topology.snapshot.host.listening if one.l4_proto == l4_proto}
     used |= {port.host_port for one in topology.snapshot.containers() for port in one.ports}
-    ranges = [validate.port_range(port.host_ports) for port in ours(topology.snapshot, topology.host).ports]
+    ranges = [
+        validate.port_range(port.host_ports) for port in vnet_state(topology.snapshot, topology.host).ports
+    ]
     redirects = (one for one in _redirects(topology) if one.ports != _EVERY_PORT)
     ranges += [one.ports for one in redirects if one.l4_proto in ("", l4_proto)]
     for first, last in ranges:
@@ -413,12 +415,12 @@ def free_port(topology: Topology, l4_proto: str) -> str:
     return next((str(port) for port in range(_FIRST, _LAST) if port not in used), "")
 
 
-def _suggestion(port: OurPort, topology: Topology) -> str:
+def _suggestion(port: VnetPort, topology: Topology) -> str:
     free = free_port(topology, port.l4_proto)
     return f" ({free} is free)" if free else ""
 
 
-def _conflicts(port: OurPort, l4_proto: str, host_ip: str, ports: tuple[int, int]) -> bool:
+def _conflicts(port: VnetPort, l4_proto: str, host_ip: str, ports: tuple[int, int]) -> bool:
     same = port.host_ip == host_ip or "" in (port.host_ip, host_ip)
     if host_ip in _EVERY:
         same = host_ip == _EVERY[":" in port.address]
@@ -434,7 +436,7 @@ def _common_ports(one: tuple[int, int], other: tuple[int, int]) -> str:
     return str(first) if first == last else f"{first}-{last}"
 
 
-def _redirects_of(port: OurPort, topology: Topology) -> Iterator[ForeignRedirect]:
+def _redirects_of(port: VnetPort, topology: Topology) -> Iterator[ForeignRedirect]:
     """Yield the redirects of other programs that match a port."""
     ipv6, number = ":" in port.address, validate.port_range(port.host_ports)
     for one in _redirects(topology):
@@ -443,7 +445,7 @@ def _redirects_of(port: OurPort, topology: Topology) -> Iterator[ForeignRedirect
             yield one
 
 
-def _matches(matched: str, port: OurPort, topology: Topology) -> bool:
+def _matches(matched: str, port: VnetPort, topology: Topology) -> bool:
     """Return whether an address match covers an address that the port is published on."""
     own = [port.host_ip] if port.host_ip else _own_addresses(":" in port.address, topology)
     return any(covers(matched, ipaddress.ip_network(one)) is not False for one in own)
@@ -474,7 +476,7 @@ def _rule_redirects(placed: PlacedRule, rule: FirewallRule, topology: Topology) 
     for family in _rule_families(rule):
         for ports in [_EVERY_PORT] if negated or not numbers else ranges:
             for l4_proto in split(rule.l4_proto)[1] or ("",):
-                to, table = _destination(placed, rule, topology), f"table {rule.family} {safe(rule.table)}"
+                to, table = _destination(rule, topology), f"table {rule.family} {safe(rule.table)}"
                 yield ForeignRedirect(family, l4_proto, rule.dst, ports, partly, to, table)
 
 
@@ -485,7 +487,7 @@ def _rule_families(rule: FirewallRule) -> tuple[bool, ...]:
     return (":" in address,) if address else (False, True)
 
 
-def _destination(placed: PlacedRule, rule: FirewallRule, topology: Topology) -> str:
+def _destination(rule: FirewallRule, topology: Topology) -> str:
     """Describe the destination of a rule, with the name of its owner."""
     port = rule.to_port or rule.dport
     if rule.verdict == "redirect":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 
-from core.plan.tags import OurNetwork, OurPort, Ours
+from core.plan.tags import VnetNetwork, VnetPort, VnetState
 from core.plan.validate import port_range
 from core.text import TABLE, escape
 
@@ -14,17 +14,17 @@ EMPTY = f"table inet {TABLE}\ndelete table inet {TABLE}\n"
 _LOOPBACK = "127.0.0.0/8"
 
 
-def render(ours: Ours) -> str:
+def render(vnet: VnetState) -> str:
     """Return the input of `nft -f` that replaces vnet's table, or removes it.
 
     It is removed if there is nothing to do. NAT and filter chains are in one table of family inet (since
     Linux 5.2). The forward chain only decides for vnet's own bridges; another table may still drop what it
     accepts.
     """
-    if not ours.networks and not ours.ports:
+    if not vnet.networks and not vnet.ports:
         return EMPTY
-    networks = sorted(ours.networks.values(), key=lambda network: network.name)
-    ports = sorted(ours.ports, key=lambda port: (port.port_id, port.address))
+    networks = sorted(vnet.networks.values(), key=lambda network: network.name)
+    ports = sorted(vnet.ports, key=lambda port: (port.port_id, port.address))
     chains = [
         _chain("guard", "type filter hook prerouting priority raw; policy accept;", _guard(networks)),
         _chain("publish", "", map(_publish, ports)),
@@ -33,10 +33,10 @@ def render(ours: Ours) -> str:
         _chain(
             "postrouting",
             "type nat hook postrouting priority srcnat; policy accept;",
-            _postrouting(networks, ports, ours.joined),
+            _postrouting(networks, ports, vnet.joined),
         ),
         _chain(
-            "forward", "type filter hook forward priority filter; policy accept;", _forward(networks, ours)
+            "forward", "type filter hook forward priority filter; policy accept;", _forward(networks, vnet)
         ),
     ]
     return f"{EMPTY}table inet {TABLE} {{\n{'\n'.join(chains)}}}\n"
@@ -52,7 +52,7 @@ def _comment(*words: str) -> str:
     return f'comment "{" ".join((TABLE, *words))}"'
 
 
-def _guard(networks: Sequence[OurNetwork]) -> Iterator[str]:
+def _guard(networks: Sequence[VnetNetwork]) -> Iterator[str]:
     """Yield the drops that keep containers off the host's 127.0.0.0/8.
 
     A port published on 127.0.0.1 needs route_localnet on the bridge, which would let its containers in.
@@ -63,7 +63,7 @@ def _guard(networks: Sequence[OurNetwork]) -> Iterator[str]:
             yield f'iifname "{network.bridge}" ip daddr {_LOOPBACK} drop {comment}'
 
 
-def _publish(port: OurPort) -> str:
+def _publish(port: VnetPort) -> str:
     """Return the DNAT rule of a published port."""
     family = "ip6" if ":" in port.address else "ip"
     if port.host_ip:
@@ -75,7 +75,7 @@ def _publish(port: OurPort) -> str:
     return f'{match} counter {_destination(port, family)} comment "{port.comment()}"'
 
 
-def _destination(port: OurPort, family: str) -> str:
+def _destination(port: VnetPort, family: str) -> str:
     host, inside = port_range(port.host_ports), port_range(port.container_ports)
     if host == inside:
         return f"dnat {family} to {port.address}"
@@ -88,7 +88,7 @@ def _destination(port: OurPort, family: str) -> str:
 
 
 def _postrouting(
-    networks: Sequence[OurNetwork], ports: Sequence[OurPort], joined: Iterable[tuple[str, str]]
+    networks: Sequence[VnetNetwork], ports: Sequence[VnetPort], joined: Iterable[tuple[str, str]]
 ) -> Iterator[str]:
     by_name = {network.name: network for network in networks}
     for address in dict.fromkeys(port.address for port in ports):
@@ -101,7 +101,7 @@ def _postrouting(
         yield from _masquerade(network)
 
 
-def _hairpin(address: str, networks: Sequence[OurNetwork]) -> Iterator[str]:
+def _hairpin(address: str, networks: Sequence[VnetNetwork]) -> Iterator[str]:
     """Yield the masquerade rules by which answers come back through the host.
 
     They are for a container that uses a port published on its own network, and for the host's loopback
@@ -119,13 +119,13 @@ def _hairpin(address: str, networks: Sequence[OurNetwork]) -> Iterator[str]:
         )
 
 
-def _untranslated(network: OurNetwork, other: OurNetwork) -> Iterator[str]:
+def _untranslated(network: VnetNetwork, other: VnetNetwork) -> Iterator[str]:
     for family in ("ip", "ip6"):
         for subnet in _of_family(network, family):
             yield f'{family} saddr {subnet} oifname "{other.bridge}" accept {_join(network, other)}'
 
 
-def _masquerade(network: OurNetwork) -> Iterator[str]:
+def _masquerade(network: VnetNetwork) -> Iterator[str]:
     families = ("ip", "ip6") if network.nat66 else ("ip",)
     for family in families if network.kind == "nat" else ():
         for subnet in _of_family(network, family):
@@ -135,15 +135,15 @@ def _masquerade(network: OurNetwork) -> Iterator[str]:
             )
 
 
-def _of_family(network: OurNetwork, family: str) -> tuple[str, ...]:
+def _of_family(network: VnetNetwork, family: str) -> tuple[str, ...]:
     return tuple(subnet for subnet in network.subnets if (":" in subnet) == (family == "ip6"))
 
 
-def _join(network: OurNetwork, other: OurNetwork) -> str:
+def _join(network: VnetNetwork, other: VnetNetwork) -> str:
     return _comment("join", *sorted(map(escape, (network.name, other.name))))
 
 
-def _forward(networks: Sequence[OurNetwork], ours: Ours) -> Iterator[str]:
+def _forward(networks: Sequence[VnetNetwork], vnet: VnetState) -> Iterator[str]:
     """Yield the rules of the forward chain.
 
     Their order: same bridge, published ports, joined pairs, isolation, then each kind.
@@ -154,11 +154,11 @@ def _forward(networks: Sequence[OurNetwork], ours: Ours) -> Iterator[str]:
         # With br_netfilter bridged packets pass this chain as well.
         bridge, comment = network.bridge, _comment("in", escape(network.name))
         yield f'iifname "{bridge}" oifname "{bridge}" accept {comment}'
-    if ours.ports:
+    if vnet.ports:
         yield f"ct status dnat accept {_comment('published')}"
-    for one, other in sorted(ours.joined):
-        if one in ours.networks and other in ours.networks:
-            first, second = ours.networks[one], ours.networks[other]
+    for one, other in sorted(vnet.joined):
+        if one in vnet.networks and other in vnet.networks:
+            first, second = vnet.networks[one], vnet.networks[other]
             for source, target in ((first, second), (second, first)):
                 match = f'iifname "{source.bridge}" oifname "{target.bridge}"'
                 yield f"{match} counter accept {_join(source, target)}"
@@ -175,6 +175,6 @@ def _forward(networks: Sequence[OurNetwork], ours: Ours) -> Iterator[str]:
         yield f"{direction} {_any(by_kind['routed'])} counter accept {_comment('routed')}"
 
 
-def _any(networks: Sequence[OurNetwork]) -> str:
+def _any(networks: Sequence[VnetNetwork]) -> str:
     names = [f'"{network.bridge}"' for network in networks]
     return names[0] if len(names) == 1 else f"{{ {', '.join(names)} }}"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from core.model import FirewallRule, Link, Snapshot
-from core.text import TABLE, Words, escape, tag, unescape, words_of
+from core.text import TABLE, TagValues, escape, format_tag, parse_tag, unescape
 
 # IFALIASZ of linux/if.h without the closing zero, and the limit of nft(8) for a rule's comment.
 ALIAS_BYTES = 255
@@ -19,7 +19,7 @@ COMMENT_BYTES = 128
 
 
 @dataclass(frozen=True, slots=True)
-class OurNetwork:
+class VnetNetwork:
     """A network that vnet made.
 
     `gateways` are in the order of `subnets`, `uplink` is the port if NIC-bridged.
@@ -41,11 +41,11 @@ class OurNetwork:
             values += [("subnet", subnet), ("gateway", gateway)]
         values += [("nat66", "yes")] if self.nat66 else []
         values += [("uplink", self.uplink)] if self.uplink else []
-        return tag(values)
+        return format_tag(values)
 
 
 @dataclass(frozen=True, slots=True)
-class OurMember:
+class VnetMember:
     """An attachment that vnet made.
 
     `container` is a uid, `port` the host's end, `link` the name of the link in the container; `addresses`
@@ -61,11 +61,11 @@ class OurMember:
     def tag(self) -> str:
         """Return the alias of the host's end."""
         values = [("of", self.container), ("net", self.network), ("link", self.link)]
-        return tag([*values, *(("address", address) for address in self.addresses)])
+        return format_tag([*values, *(("address", address) for address in self.addresses)])
 
 
 @dataclass(frozen=True, slots=True)
-class OurPort:
+class VnetPort:
     """A port, or range ("8000-8010"), that vnet published, in one address family.
 
     `address` is the container's; `host_ip` "" is every address of the host.
@@ -89,41 +89,41 @@ class OurPort:
 
 
 @dataclass(frozen=True, slots=True)
-class Ours:
+class VnetState:
     """Everything that vnet made on the host.
 
     `joined`: pairs of network names, each in alphabetical order. `containers`: name of a namespace to its
     inode. `table`: whether vnet's nftables table exists.
     """
 
-    networks: Mapping[str, OurNetwork] = field(default_factory=dict)
-    members: tuple[OurMember, ...] = ()
-    ports: tuple[OurPort, ...] = ()
+    networks: Mapping[str, VnetNetwork] = field(default_factory=dict)
+    members: tuple[VnetMember, ...] = ()
+    ports: tuple[VnetPort, ...] = ()
     joined: frozenset[tuple[str, str]] = frozenset()
     containers: Mapping[str, int] = field(default_factory=dict)
     table: bool = False
 
 
 def port_id(l4_proto: str, host_ip: str, host_ports: str) -> str:
-    """Return OurPort.port_id for these values."""
+    """Return VnetPort.port_id for these values."""
     host = f"[{host_ip}]" if ":" in host_ip else host_ip
     return f"{l4_proto}/{host}:{host_ports}" if host else f"{l4_proto}/{host_ports}"
 
 
 def pair(one: str, other: str) -> tuple[str, str]:
-    """Return two network names in the order of `Ours.joined`."""
+    """Return two network names in the order of `VnetState.joined`."""
     return (one, other) if one < other else (other, one)
 
 
-def ours(snapshot: Snapshot, host: int) -> Ours:
+def vnet_state(snapshot: Snapshot, host: int) -> VnetState:
     """Find everything that vnet made, by links and rules of the namespace `host`."""
     net = snapshot.nets.get(host)
     tagged = (
-        [(link, values) for link in net.links.values() if (values := words_of(link.alias))] if net else []
+        [(link, values) for link in net.links.values() if (values := parse_tag(link.alias))] if net else []
     )
     firewall = snapshot.firewalls.get(host)
     rules = [rule for rule in firewall.rules if rule.table == TABLE] if firewall else []
-    return Ours(
+    return VnetState(
         networks={network.name: network for network in _networks(tagged)},
         members=tuple(_members(tagged)),
         ports=tuple(_ports(rules)),
@@ -133,11 +133,11 @@ def ours(snapshot: Snapshot, host: int) -> Ours:
     )
 
 
-def _networks(tagged: list[tuple[Link, Words]]) -> Iterator[OurNetwork]:
+def _networks(tagged: list[tuple[Link, TagValues]]) -> Iterator[VnetNetwork]:
     for link, values in tagged:
         if link.kind == "bridge" and "net" in values:
             subnets = values.get("subnet", ())
-            yield OurNetwork(
+            yield VnetNetwork(
                 values["net"][0],
                 values.get("kind", ("",))[0],
                 link.name,
@@ -149,30 +149,30 @@ def _networks(tagged: list[tuple[Link, Words]]) -> Iterator[OurNetwork]:
             )
 
 
-def _members(tagged: list[tuple[Link, Words]]) -> Iterator[OurMember]:
+def _members(tagged: list[tuple[Link, TagValues]]) -> Iterator[VnetMember]:
     for link, values in tagged:
         if "of" in values and "net" in values:
             inner = values.get("link", ("",))[0]
-            yield OurMember(values["of"][0], values["net"][0], link.name, inner, values.get("address", ()))
+            yield VnetMember(values["of"][0], values["net"][0], link.name, inner, values.get("address", ()))
 
 
 def _containers(snapshot: Snapshot) -> Iterator[tuple[str, int]]:
     for ns, net in snapshot.nets.items():
         space = snapshot.namespaces.get(ns)
         for link in net.links.values():
-            if link.kind == "loopback" and (values := words_of(link.alias)):
+            if link.kind == "loopback" and (values := parse_tag(link.alias)):
                 names = values.get("name", ())
                 yield from ((name, ns) for name in names if space is None or name in space.names)
 
 
-def _ports(rules: list[FirewallRule]) -> Iterator[OurPort]:
+def _ports(rules: list[FirewallRule]) -> Iterator[VnetPort]:
     for rule in rules:
         values = rule.comment.split(" ")
         if values[:2] == [TABLE, "publish"] and len(values) == 5:
             l4_proto, _, port_part = values[2].partition("/")
             host, _, host_ports = port_part.rpartition(":")
             address = rule.to_address or next((one.to_address for one in rule.translations), "")
-            yield OurPort(unescape(values[4]), l4_proto, host.strip("[]"), host_ports, address, values[3])
+            yield VnetPort(unescape(values[4]), l4_proto, host.strip("[]"), host_ports, address, values[3])
 
 
 def _joined(rules: list[FirewallRule]) -> Iterator[tuple[str, str]]:

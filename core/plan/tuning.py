@@ -330,7 +330,7 @@ def _switch_off(builder: PlanBuilder, bridge: Link) -> None:
     """
     for setting, key in _SYSCTLS.items():
         if builder.snapshot.host.sysctls.get(key) == "1":
-            others = [one for one in _others(builder, bridge) if not _own(one, setting)]
+            others = [one for one in _other_bridges(builder, bridge) if not _own(one, setting)]
             builder.add(*(SetBridge(one.name, setting, 1, 0) for one in others))
             builder.add(SetSysctl(key, "0", "1"))
             _warn_of_sysctl(builder, key)
@@ -339,7 +339,7 @@ def _switch_off(builder: PlanBuilder, bridge: Link) -> None:
     _warn_of_open_bridge(builder, bridge)
 
 
-def _others(builder: PlanBuilder, bridge: Link) -> Iterator[Link]:
+def _other_bridges(builder: PlanBuilder, bridge: Link) -> Iterator[Link]:
     for link in builder.host.links.values():
         if link.kind == "bridge" and link.key != bridge.key:
             yield link

@@ -43,7 +43,7 @@ class ResolverPorts(NamedTuple):
 class AttachedNamespace:
     """A container's namespace on a bridge.
 
-    `ns` is its inode, `why` the reason why it can't be changed ("" for none); `docker` and `ours` are the
+    `ns` is its inode, `why` the reason why it can't be changed ("" for none); `docker` and `vnet` are the
     resolver's ports in Docker's rules and in vnet's (None without such rules).
     """
 
@@ -51,7 +51,7 @@ class AttachedNamespace:
     name: str
     why: str
     docker: ResolverPorts | None
-    ours: ResolverPorts | None
+    vnet: ResolverPorts | None
 
     @property
     def on(self) -> bool:
@@ -59,13 +59,13 @@ class AttachedNamespace:
 
         Docker may have added its own again since.
         """
-        return self.ours is not None and self.docker is None
+        return self.vnet is not None and self.docker is None
 
 
 def rules(ports: ResolverPorts) -> str:
     """Return vnet's nftables table that redirects DNS to these ports."""
     hook = 'type filter hook ingress device "lo" priority filter; policy accept;'
-    lines = "".join(f"\t\t{line}\n" for line in (hook, *_our_rules(ports)))
+    lines = "".join(f"\t\t{line}\n" for line in (hook, *_vnet_rules(ports)))
     return f"{OFF}{_TABLE} {{\n\tchain lo {{\n{lines}\t}}\n}}\n"
 
 
@@ -80,8 +80,11 @@ def attached_namespaces(topology: Topology, bridge: Link) -> Iterator[AttachedNa
     for ns in dict.fromkeys(peer.ns for peer in peers if peer):
         if ns != topology.host:
             name, firewall = safe(topology.label(ns)), topology.snapshot.firewalls.get(ns)
-            docker, ours = _ports(firewall, _is_nat, _docker_rules), _ports(firewall, _is_ours, _our_rules)
-            yield AttachedNamespace(ns, name, _why_not(name, firewall, docker, ours), docker, ours)
+            docker, vnet = (
+                _ports(firewall, _is_nat, _docker_rules),
+                _ports(firewall, _is_vnet_nat, _vnet_rules),
+            )
+            yield AttachedNamespace(ns, name, _refusal(name, firewall, docker, vnet), docker, vnet)
 
 
 def states(topology: Topology, bridge: Link) -> frozenset[bool]:
@@ -100,10 +103,10 @@ def switch_dns_tracking(builder: PlanBuilder, bridge: Link, on: bool, only: tupl
         raise CannotPlan(refused or ["the bridge has no containers"])
     for why in refused:
         builder.warn(f"{why}: it isn't changed")
-    changed = [one for one in found if not one.why and (not one.on if on else one.ours)]
+    changed = [one for one in found if not one.why and (not one.on if on else one.vnet)]
     for one in changed:
         builder.add(
-            *(_replace_steps if on else _restore_steps)(one.docker, one.ours, builder.netns_target(one.ns))
+            *(_replace_steps if on else _restore_steps)(one.docker, one.vnet, builder.netns_target(one.ns))
         )
     if on and changed:
         names = ", ".join(one.name for one in changed)
@@ -122,29 +125,29 @@ def restore_tracking(topology: Topology) -> Iterator[Operation]:
     """Yield the steps that restore Docker's rules in every namespace with vnet's."""
     builder = PlanBuilder(topology)
     for ns, firewall in topology.snapshot.firewalls.items():
-        if ours := _ports(firewall, _is_ours, _our_rules):
+        if vnet := _ports(firewall, _is_vnet_nat, _vnet_rules):
             docker = _ports(firewall, _is_nat, _docker_rules)
-            yield from _restore_steps(docker, ours, builder.netns_target(ns))
+            yield from _restore_steps(docker, vnet, builder.netns_target(ns))
 
 
 # One of the two tables exists at any time; with both, either works.
 
 
 def _replace_steps(
-    docker: ResolverPorts | None, ours: ResolverPorts | None, place: NetnsTarget
+    docker: ResolverPorts | None, vnet: ResolverPorts | None, place: NetnsTarget
 ) -> Iterator[Operation]:
     assert docker
-    yield SetRules(rules(docker), rules(ours) if ours else OFF, place)
+    yield SetRules(rules(docker), rules(vnet) if vnet else OFF, place)
     yield SetDockerDns(saved(docker), False, place)
 
 
 def _restore_steps(
-    docker: ResolverPorts | None, ours: ResolverPorts | None, place: NetnsTarget
+    docker: ResolverPorts | None, vnet: ResolverPorts | None, place: NetnsTarget
 ) -> Iterator[Operation]:
-    assert ours
+    assert vnet
     if not docker:
-        yield SetDockerDns(saved(ours), True, place)
-    yield SetRules(OFF, rules(ours), place)
+        yield SetDockerDns(saved(vnet), True, place)
+    yield SetRules(OFF, rules(vnet), place)
 
 
 def _chosen(
@@ -160,8 +163,8 @@ def _chosen(
         yield space
 
 
-def _why_not(
-    name: str, firewall: Firewall | None, docker: ResolverPorts | None, ours: ResolverPorts | None
+def _refusal(
+    name: str, firewall: Firewall | None, docker: ResolverPorts | None, vnet: ResolverPorts | None
 ) -> str:
     """Return why a namespace can't be changed, "" if it can.
 
@@ -173,25 +176,27 @@ def _why_not(
         return f"the firewall rules of {name} weren't read completely: {safe(firewall.problems[0].why)}"
     if any(chain.backend == "iptables-legacy" for chain in firewall.chains):
         return f"{name} has rules of iptables-legacy, which pass packets to conntrack anyway"
-    for text in _others(firewall, docker, ours):
+    for text in _other_rules(firewall, docker, vnet):
         return f"{name} has other firewall rules than those for Docker's DNS (iptables-nft): {safe(text)}"
-    if not docker and not ours:
+    if not docker and not vnet:
         return f"{name} has no rules for Docker's DNS, so they cause no tracking"
     return ""
 
 
-def _others(firewall: Firewall, docker: ResolverPorts | None, ours: ResolverPorts | None) -> Iterator[str]:
+def _other_rules(
+    firewall: Firewall, docker: ResolverPorts | None, vnet: ResolverPorts | None
+) -> Iterator[str]:
     """Yield the other rules and chains as text."""
     expected = {
         *_docker_rules(_ports_in(filter(_is_nat, firewall.rules))),
-        *_our_rules(_ports_in(filter(_is_ours, firewall.rules))),
+        *_vnet_rules(_ports_in(filter(_is_vnet_nat, firewall.rules))),
     }
     yield from (rule.text for rule in firewall.rules if rule.text not in expected)
     for rule in firewall.rules:
-        if not (docker and _is_nat(rule)) and not (ours and _is_ours(rule)):
+        if not (docker and _is_nat(rule)) and not (vnet and _is_vnet_nat(rule)):
             yield rule.text
     for chain in firewall.chains:
-        known = (_is_nat(chain) and chain.name in _NAMES) or _is_ours(chain)
+        known = (_is_nat(chain) and chain.name in _NAMES) or _is_vnet_nat(chain)
         if not known or chain.policy == "drop":
             yield f"chain {chain.name} of table {chain.table}"
 
@@ -200,7 +205,7 @@ def _is_nat(one: FirewallRule | Chain) -> bool:
     return (one.backend, one.family, one.table) == ("iptables-nft", "ip", "nat")
 
 
-def _is_ours(one: FirewallRule | Chain) -> bool:
+def _is_vnet_nat(one: FirewallRule | Chain) -> bool:
     return (one.family, one.table) == ("netdev", UNTRACKED_TABLE)
 
 
@@ -227,7 +232,7 @@ def _by_chain(texts: Sequence[str]) -> list[str]:
     return sorted(texts, key=lambda text: text.split()[1:2])
 
 
-def _our_rules(ports: ResolverPorts) -> tuple[str, ...]:
+def _vnet_rules(ports: ResolverPorts) -> tuple[str, ...]:
     pairs = tuple(ports._asdict().items())
     return (
         *(f"ip daddr {_DNS} {protocol} dport 53 {protocol} dport set {port}" for protocol, port in pairs),

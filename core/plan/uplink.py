@@ -21,7 +21,7 @@ from core.operations import (
 from core.plan.builder import CannotPlan, PlanBuilder, require, when
 from core.plan.connectivity import warn_of_move
 from core.plan.requests import CreateNetwork
-from core.plan.tags import OurNetwork
+from core.plan.tags import VnetNetwork
 from core.plan.teardown import (
     address_operation,
     as_operation,
@@ -44,7 +44,7 @@ _UPPER_KINDS = ("macvlan", "macvtap", "ipvlan", "ipvtap")
 _REACHABLE = ("reachable", "stale", "delay", "probe")
 
 
-def bridge_nic(network: OurNetwork, request: CreateNetwork, builder: PlanBuilder) -> None:
+def bridge_nic(network: VnetNetwork, request: CreateNetwork, builder: PlanBuilder) -> None:
     """Plan to create a bridge over a NIC, and to move the host's addresses to it.
 
     The bridge has the NIC's MAC address, and the NIC becomes its port.
@@ -101,7 +101,7 @@ def _upper_links(nic: Link, builder: PlanBuilder) -> Iterator[Link]:
                 yield link
 
 
-def restore_nic(network: OurNetwork, bridge: Link, builder: PlanBuilder) -> None:
+def restore_nic(network: VnetNetwork, bridge: Link, builder: PlanBuilder) -> None:
     """Plan to move addresses and routes back to the NIC, and to delete the bridge."""
     nic = builder.link(network.uplink)
     if nic is None:

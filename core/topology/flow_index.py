@@ -27,7 +27,7 @@ Column = np.ndarray[Any, Any]
 # Who opened a connection to a container: not applicable, the host, a container on a common network, a
 # container on other networks, another host, the container itself.
 CLIENTS = ("", "host", "beside", "other network", "outside", "itself")
-NO_CLIENT, HOST, BESIDE, OTHER_NETWORK, OUTSIDE, ITSELF = range(len(CLIENTS))
+NO_CLIENT, HOST, SAME_NETWORK, OTHER_NETWORK, OUTSIDE, ITSELF = range(len(CLIENTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +76,12 @@ class FlowIndex:
 
     def _inherit(self, before: FlowIndex) -> None:
         """Reuse columns that took long to compute and are the same in this topology."""
-        reusable = ["ties", "sides"]
-        if before.topology.host == self.topology.host and before.near == self.near:
+        reusable = ["tie_breakers", "socket_keys"]
+        if before.topology.host == self.topology.host and before.connected == self.connected:
             reusable += ["connection", "edge"]
         self.__dict__.update({name: before.__dict__[name] for name in reusable if name in before.__dict__})
 
-    def try_switch(self, topology: Topology) -> bool:
+    def switch_topology(self, topology: Topology) -> bool:
         """Switch to another topology if it has the same owners; return whether it has."""
         if not _has_same_owners(self.topology, topology):
             return False
@@ -92,7 +92,7 @@ class FlowIndex:
         return len(self.columns)
 
     @cached_property
-    def ties(self) -> Column:
+    def tie_breakers(self) -> Column:
         """A number per row that stays the same over time, to order equal rows."""
         parts = [keys.entry_keys(table.ns, table.entries) for table in self.columns.tables]
         return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
@@ -206,14 +206,14 @@ class FlowIndex:
             kinds[0, column], kinds[1, column] = OUTSIDE, HOST
             for row, client in enumerate(owners[1:], start=2):
                 has_common = bool(client.networks & server.networks)
-                kinds[row, column] = BESIDE if has_common else OTHER_NETWORK
+                kinds[row, column] = SAME_NETWORK if has_common else OTHER_NETWORK
             kinds[column, column] = ITSELF
         return kinds
 
     # ---- hops
 
     @cached_property
-    def near(self) -> Mapping[int, set[int]]:
+    def connected(self) -> Mapping[int, set[int]]:
         """The namespaces connected to each namespace."""
         return neighbours(self.topology)
 
@@ -227,9 +227,9 @@ class FlowIndex:
         numbers = self.columns.by_table(np.array([namespaces.index(table.ns) for table in tables]))
         first = np.concatenate([keys.original_keys(table.entries) for table in tables])
         last = np.concatenate([keys.translated_keys(table.entries) for table in tables])
-        near = self.near
+        connected = self.connected
         matrix = np.array(
-            [[one == other or other in near.get(one, ()) for other in namespaces] for one in namespaces]
+            [[one == other or other in connected.get(one, ()) for other in namespaces] for one in namespaces]
         )
         return label_connections(first, last, numbers, matrix)
 
@@ -279,7 +279,7 @@ class FlowIndex:
         return self._ends[1]
 
     @cached_property
-    def sides(self) -> tuple[Column, Column]:
+    def socket_keys(self) -> tuple[Column, Column]:
         """The keys of the tuples that the origin's and the responder's sockets send."""
         tables = self.columns.tables
         first = [keys.original_keys(table.entries) for table in tables]
@@ -307,19 +307,19 @@ def _has_same_owners(one: Topology, other: Topology) -> bool:
 
 def neighbours(topology: Topology) -> dict[int, set[int]]:
     """Map each namespace to those connected to it by a veth, or over a bridge."""
-    near: dict[int, set[int]] = {}
+    connected: dict[int, set[int]] = {}
     on_bridge: dict[tuple[int, int], set[int]] = {}
     for key, peer in topology.peers.items():
-        near.setdefault(key.ns, set()).add(peer.ns)
-        near.setdefault(peer.ns, set()).add(key.ns)
+        connected.setdefault(key.ns, set()).add(peer.ns)
+        connected.setdefault(peer.ns, set()).add(key.ns)
         link = topology.snapshot.link(key)
         master = topology.master_of(link) if link else None
         if master is not None:
             on_bridge.setdefault(master.key, {master.ns}).add(peer.ns)
-    for connected in on_bridge.values():
-        for ns in connected:
-            near.setdefault(ns, set()).update(connected)
-    return near
+    for members in on_bridge.values():
+        for ns in members:
+            connected.setdefault(ns, set()).update(members)
+    return connected
 
 
 def _address_keys(addresses: Column) -> Column:
@@ -363,7 +363,7 @@ def socket_ends(index: FlowIndex, sockets: Mapping[int, Sockets]) -> SocketEnds:
     ends = ((index.origin, "orig_src", "orig_sport"), (index.responder, "reply_src", "reply_sport"))
     for end, (owner, address, port) in enumerate(ends):
         ns = owner_ns[owner + 1]
-        position = positions.of(row_keys(index.sides[end], ns))
+        position = positions.of(row_keys(index.socket_keys[end], ns))
         rows = np.flatnonzero(position >= 0)
         found = entries[position[rows]]
         pids[rows, end] = found["pid"]
@@ -425,7 +425,7 @@ class FlowView:
         index = before.index if before is not None else None
         if index is None or index.generation != table.generation:
             index = FlowIndex(topology, table)
-        elif not index.try_switch(topology):
+        elif not index.switch_topology(topology):
             index = FlowIndex(topology, table, index)
         return cls(table, index)
 

@@ -49,33 +49,33 @@ def _rank(container: Container) -> tuple[int, bool, bool, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class AddressBook:
+class AddressOwners:
     """Owners of addresses.
 
-    `seen` maps (namespace, address) to the container that is reached over a link of that namespace; `own`
-    likewise for a namespace's own addresses; `parents` maps a namespace to those that its links are connected
-    to; `of` maps a container's uid to its addresses."""
+    `reachable` maps (namespace, address) to the container that is reached over a link of that namespace;
+    `own` likewise for a namespace's own addresses; `parents` maps a namespace to those that its links are
+    connected to; `by_container` maps a container's uid to its addresses."""
 
-    seen: Mapping[tuple[int, str], Container]
+    reachable: Mapping[tuple[int, str], Container]
     own: Mapping[tuple[int, str], Container]
     parents: Mapping[int, tuple[int, ...]]
-    of: Mapping[str, tuple[str, ...]]
+    by_container: Mapping[str, tuple[str, ...]]
 
     def owner(self, ns: int, address: str) -> Container | None:
         """Return the owner of an address, as seen from namespace `ns`."""
-        found = self.own.get((ns, address)) or self.seen.get((ns, address))
+        found = self.own.get((ns, address)) or self.reachable.get((ns, address))
         if found is not None:
             return found
-        siblings = (self.seen.get((parent, address)) for parent in self.parents.get(ns, ()))
+        siblings = (self.reachable.get((parent, address)) for parent in self.parents.get(ns, ()))
         return next((container for container in siblings if container is not None), None)
 
 
-def address_book(topology: Topology) -> AddressBook:
+def find_address_owners(topology: Topology) -> AddressOwners:
     """Find the owners of all addresses, first by links, then by engines."""
-    seen: dict[tuple[int, str], Container] = {}
+    reachable: dict[tuple[int, str], Container] = {}
     own: dict[tuple[int, str], Container] = {}
     parents: dict[int, tuple[int, ...]] = {}
-    of: dict[str, dict[str, None]] = {}
+    by_container: dict[str, dict[str, None]] = {}
     for ns, net in topology.snapshot.nets.items():
         container = topology.container_of(ns)
         parents[ns] = tuple(dict.fromkeys(_all_parents(topology, net)))
@@ -84,14 +84,14 @@ def address_book(topology: Topology) -> AddressBook:
         for link, address in _addresses(net):
             own.setdefault((ns, address), container)
             for member in topology.containers_in(ns):
-                of.setdefault(member.uid, {})[address] = None
+                by_container.setdefault(member.uid, {})[address] = None
             for parent in _parents_of(topology, net, link):
-                seen.setdefault((parent, address), container)
+                reachable.setdefault((parent, address), container)
     for container in topology.containers.values():
         for address in _engine_addresses(container):
-            seen.setdefault((topology.host, address), container)
-            of.setdefault(container.uid, {})[address] = None
-    return AddressBook(seen, own, parents, {uid: tuple(found) for uid, found in of.items()})
+            reachable.setdefault((topology.host, address), container)
+            by_container.setdefault(container.uid, {})[address] = None
+    return AddressOwners(reachable, own, parents, {uid: tuple(found) for uid, found in by_container.items()})
 
 
 def _addresses(net: NetState) -> Iterator[tuple[Link, str]]:
@@ -259,8 +259,8 @@ class Topology:
         return None if ns == self.host else primary(self.containers_in(ns))
 
     @cached_property
-    def _addresses(self) -> AddressBook:
-        return address_book(self)
+    def _addresses(self) -> AddressOwners:
+        return find_address_owners(self)
 
     def container_at(self, ns: int, address: str) -> Container | None:
         """Return the owner of an address, as seen from namespace `ns`.
@@ -270,7 +270,7 @@ class Topology:
 
     def addresses_of(self, container: Container) -> tuple[str, ...]:
         """Return a container's addresses without prefix length, none of the host's."""
-        return self._addresses.of.get(container.uid, ())
+        return self._addresses.by_container.get(container.uid, ())
 
     @cached_property
     def _names(self) -> Counter[str]:

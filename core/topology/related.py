@@ -18,8 +18,8 @@ from core.model import (
     NatEntry,
     Network,
     Ref,
+    connections_ref,
     container_ref,
-    flows_ref,
     link_ref,
     namespace_ref,
     nat_ref,
@@ -55,7 +55,9 @@ def follow(topology: Topology, history: tuple[Ref, ...]) -> Ref | None:
     new = [ref for _, ref in related(topology, history[-1]) if ref not in history]
     container = next((ref for ref in reversed(history[:-1]) if ref.kind == "container"), None)
     preferred = {ref for _, ref in related(topology, container)} if container else set(new)
-    return next((ref for ref in new if ref in preferred or ref.kind == "flows"), new[0] if new else None)
+    return next(
+        (ref for ref in new if ref in preferred or ref.kind == "connections"), new[0] if new else None
+    )
 
 
 def _of_link(topology: Topology, ref: Ref) -> Iterator[Relation]:
@@ -125,7 +127,7 @@ def _of_nat(topology: Topology, ref: Ref) -> Iterator[Relation]:
     yield _namespace(topology, entry.ns)
 
 
-def _of_flow(topology: Topology, ref: Ref) -> Iterator[Relation]:
+def _of_conntrack(topology: Topology, ref: Ref) -> Iterator[Relation]:
     ns, table = int(ref.key[0]), entry_table(topology, ref)
     if table is None:
         return
@@ -166,7 +168,7 @@ _FINDERS: dict[str, Callable[[Topology, Ref], Iterable[Relation]]] = {
     "container": _of_container,
     "network": _of_network,
     "nat": _of_nat,
-    "flow": _of_flow,
+    "conntrack": _of_conntrack,
     "namespace": _of_namespace,
     "route": _of_link_entry,
     "rule": _of_link_entry,
@@ -197,7 +199,7 @@ def _is_about(topology: Topology, entry: NatEntry, container: Container) -> bool
 def _connections(found: Column, what: str, name: str) -> Iterator[Relation]:
     count = int(found.sum())
     if count:
-        yield f"{count} connection{'s' * (count != 1)}", flows_ref(what, name)
+        yield f"{count} connection{'s' * (count != 1)}", connections_ref(what, name)
 
 
 def _entries(entries: Iterable[NatEntry]) -> Iterator[Relation]:

@@ -58,13 +58,13 @@ class NatRates:
         spent = time.thread_time()
         if table.generation != self._generation:
             self._generation, self._rows = table.generation, {}
-        found = dict(self._figures(table, firewalls))
+        found = dict(self._rule_speeds(table, firewalls))
         if found and now - self._last < _FORGOTTEN_AFTER:
             self._history.feed([*found], np.array([*found.values()]), self._last, now)
         self._last = now
         self._due = now + (time.thread_time() - spent) / _SHARE
 
-    def _figures(
+    def _rule_speeds(
         self, table: FlowTable, firewalls: Iterable[Firewall]
     ) -> Iterator[tuple[tuple[int, str], tuple[float, float]]]:
         """Packets and bits a second of each rule's connections."""
@@ -125,7 +125,7 @@ class BroadcastRates:
     def __init__(self, store: SnapshotStore, histories: Histories, poll_soon: Callable[[], None]) -> None:
         self._store, self._poll_soon = store, poll_soon
         self._history = histories.group
-        self._taps = Broadcasts()
+        self._broadcasts = Broadcasts()
         self._watch = StormWatch()
         self._polled: tuple[float, dict[int, int]] = (0.0, {})
         self._broadcast: _Counts = {}
@@ -137,10 +137,10 @@ class BroadcastRates:
         snapshot = self._store.snapshot
         net = snapshot.nets.get(snapshot.host.netns)
         links = net.links.values() if net else ()
-        self._taps.follow({link.ifindex: link.name for link in links if link.kind == "bridge"})
-        if self._taps.problems != snapshot.part_problems.get(Part.STORMS, ()):
-            self._store.put(Part.STORMS, problems=self._taps.problems)
-        at, counts = time.monotonic(), self._taps.read()
+        self._broadcasts.follow({link.ifindex: link.name for link in links if link.kind == "bridge"})
+        if self._broadcasts.problems != snapshot.part_problems.get(Part.STORMS, ()):
+            self._store.put(Part.STORMS, problems=self._broadcasts.problems)
+        at, counts = time.monotonic(), self._broadcasts.read()
         before_at, before = self._polled
         self._polled = at, counts
         many = LIMITS["broadcast"].if_mostly * (at - before_at)
@@ -164,9 +164,9 @@ class BroadcastRates:
 
     def _rates_of_broadcast(self, host: int) -> dict[LinkKey, float]:
         at = time.monotonic()
-        counts = {LinkKey(host, ifindex): (at, count) for ifindex, count in self._taps.read().items()}
+        counts = {LinkKey(host, ifindex): (at, count) for ifindex, count in self._broadcasts.read().items()}
         before, self._broadcast = self._broadcast, counts
-        return _risen(before, counts)
+        return _rates_between(before, counts)
 
     def _rates_of_multicast(self, rates: Rates) -> dict[LinkKey, float]:
         """Multicast frames a second of bridges.
@@ -183,14 +183,14 @@ class BroadcastRates:
             if link.kind == "bridge" and (place := rates.places.get(link.key)) is not None
         }
         before, self._multicast = self._multicast, counts
-        return _risen(before, counts)
+        return _rates_between(before, counts)
 
     def close(self) -> None:
         """Count no more."""
-        self._taps.close()
+        self._broadcasts.close()
 
 
-def _risen(before: _Counts, now: _Counts) -> dict[LinkKey, float]:
+def _rates_between(before: _Counts, now: _Counts) -> dict[LinkKey, float]:
     """Return counts per second of the keys that existed before and didn't restart."""
     found = {}
     for key, (at, count) in now.items():
@@ -218,8 +218,8 @@ class FlowSampler:
         self._names = PeerNames()
         self._meter = FlowMeter()
         self._next_whole = 0.0
-        self._looked = -np.inf
-        self._most = 256  # entries to read again at once
+        self._last_read = -np.inf
+        self._max_rows = 256  # entries to read again at once
 
     def read(
         self, namespaces: Mapping[int, Namespace], whole: bool = False
@@ -229,33 +229,33 @@ class FlowSampler:
         `whole` forces that.
         """
         began = time.monotonic()
-        if began - self._looked > _FORGOTTEN_AFTER:
-            self._meter.rest()
+        if began - self._last_read > _FORGOTTEN_AFTER:
+            self._meter.discard_times()
             whole = True
-        self._looked = began
+        self._last_read = began
         if not whole and began < self._next_whole:
-            return self._completed(self._some(namespaces)), None
+            return self._add_names_and_sockets(self._read_some(namespaces)), None
         spent = time.thread_time()
         readings = read_timed(namespaces)
         self.fast = self._read_fast()
         table = self._meter.feed(readings, self.fast, time.monotonic(), time.time())
         spent = time.thread_time() - spent
         self._next_whole = began + max(EVERY * 0.9, spent / _SHARE_OF_ALL)
-        return self._completed(table), {one.table.ns: one.table for one in readings}
+        return self._add_names_and_sockets(table), {one.table.ns: one.table for one in readings}
 
-    def _completed(self, table: FlowTable) -> FlowTable:
+    def _add_names_and_sockets(self, table: FlowTable) -> FlowTable:
         """Add sockets and DNS names; the addresses of the fastest flows are resolved."""
         if self._names.reverse:
-            self._names.ask(self._meter.ends(_NAMED))
-        return replace(table, sockets=self.sockets, names=self._names.known())
+            self._names.query(self._meter.busiest_addresses(_NAMED))
+        return replace(table, sockets=self.sockets, names=self._names.all_names())
 
     def _read_fast(self) -> FastFlows | None:
         return self._fast() if self._fast is not None else None
 
-    def _some(self, namespaces: Mapping[int, Namespace]) -> FlowTable:
+    def _read_some(self, namespaces: Mapping[int, Namespace]) -> FlowTable:
         """Read those again that move: the fastest, as many as the share allows."""
         spent = time.thread_time()
-        rows = self._meter.active(time.monotonic(), self._most)
+        rows = self._meter.active_rows(time.monotonic(), self._max_rows)
         parts, wanted, start = {}, [], 0
         for table in self._meter.table.tables:
             mine = rows[(rows >= start) & (rows < start + len(table.entries))]
@@ -268,17 +268,17 @@ class FlowSampler:
                     pass
             start += len(table.entries)
         asked = np.concatenate(wanted) if wanted else np.zeros(0, np.intp)
-        flows = self._meter.touch(parts, asked, self._read_fast(), time.monotonic(), time.time())
-        self._adapt(time.thread_time() - spent, len(asked))
+        flows = self._meter.feed_some(parts, asked, self._read_fast(), time.monotonic(), time.time())
+        self._adapt_max_rows(time.thread_time() - spent, len(asked))
         return flows
 
-    def _adapt(self, spent: float, count: int) -> None:
+    def _adapt_max_rows(self, spent: float, count: int) -> None:
         """Ask for so many the next time that the share is kept."""
         allowed = EVERY * _SHARE_OF_SOME
         if spent > allowed:
-            self._most = max(64, int(self._most * allowed / spent))
-        elif count == self._most:
-            self._most = min(65536, self._most * 2)
+            self._max_rows = max(64, int(self._max_rows * allowed / spent))
+        elif count == self._max_rows:
+            self._max_rows = min(65536, self._max_rows * 2)
 
 
 def read_timed(namespaces: Mapping[int, Namespace]) -> list[Reading]:

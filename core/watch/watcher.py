@@ -32,12 +32,12 @@ _DEEP_EVERY = 30.0  # seconds between scans of every process's descriptors and m
 _ENGINES_EVERY = 30.0
 _OVS_EVERY = 5.0
 _RULES_EVERY = 10.0  # iptables-legacy sends no event, counters neither
-_RULES_IN_SIGHT_EVERY = 2.0
+_RULES_SHOWN_EVERY = 2.0
 _CONNTRACK_EVERY = 1.0
 _CONNTRACK_COUNTED_EVERY = 10.0  # where only the number of connections shows
 _STATS_EVERY = 1.0
 _SOCKETS_EVERY = 2.0
-_STATS_OUT_OF_SIGHT_EVERY = 10.0  # the step of the last hour's history
+_STATS_HIDDEN_EVERY = 10.0  # the step of the last hour's history
 _STORMS_EVERY = 1.0  # broadcast counters of bridges: a storm is reported whatever is in sight
 _NEED_FLOWS = frozenset({Demand.FLOWS, Demand.NAT_RATES})
 
@@ -124,8 +124,8 @@ class Watcher:
         self._conntrack.set_every(_CONNTRACK_EVERY if Demand.CONNTRACK in wanted else counted)
         self._flows.set_every(_FLOWS_EVERY if wanted & _NEED_FLOWS else None)
         self._sockets.set_every(_SOCKETS_EVERY if Demand.FLOWS in wanted else None)
-        self._rules.set_every(_RULES_IN_SIGHT_EVERY if Demand.RULE_COUNTERS in wanted else _RULES_EVERY)
-        self._stats.set_every(_STATS_EVERY if Demand.RATES in wanted else _STATS_OUT_OF_SIGHT_EVERY)
+        self._rules.set_every(_RULES_SHOWN_EVERY if Demand.RULE_COUNTERS in wanted else _RULES_EVERY)
+        self._stats.set_every(_STATS_EVERY if Demand.RATES in wanted else _STATS_HIDDEN_EVERY)
 
     @property
     def overruns(self) -> int:
@@ -169,9 +169,9 @@ class Watcher:
         ]
         read = links.read_nets(wanted, known.values()) if wanted else {}
         kept = {inode: net for inode, net in nets.items() if inode in known}
-        self.store.put(Part.LINKS, nets=_unchanged_kept(kept, read))
+        self.store.put(Part.LINKS, nets=_keep_equal_parts(kept, read))
         if first:
-            self._start_the_rest()
+            self._start_other_pollers()
 
     def _poll_namespaces(self, deep: bool) -> Mapping[int, Namespace]:
         """Read namespaces; results of a deep scan stay until the next, while accessible."""
@@ -188,7 +188,7 @@ class Watcher:
             self._mark_rules(found.keys() - old.keys())
         return found
 
-    def _start_the_rest(self) -> None:
+    def _start_other_pollers(self) -> None:
         for poller in self._pollers[1:]:
             poller.mark()
             poller.start()
@@ -210,7 +210,7 @@ class Watcher:
         wanted = {i: ns for i, ns in snapshot.namespaces.items() if dirty is None or i in dirty}
         read = firewall.read_firewalls(wanted)
         self._rule_meter.feed(read.values(), time.monotonic())
-        self.store.put(Part.FIREWALL, firewalls=_unchanged_kept(kept, read))
+        self.store.put(Part.FIREWALL, firewalls=_keep_equal_parts(kept, read))
 
     def _poll_engines(self) -> None:
         self.store.put(Part.CONTAINERS, engines=read_engines(self.store.snapshot.namespaces))
@@ -301,7 +301,7 @@ class Watcher:
         self._rules.mark()
 
 
-def _unchanged_kept[Part](old: Mapping[int, Part], read: Mapping[int, Part]) -> dict[int, Part]:
+def _keep_equal_parts[Part](old: Mapping[int, Part], read: Mapping[int, Part]) -> dict[int, Part]:
     """Old parts with the new ones that differ; equal parts stay the same object."""
     merged = dict(old)
     for inode, part in read.items():

@@ -23,7 +23,7 @@ from core.collect.snapshot import read_snapshot
 from core.plan import Plan, plan_all
 from core.plan.desired_state import difference, parse
 from core.plan.requests import Attach, CreateNetwork, Request
-from core.state import planning
+from core.state import planning_lock
 from core.topology import Topology
 from tests.bench.report import Figure, paired, percentile
 from tests.bench.size import sized
@@ -93,7 +93,7 @@ def by_vnet(container: str) -> float:
 
 def change(requests: Callable[[Topology], tuple[Request, ...]]) -> int:
     """Read, plan and apply, as the command line does; return the number of steps."""
-    with planning():
+    with planning_lock():
         topology = Topology(read_snapshot(LIGHT, deep=False))
         plan = plan_all(requests(topology), topology)
         assert isinstance(plan, Plan), plan

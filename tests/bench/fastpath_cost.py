@@ -20,7 +20,7 @@ from tests.bench.fastpath_flood import Batch
 from tests.bench.fastpath_lab import CPU, named, one_cpu
 from tests.bench.report import Figure
 from tests.bench.size import sized
-from tests.datapath.rig import Rig, flow_key, plain, tag_of
+from tests.datapath.rig import Rig, flow_key, plain, tag_of, write_all
 from tests.support.host import ThrowawayHost
 
 _MOVE, _EXIT = 0xB7, 0x95
@@ -187,7 +187,7 @@ def _fill(rig: Rig, flows: int) -> np.ndarray:
     keys["sport"], keys["dport"] = 1024 + numbers % 50_000, 1024 + numbers // 50_000
     values = np.repeat(np.frombuffer(raw, layout.FLOW), flows)
     values["tag"] = tag_of(keys)
-    syscall.write_all(rig.loaded.maps["flows4"], keys, values)
+    write_all(rig.loaded.maps["flows4"], keys, values)
     return keys
 
 

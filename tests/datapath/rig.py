@@ -19,6 +19,8 @@ from bpf.layout import VERDICTS
 from bpf.maps import possible_cpus
 from tests.support.host import ThrowawayHost
 
+_MAP_UPDATE_BATCH = 26
+
 REDIRECT, TO_KERNEL = 7, 0xFFFFFFFF
 GATEWAY, CLIENT, SERVER, ROUTER = (
     "02:00:00:00:00:01",
@@ -209,6 +211,13 @@ class Rig:
             assert raw is not None
             total += np.frombuffer(raw, np.uint64).reshape(-1, layout.COUNTERS).sum(0).astype(np.int64)
         return total
+
+
+def write_all(map_fd: int, keys: np.ndarray, values: np.ndarray) -> None:
+    """Set many keys in one system call; both arrays are contiguous and equally long."""
+    arrays = keys.ctypes.data, values.ctypes.data
+    attributes = struct.pack("<QQQQIIQQ", 0, 0, *arrays, len(keys), map_fd, 0, 0)
+    syscall.bpf(_MAP_UPDATE_BATCH, attributes)
 
 
 def mac_bytes(text: str) -> np.ndarray:

@@ -11,7 +11,17 @@ import pytest
 from scapy.packet import Packet
 
 from bpf import layout, syscall
-from tests.datapath.rig import ROUTER, SERVER, TO_KERNEL, Rig, changed, flow_key, plain, tag_of
+from tests.datapath.rig import (
+    ROUTER,
+    SERVER,
+    TO_KERNEL,
+    Rig,
+    changed,
+    flow_key,
+    plain,
+    tag_of,
+    write_all,
+)
 
 pytestmark = pytest.mark.root
 
@@ -62,7 +72,7 @@ def overflowing(rig: Rig, packet: Packet, others: Packet) -> Iterator[None]:
 
     def write() -> None:
         while not done.is_set():
-            syscall.write_all(there, many, flows)
+            write_all(there, many, flows)
 
     writer = threading.Thread(target=write)
     writer.start()

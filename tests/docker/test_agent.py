@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from core.agent import Agent, Attachments
+from core.agent import Agent, AttachmentRestorer
 from core.apply import journal, run
 from core.operations import (
     AddAddress,
@@ -184,7 +184,7 @@ def test_an_undone_attachment_is_not_restored(
     entry = journal.find(outcome.entry_id)
     assert entry is not None
     assert run.undo(entry).errors == ()
-    assert attachments.kept() == ()
+    assert attachments.read_attachments() == ()
     assert "v-app" not in engine.host.run("ip link")
     said.clear()
     engine.run("restart", "-t", "0", "app")
@@ -225,7 +225,7 @@ def app(engine: DockerHost) -> Iterator[str]:
     # The kernel deletes the namespace's links a little later.
     wait_until(lambda: f"v-{name}" not in engine.host.run("ip link"), "the end of the veth pair")
     run_vnet("cleanup", "--yes")
-    assert attachments.kept() == ()
+    assert attachments.read_attachments() == ()
 
 
 @pytest.fixture
@@ -245,26 +245,26 @@ def test_a_users_attachment_is_restored(
     # Undoing it by its id also undoes the agent's changes.
     first = next(entry for entry in journal.history() if entry.title == f"attach {app} to shop")
     run_vnet("undo", first.entry_id)
-    assert attachments.kept() == () and address not in link_of(engine, app, "shop0")
+    assert attachments.read_attachments() == () and address not in link_of(engine, app, "shop0")
 
 
 def test_a_detached_or_moved_container_stays_so(engine: DockerHost, app: str, address: str) -> None:
     run_vnet("attach", app, "shop", "--address", address)
     run_vnet("network", "create", "lab")
     run_vnet("move", app, "shop", "lab")
-    (want,) = attachments.kept()
+    (want,) = attachments.read_attachments()
     assert want.network == "lab"
     run_vnet("undo")
-    (want,) = attachments.kept()
+    (want,) = attachments.read_attachments()
     assert want.network == "shop"
     run_vnet("detach", app, "shop")
-    assert attachments.kept() == ()
+    assert attachments.read_attachments() == ()
     run_vnet("undo")
-    assert [one.network for one in attachments.kept()] == ["shop"]
+    assert [one.network for one in attachments.read_attachments()] == ["shop"]
     run_vnet("network", "rm", "shop")
-    assert attachments.kept() == ()
+    assert attachments.read_attachments() == ()
     run_vnet("undo")
-    assert [one.network for one in attachments.kept()] == ["shop"]
+    assert [one.network for one in attachments.read_attachments()] == ["shop"]
 
 
 def test_a_stopped_containers_address_stays_reserved(engine: DockerHost, app: str, address: str) -> None:
@@ -277,7 +277,7 @@ def test_a_stopped_containers_address_stays_reserved(engine: DockerHost, app: st
     assert address in link_of(engine, app, "eth1")
     engine.run("stop", "-t", "0", app)
     run_vnet("detach", app, "shop")
-    assert attachments.kept() == ()
+    assert attachments.read_attachments() == ()
     run_vnet("attach", "other", "shop", "--address", address)
 
 
@@ -285,11 +285,11 @@ def test_an_attachment_waits_for_its_network(
     engine: DockerHost, app: str, address: str, said: list[str]
 ) -> None:
     run_vnet("attach", app, "shop", "--address", address)
-    (want,) = attachments.kept()
+    (want,) = attachments.read_attachments()
     run_vnet("network", "rm", "shop")
-    attachments.keep(want)  # as after a reboot: the file outlives the network
+    attachments.save_attachment(want)  # as after a reboot: the file outlives the network
     restart(engine, app)
-    restarted = Attachments(said.append)
+    restarted = AttachmentRestorer(said.append)
     assert restarted.restore() and said == []
     run_vnet("network", "create", "shop", "--subnet", str(ipaddress.ip_interface(f"{address}/24").network))
     wait_until(lambda: restarted.restore() and address in link_of(engine, app, "eth1"), "the attachment")
@@ -323,4 +323,4 @@ def test_attachments_of_a_removed_container_are_forgotten(
     engine.run("restart", "-t", "0", "app")
     wait_until(lambda: "10.77.0.2/24" in addresses(engine, "app"), "app's attachment")
     engine.run("rm", "-f", "app")
-    wait_until(lambda: not attachments.kept(), "the attachment to be forgotten")
+    wait_until(lambda: not attachments.read_attachments(), "the attachment to be forgotten")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core.agent import Attachments
+from core.agent import AttachmentRestorer
 from core.netlink.netns import entered
 from core.operations import attachments
 from tests.docker.podman_engine import PodmanHost
@@ -33,7 +33,7 @@ def test_a_restarted_podman_container_is_attached_again(
         return [one["local"] for link in json.loads(output or "[]") for one in link["addr_info"]]
 
     said: list[str] = []
-    restarted = Attachments(said.append)
+    restarted = AttachmentRestorer(said.append)
     with entered(f"/run/netns/{podman_host.host.name}"):
         try:
             assert main(["network", "create", "shop", "--subnet", f"{subnet}.0/24"]) == 0
@@ -44,4 +44,4 @@ def test_a_restarted_podman_container_is_attached_again(
             assert said == [f"{name} has started: attached to shop again"]
         finally:
             assert main(["cleanup", "--yes"]) == 0
-    assert attachments.kept() == ()
+    assert attachments.read_attachments() == ()

@@ -147,11 +147,11 @@ def killed_at(step: int, after: float) -> None:
 def test_killed_after_any_step(at: int, engine: DockerHost) -> None:
     before = full_state(engine)
     killed_at(at, 0.0)
-    (entry,) = journal.open_intents()
+    (entry,) = journal.open_entries()
     assert entry.begun == at + 1
     assert run.undo(entry).errors == ()
     assert full_state(engine) == before
-    assert journal.open_intents() == ()
+    assert journal.open_entries() == ()
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
@@ -213,9 +213,9 @@ def test_docker_stops_half_way(engine: DockerHost) -> None:
     finally:
         engine.start()
     engine.run("start", "app")
-    (entry,) = journal.open_intents()
+    (entry,) = journal.open_entries()
     assert run.undo(entry).errors == ()
-    assert journal.open_intents() == ()
+    assert journal.open_entries() == ()
     assert full_state(engine) == before
 
 

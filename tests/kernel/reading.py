@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from core.collect.links import read_net, read_nets
+from collections.abc import Iterable
+
+from core.collect.links import read_nets
 from core.collect.namespaces import read_namespaces
-from core.model import Link, NetState
+from core.model import Link, Namespace, NetState
 from tests.support.host import ThrowawayHost
+
+
+def read_net(namespace: Namespace, known: Iterable[Namespace] = ()) -> NetState:
+    """Read one namespace, which exists; peers are looked up among `known`."""
+    return read_nets((namespace,), known)[namespace.inode]
 
 
 def net_of(host: ThrowawayHost, short: str = "host") -> NetState:

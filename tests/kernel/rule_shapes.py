@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.model import Choice, Translation
+from core.model import Translation, VerdictCase
 
 # Sets, maps and chains used by the rules below.
 BEFORE = """
@@ -59,11 +59,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     'iifname vmap { "br0" : jump one, "br1" : goto two, "br2" : drop }': {
         "verdict": "vmap", "target": "one,two", "chosen_by": "iif", **_VAGUE,
-        "choices": (Choice("br0", "jump", "one"), Choice("br1", "goto", "two"), Choice("br2", "drop")),
+        "choices": (VerdictCase("br0", "jump", "one"), VerdictCase("br1", "goto", "two"),
+                    VerdictCase("br2", "drop")),
     },
     "iifname vmap @jumps": {
         "verdict": "vmap", "target": "one", "chosen_by": "iif", **_VAGUE,
-        "choices": (Choice("b7", "jump", "one"),),
+        "choices": (VerdictCase("b7", "jump", "one"),),
     },
     "jump one": {"verdict": "jump", "target": "one"},
     "goto two": {"verdict": "goto", "target": "two"},
@@ -81,7 +82,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "ct state established,related accept": {"ct_state": "established,related", "verdict": "accept"},
     "ct state vmap { invalid : drop, established : accept }": {
         "verdict": "vmap", "chosen_by": "ct_state", **_VAGUE,
-        "choices": (Choice("invalid", "drop"), Choice("established", "accept")),
+        "choices": (VerdictCase("invalid", "drop"), VerdictCase("established", "accept")),
     },
     "ct status dnat accept": {"verdict": "accept", **_VAGUE},
     "meta mark & 0x000000ff == 0x00000001 accept": {"verdict": "accept", **_VAGUE},

@@ -113,11 +113,11 @@ def test_killed_after_any_step(at: int, names: tuple[str, str, str]) -> None:
         run.apply("killed", steps_of(*names[1:]), progress=kill_here)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    (entry,) = journal.open_intents()
+    (entry,) = journal.open_entries()
     assert entry.begun == at + 1
     assert run.undo(entry).errors == ()
     assert host_state(names) == before
-    assert journal.open_intents() == ()
+    assert journal.open_entries() == ()
 
 
 def kill_before(at: int, body: Callable[[Callable[[Operation], None]], object]) -> None:
@@ -145,13 +145,13 @@ def test_an_undo_killed_at_any_step_is_continued(at: int, names: tuple[str, str,
     assert run.apply("undone", steps_of(*names[1:])).done
     entry = next(journal.history())
     kill_before(at, lambda progress: run.undo(entry, progress=progress))
-    (found,) = journal.open_intents()
+    (found,) = journal.open_entries()
     assert (found.end, found.undoing, len(found.undone)) == ("", COUNT, max(0, at - 1))
     rest: list[Operation] = []
     assert run.undo(found, progress=rest.append).errors == ()
     assert len(rest) == COUNT - max(0, at - 1)
     assert host_state(names) == before
-    assert journal.open_intents() == ()
+    assert journal.open_entries() == ()
 
 
 @pytest.mark.parametrize("at", range(0, COUNT, 4))
@@ -171,7 +171,7 @@ def test_killed_while_a_failed_change_is_undone(
     with monkeypatch.context() as patched:
         patched.setattr(run, "execute", refusing)
         kill_before(COUNT, lambda progress: run.apply("refused", steps))
-    (found,) = journal.open_intents()
+    (found,) = journal.open_entries()
     assert (found.undoing, found.in_flight) == (COUNT - 1, {at})
     assert run.undo(found).errors == ()
     assert host_state(names) == before
@@ -186,14 +186,14 @@ def test_recover_finishes_partly_executed_steps_of_an_undo(
     before = host_state(names)
     assert run.apply("deleted", undo_of(made)).done
     entry = next(journal.history())
-    writer = journal.reopened(entry)
+    writer = journal.reopen(entry)
     for number in range(2):  # each of them truncated
         writer.undoing(2)
         writer.undo(number)
     writer.close()
     inside_host.run("ip link add br-t type bridge")
     Path("/run/netns", names[1]).touch()
-    (found,) = journal.open_intents()
+    (found,) = journal.open_entries()
     assert run.undo(found).errors == ()
     assert _without_macs(host_state(names)) == _without_macs(before)
 
@@ -210,8 +210,8 @@ def test_a_change_of_another_process_is_in_progress_and_not_open(inside_host: Th
     child = os.fork()
     if child == 0:
         try:
-            with state.writing():
-                journal.Record("slow", (CreateBridge("br-t"),)).begin(0)
+            with state.writers_lock():
+                journal.NewEntryWriter("slow", (CreateBridge("br-t"),)).begin(0)
                 os.write(report, b"x")
                 signal.pause()
         finally:
@@ -268,7 +268,7 @@ def test_one_writer_at_a_time(
     names: tuple[str, str, str], inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(state, "_GRACE", 0.2)
-    with state.writing(), pytest.raises(state.Busy, match=f"under way .PID {os.getpid()}"):
+    with state.writers_lock(), pytest.raises(state.Busy, match=f"under way .PID {os.getpid()}"):
         run.apply("second", steps_of(*names[1:]))
     assert "br-t" not in inside_host.run("ip link")
 
@@ -309,22 +309,22 @@ def test_a_reboot_removes_what_the_kernel_held(
     monkeypatch.setattr(entries, "boot_id", lambda: "another run of the kernel")
     entry = next(journal.history())
     assert (entry.end, entry.steps, entry.errors) == ("undone", (), ("the machine was restarted since",))
-    assert journal.open_intents() == ()
+    assert journal.open_entries() == ()
     assert run.undo(done).end == "undone"  # it changes nothing: the current state isn't what it made
     assert host_state(names) != before
     monkeypatch.undo()
 
 
 def test_changes_in_the_same_millisecond_keep_their_order() -> None:
-    ids = [journal.Record(f"change {number}", ()).entry_id for number in range(200)]
+    ids = [journal.NewEntryWriter(f"change {number}", ()).entry_id for number in range(200)]
     assert ids == sorted(ids)
 
 
 def test_the_journal_keeps_open_entries_and_removes_the_oldest_others(
     inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "_KEPT", 3)
-    cut_off = journal.Record("cut off", (SetSysctl("net.ipv4.ip_forward", "1", "0"),))
+    monkeypatch.setattr(journal, "_MAX_ENTRIES", 3)
+    cut_off = journal.NewEntryWriter("cut off", (SetSysctl("net.ipv4.ip_forward", "1", "0"),))
     cut_off.begin(0)
     cut_off.close()
     for number in range(6):

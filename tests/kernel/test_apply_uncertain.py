@@ -26,7 +26,7 @@ from core.operations import (
     SetLink,
     attachments,
 )
-from core.operations.record import from_record, to_record
+from core.operations.values import from_record, to_record
 from tests.support.host import ThrowawayHost
 from tests.support.state import state
 
@@ -52,14 +52,14 @@ def test_the_disk_is_full_half_way_through_a_change(
     at: int, inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = state(inside_host.names)
-    real = journal.Record.begin
+    real = journal.NewEntryWriter.begin
 
-    def full(record: journal.Record, step: int) -> None:
+    def full(record: journal.NewEntryWriter, step: int) -> None:
         if step == at:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(record, step)
 
-    monkeypatch.setattr(journal.Record, "begin", full)
+    monkeypatch.setattr(journal.NewEntryWriter, "begin", full)
     outcome = run.apply("full", bridge())
     assert outcome.end == "undone"
     assert "No space left" in outcome.errors[0]
@@ -93,10 +93,10 @@ def test_a_failed_undo_is_offered_again(inside_host: ThrowawayHost, monkeypatch:
         outcome = run.undo(next(journal.history()))
     assert outcome.end == "failed"
     assert len(outcome.errors) == 3, "each of them is reported"
-    (entry,) = journal.open_intents()
+    (entry,) = journal.open_entries()
     assert run.undo(entry).end == "undone"
     assert state(inside_host.names) == before
-    assert journal.open_intents() == ()
+    assert journal.open_entries() == ()
 
 
 def _refuse(operation: Operation, kernel: object) -> None:
@@ -119,7 +119,7 @@ def test_a_refused_step_is_not_undone_later(
     with monkeypatch.context() as patched:
         patched.setattr(run, "execute", execute)
         assert run.apply("in the way", steps).end == "failed"
-    (entry,) = journal.open_intents()
+    (entry,) = journal.open_entries()
     assert run.undo(entry).end == "undone"
     assert Path(f"/run/netns/{theirs}").exists()
     assert "br-t" not in inside_host.run("ip link")
@@ -179,15 +179,15 @@ def test_persistent_attachments_round_trip() -> None:
     steps = (CreateVeth("v-app", "eth1", peer_place=place), AddAddress("eth1", "10.0.0.2/24", place))
     want = PersistAttachment("docker:abc", "shop", steps)
     assert from_record(to_record(want)) == want
-    attachments.keep(want)
-    attachments.keep(PersistAttachment("docker:abc", "shop", steps[:1]))
-    attachments.keep(want)
-    assert attachments.kept() == (want,)
+    attachments.save_attachment(want)
+    attachments.save_attachment(PersistAttachment("docker:abc", "shop", steps[:1]))
+    attachments.save_attachment(want)
+    assert attachments.read_attachments() == (want,)
     now = NetnsTarget(pid=43, inode=4712)
     moved = want.steps_at(now)
     assert moved == (
         CreateVeth("v-app", "eth1", peer_place=now),
         AddAddress("eth1", "10.0.0.2/24", now),
     )
-    attachments.forget(want)
-    assert attachments.kept() == ()
+    attachments.remove_attachment(want)
+    assert attachments.read_attachments() == ()

@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.collect.conntrack import count_conntrack, read_conntrack
+from core.collect.conntrack import read_conntrack, read_usage
 from core.flows import address_text, entry_of, flow_of, sentence
 from core.model import Namespace
-from core.model.conntrack import IPS_ASSURED, IPS_DST_NAT, IPS_SEEN_REPLY, IPS_SRC_NAT, TCP_STATES
+from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY, TCP_STATES
 from core.netlink.netns import NamespaceGone
 from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
+
+IPS_SRC_NAT, IPS_DST_NAT = 1 << 4, 1 << 5  # of linux/netfilter/nf_conntrack_common.h
 
 RULES = """
 table inet nat {
@@ -293,7 +295,7 @@ def test_many_entries(host: ThrowawayHost) -> None:
     )
     namespace = namespace_of(host)
     table = read_conntrack(namespace)
-    assert count_conntrack(namespace) == 20_000
+    assert read_usage(namespace)[0] == 20_000
     pattern = re.compile(r"src=(\S+) dst=(\S+) sport=(\d+) dport=(\d+)")
     lines = host.run("conntrack -L -o extended,id").splitlines()
     wanted = sorted((int(line.rpartition("id=")[2]), *sum(pattern.findall(line), ())) for line in lines)
@@ -309,14 +311,14 @@ def test_nothing_tracked(host: ThrowawayHost) -> None:
     table = read_conntrack(namespace_of(host))
     assert (len(table.entries), table.accounting, table.problems) == (0, False, ())
     assert table.limit == int(host.run("sysctl -n net.netfilter.nf_conntrack_max"))
-    assert count_conntrack(namespace_of(host)) == 0
+    assert read_usage(namespace_of(host))[0] == 0
 
 
 def test_vanished_namespace(host: ThrowawayHost) -> None:
     host.namespace("gone")
     namespace = namespace_of(host, "gone")
     subprocess.run(["ip", "netns", "del", host.full("gone")], check=True)
-    for read in (read_conntrack, count_conntrack):
+    for read in (read_conntrack, read_usage):
         with pytest.raises(NamespaceGone):
             read(namespace)
 
@@ -325,7 +327,7 @@ def test_no_socket_is_left_open(host: ThrowawayHost) -> None:
     """An open socket would keep the namespace alive."""
     before = len(os.listdir("/proc/self/fd"))
     read_conntrack(namespace_of(host))
-    count_conntrack(namespace_of(host))
+    read_usage(namespace_of(host))
     assert len(os.listdir("/proc/self/fd")) == before
 
 

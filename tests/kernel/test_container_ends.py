@@ -88,4 +88,4 @@ def test_a_container_ends_before_any_step(
     assert outcome.end == "undone", outcome
     assert any("gone" in one or str(pid) in one for one in outcome.errors), outcome.errors
     wait_until(lambda: state(inside_host.names) == before, "nothing to be left")
-    assert journal.open_intents() == ()
+    assert journal.open_entries() == ()

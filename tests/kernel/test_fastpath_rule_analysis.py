@@ -7,7 +7,7 @@ import pytest
 from bpf import preconditions
 from bpf.rule_analysis import PacketLinks
 from core.plan.rules import render
-from core.plan.tags import OurNetwork, OurPort, Ours
+from core.plan.tags import VnetNetwork, VnetPort, VnetState
 from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
@@ -385,14 +385,14 @@ def test_rules_after_an_accept_of_established_are_not_reached(inside_host: Throw
 
 
 def test_our_own_table_does_not_pause_it(inside_host: ThrowawayHost) -> None:
-    shop = OurNetwork("shop", "nat", "br-shop", ("10.9.0.0/24", "fd09::/64"), ("10.9.0.1", "fd09::1"))
-    vault = OurNetwork("vault", "internal", "br-vault", ("10.8.0.0/24",), ("10.8.0.1",))
-    lan = OurNetwork("lan", "routed", "br-lan", ("10.7.0.0/24",), ("10.7.0.1",))
-    web = OurPort("netns:web", "tcp", "", "8000-8002", "10.9.0.2", "80-82")
-    ours = Ours(
+    shop = VnetNetwork("shop", "nat", "br-shop", ("10.9.0.0/24", "fd09::/64"), ("10.9.0.1", "fd09::1"))
+    vault = VnetNetwork("vault", "internal", "br-vault", ("10.8.0.0/24",), ("10.8.0.1",))
+    lan = VnetNetwork("lan", "routed", "br-lan", ("10.7.0.0/24",), ("10.7.0.1",))
+    web = VnetPort("netns:web", "tcp", "", "8000-8002", "10.9.0.2", "80-82")
+    vnet = VnetState(
         {one.name: one for one in (shop, vault, lan)}, ports=(web,), joined=frozenset({("shop", "vault")})
     )
-    inside_host.run(["nft", render(ours)])
+    inside_host.run(["nft", render(vnet)])
     assert "masquerade" in inside_host.run("nft list ruleset")
     found = preconditions.read_preconditions()
     assert (found.reasons, found.marks_in_use, found.bridge_rules) == ((), False, False)

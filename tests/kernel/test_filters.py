@@ -17,18 +17,18 @@ from core.model import Chain, Firewall, FirewallRule, Namespace
 from core.nat.forward_policy import ForwardPath, PolicyEvaluator, Published
 from core.nat.packets import Kind
 from core.plan import rules
-from core.plan.tags import OurNetwork, OurPort, Ours
+from core.plan.tags import VnetNetwork, VnetPort, VnetState
 from tests.support.host import ThrowawayHost
 
 pytestmark = pytest.mark.root
 
 VNET_RULES = rules.render(
-    Ours(
-        networks={"shop": OurNetwork("shop", "nat", "br-shop", ("10.9.0.0/24", "fd00:9::/64"),
+    VnetState(
+        networks={"shop": VnetNetwork("shop", "nat", "br-shop", ("10.9.0.0/24", "fd00:9::/64"),
                                      ("10.9.0.1", "fd00:9::1"))},
-        ports=(OurPort("netns:web", "tcp", "", "8080", "10.9.0.2", "80"),
-               OurPort("netns:web", "udp", "192.0.2.1", "5000-5002", "10.9.0.2", "6000-6002"),
-               OurPort("netns:web", "sctp", "", "7", "fd00:9::2", "9")),
+        ports=(VnetPort("netns:web", "tcp", "", "8080", "10.9.0.2", "80"),
+               VnetPort("netns:web", "udp", "192.0.2.1", "5000-5002", "10.9.0.2", "6000-6002"),
+               VnetPort("netns:web", "sctp", "", "7", "fd00:9::2", "9")),
     )
 )  # fmt: skip
 OTHER_RULES = """

@@ -206,8 +206,8 @@ def translated(watched: Watched) -> list[float]:
         for rule in firewall.rules
         if rule.verdict == "masquerade"
     ]
-    past = rates.past("translated", rules, WINDOWS[0]) if rates else None
-    known = past.values[~np.isnan(past.values).any(axis=1)] if past else np.zeros((0, 2))
+    history = rates.history("translated", rules, WINDOWS[0]) if rates else None
+    known = history.values[~np.isnan(history.values).any(axis=1)] if history else np.zeros((0, 2))
     return [float(value) for value in known[-1]] if len(known) else [0.0, 0.0]
 
 

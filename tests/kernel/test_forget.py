@@ -125,7 +125,7 @@ def test_the_journal_marks_it_as_final(inside_host: ThrowawayHost) -> None:
     bridge = run.apply("bridge", (CreateBridge("br7"),))
     made = planned(delete_flow(inside_host.inode, target))
     assert any("no undo" in warning for warning in made.warnings)
-    assert made.hits
+    assert made.side_effects
     done = run.apply(made.title, made.steps)
     entry = journal.find(done.entry_id)
     assert entry is not None and entry.end == "done" and entry.is_final and entry.steps == made.steps
@@ -133,7 +133,7 @@ def test_the_journal_marks_it_as_final(inside_host: ThrowawayHost) -> None:
     assert earlier is not None and not earlier.is_final and run.undo(earlier).end == "undone"
     outcome = run.undo(entry)
     assert outcome.end == "failed" and "no undo" in outcome.errors[0]
-    assert journal.open_intents() == (), "what has no undo is not offered for one"
+    assert journal.open_entries() == (), "what has no undo is not offered for one"
 
 
 def test_a_later_connection_with_the_same_addresses_stays(inside_host: ThrowawayHost) -> None:

@@ -35,7 +35,7 @@ from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
 
-HOST, OUTSIDE, BESIDE = "192.0.2.2", "192.0.2.1", "192.0.2.9"
+HOST, OUTSIDE, SAME_NETWORK = "192.0.2.2", "192.0.2.1", "192.0.2.9"
 MAC, ELSEWHERE = "02:00:00:00:02:02", "02:00:00:00:02:09"
 
 
@@ -61,7 +61,7 @@ def wired(inside_host: ThrowawayHost) -> ThrowawayHost:
         f"ip route add default via {OUTSIDE}",
         "ip route add default via 2001:db8::1",
         f"ip route add 198.51.100.0/24 via {OUTSIDE} src {HOST} metric 50",
-        f"ip neigh add {BESIDE} lladdr {ELSEWHERE} dev eth0",
+        f"ip neigh add {SAME_NETWORK} lladdr {ELSEWHERE} dev eth0",
     ):
         host.run(command)
     for command in (
@@ -97,13 +97,13 @@ def bridging() -> tuple[Operation, ...]:
         CreateBridge("br-lan", mac=MAC, alias="vnet:net=lan kind=nic-bridged uplink=eth0"),
         SetLink("br-lan", "up", "up", "down"),
         *(DeleteRoute(way) for way in routes),
-        DeleteNeighbour(AddNeighbour("eth0", BESIDE, ELSEWHERE)),
+        DeleteNeighbour(AddNeighbour("eth0", SAME_NETWORK, ELSEWHERE)),
         DeleteAddress("eth0", v6),
         DeleteAddress("eth0", f"{HOST}/24", broadcast=broadcast),
         SetLink("eth0", "master", "br-lan", ""),
         AddAddress("br-lan", f"{HOST}/24", broadcast=broadcast),
         AddAddress("br-lan", v6),
-        AddNeighbour("br-lan", BESIDE, ELSEWHERE),
+        AddNeighbour("br-lan", SAME_NETWORK, ELSEWHERE),
         *reversed(there),
     )
 
@@ -252,7 +252,7 @@ def test_killed_while_an_undo_is_confirmed(wired: ThrowawayHost, session: Sessio
     undone = guard.guarded_undo(entry, seconds=60)
 
     def confirm() -> None:
-        journal._settle_kept = lambda: os.kill(os.getpid(), signal.SIGKILL)
+        journal._finish_confirmed_undos = lambda: os.kill(os.getpid(), signal.SIGKILL)
         guard.confirm(undone.entry_id)
 
     assert killed(in_a_child(confirm))
@@ -326,7 +326,7 @@ def test_a_refused_change_needs_no_guard(wired: ThrowawayHost) -> None:
 def test_the_guard_waits_for_another_writer(wired: ThrowawayHost) -> None:
     before = host_state(wired.names)
     outcome = guard.guarded_apply("bridge eth0", bridging(), seconds=WINDOW / 2)
-    with state.writing():
+    with state.writers_lock():
         wait_until(lambda: not guard.pending_guards(), "the guard's time to be up")
         (process,) = guard_processes()
         wait_until(lambda: waits_for_a_lock(process.pid), "the guard to wait for us")
@@ -357,7 +357,7 @@ def test_a_guard_killed_during_its_undo(wired: ThrowawayHost) -> None:
         pass
     process.kill()
     wait_until(no_guard_left, "the guard to be dead")
-    for entry in journal.open_intents():
+    for entry in journal.open_entries():
         assert entry.undoing == STEPS
         assert run.undo(entry).errors == ()
     assert host_state(wired.names) == before
@@ -406,7 +406,7 @@ def test_without_a_guard_nothing_is_changed(wired: ThrowawayHost, monkeypatch: p
     with pytest.raises(guard.GuardError, match="nothing was changed"):
         guard.guarded_apply("bridge eth0", bridging())
     assert host_state(wired.names) == before
-    assert journal.open_intents() == ()
+    assert journal.open_entries() == ()
 
 
 def test_a_killed_guard_is_reported(wired: ThrowawayHost) -> None:

@@ -51,7 +51,7 @@ async def watched(rate: int, seconds: float) -> dict[str, object]:
         await _until(lambda: whole in "\n".join(screen_lines(app)))
         heart.stop()
         table, host = (
-            dashboard.presenter.context.flow_picture.table,
+            dashboard.presenter.context.flow_view.table,
             dashboard.presenter.context.topology.host,
         )
         mine = np.concatenate([np.full(len(one.entries), one.ns == host) for one in table.tables])

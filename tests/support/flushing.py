@@ -26,7 +26,7 @@ from core.apply import run
 from core.collect.nft import HANDLES, STATELESS, Context, NftError, library
 from core.operations import SetRules
 from core.plan.rules import EMPTY, render
-from core.plan.tags import OurNetwork, OurPort, Ours
+from core.plan.tags import VnetNetwork, VnetPort, VnetState
 from tests.support.machine import PROGRAM
 from tests.support.waiting import eventually
 
@@ -106,14 +106,14 @@ def listing(output: int = STATELESS) -> str:
 def texts() -> dict[str, str]:
     """Return contents of vnet's table and their listings, before an agent runs."""
     networks = {
-        name: OurNetwork(name, kind, f"br-{name}", (f"10.7{number}.0.0/24",), (f"10.7{number}.0.1",))
+        name: VnetNetwork(name, kind, f"br-{name}", (f"10.7{number}.0.0/24",), (f"10.7{number}.0.1",))
         for number, (name, kind) in enumerate({"shop": "nat", "lab": "internal", "db": "nat"}.items())
     }
-    port = OurPort("netns:web", "tcp", "", "8080-8081", "10.70.0.2", "80-81")
+    port = VnetPort("netns:web", "tcp", "", "8080-8081", "10.70.0.2", "80-81")
     few = {name: networks[name] for name in ("shop", "lab")}
     found = {}
-    for ours in (Ours(few), Ours(networks, ports=(port,), joined=frozenset({("db", "shop")}))):
-        text = render(ours)
+    for vnet in (VnetState(few), VnetState(networks, ports=(port,), joined=frozenset({("db", "shop")}))):
+        text = render(vnet)
         nft(text)
         found[text] = listing()
         assert found[text].count("\t\t") > 10

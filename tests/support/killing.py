@@ -43,9 +43,9 @@ class _Counter:
 
     def watch(self) -> None:
         """Count while a journal file is open for writing."""
-        begin, reopen, close = journal.Record.__init__, journal.reopened, journal.Writer.close
+        begin, reopen, close = journal.NewEntryWriter.__init__, journal.reopen, journal.Writer.close
 
-        def recorded(record: journal.Record, *arguments: Any) -> None:
+        def recorded(record: journal.NewEntryWriter, *arguments: Any) -> None:
             self._listen(True)
             begin(record, *arguments)
 
@@ -61,8 +61,8 @@ class _Counter:
 
         sys.monitoring.use_tool_id(_TOOL, "killing")
         sys.monitoring.register_callback(_TOOL, sys.monitoring.events.CALL, self._called)
-        journal.Record.__init__ = recorded  # type: ignore[method-assign]
-        journal.reopened = reopened
+        journal.NewEntryWriter.__init__ = recorded  # type: ignore[method-assign]
+        journal.reopen = reopened
         journal.Writer.close = closed  # type: ignore[method-assign]
 
     def _listen(self, on: bool) -> None:

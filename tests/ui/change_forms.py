@@ -54,7 +54,7 @@ async def keys(person: Person, *pressed: str) -> None:
     screen = person.app.screen
     current = getattr(screen, "_is_current", None)
     if current:
-        await person.until(lambda: screen.worked and current(screen.worked), "the preview")  # type: ignore[attr-defined]
+        await person.until(lambda: screen.planned and current(screen.planned), "the preview")  # type: ignore[attr-defined]
         await person.settle()
 
 

@@ -107,7 +107,7 @@ class Person:
         quiet = 0
         while time.monotonic() < until:
             await self.pilot.pause(0.002)
-            quiet = quiet + 1 if self.dashboard.settled else 0
+            quiet = quiet + 1 if self.dashboard.up_to_date else 0
             # New rows make the screen request more, such as details: wait for several pauses.
             if quiet == _QUIET:
                 return
@@ -179,5 +179,5 @@ async def dashboard(
 @contextmanager
 def patient_keys() -> Iterator[None]:
     """Raise the time limits of keys, so that a busy machine drops none."""
-    with patch.object(navigation, "_KEY_PATIENCE", PATIENCE), patch.object(tui.app, "_LATE", KEY_TIMEOUT):
+    with patch.object(navigation, "_KEY_TIMEOUT", PATIENCE), patch.object(tui.app, "_LATE", KEY_TIMEOUT):
         yield

@@ -102,7 +102,7 @@ def test_a_state_directory_that_cannot_be_written(machine: Machine) -> None:
 
 
 def test_a_second_instance_names_the_process_that_holds_the_lock(machine: Machine) -> None:
-    code = "from core.state import writing\nwith writing(): print('held', flush=True); input()"
+    code = "from core.state import writers_lock\nwith writers_lock(): print('held', flush=True); input()"
     words = machine.words(sys.executable, "-c", code)
     with subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=machine.environment

@@ -28,7 +28,7 @@ from tui.cli import main
 from tui.cli.completion import script
 from tui.cli.parser import TOPICS, make_parser
 from tui.cli.show import PARTS, Output, show
-from tui.command import LOOK_FIRST, load
+from tui.command import CHECK_FIRST, load
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = [sys.executable, "-m", "tui.cli"]
@@ -109,7 +109,7 @@ def test_options_of_the_demo_before_and_after_its_name(monkeypatch: pytest.Monke
     opened: list[list[str]] = []
     monkeypatch.setattr(lab, "main", lambda command, *_: opened.append(command) or 0)
     monkeypatch.setattr("core.lab.check_rights", lambda: None)
-    monkeypatch.setattr("tui.cli.dashboard.need_a_terminal", lambda: None)
+    monkeypatch.setattr("tui.cli.dashboard.require_terminal", lambda: None)
     assert main(words.split()) == 0
     (command,) = opened
     assert [word for word in ("--ascii", "--write") if word in command] == [
@@ -314,7 +314,7 @@ def test_a_dump_of_a_dump(dump: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.vnet"
     first, second = (run("--from", str(dump), "dump", str(copy)).stderr for _ in range(2))
     assert first.startswith(f"wrote {copy}, ") and "in place of the file" not in first
-    assert f", in place of the file that was there: {LOOK_FIRST}\n" in second
+    assert f", in place of the file that was there: {CHECK_FIRST}\n" in second
     assert copy.stat().st_mode & 0o777 == 0o600
     assert to_json(unpack(copy.read_bytes())) == to_json(small_host())
     assert [path.name for path in tmp_path.iterdir()] == ["copy.vnet"]

@@ -28,8 +28,8 @@ from core.model import (
     NetState,
     Ref,
     Snapshot,
+    conntrack_ref,
     container_ref,
-    flow_ref,
     namespace_ref,
     nat_ref,
 )
@@ -89,8 +89,8 @@ def all_rows(rows: ConntrackRows) -> list[Row]:
 
 def names(rows: ConntrackRows) -> list[str]:
     """Return the rows' names in ENTRIES and INNER."""
-    known = {flow_ref(HOST, place + 1): name for place, name in enumerate(ENTRIES)} | {
-        flow_ref(LAB, 77): "inner"
+    known = {conntrack_ref(HOST, place + 1): name for place, name in enumerate(ENTRIES)} | {
+        conntrack_ref(LAB, 77): "inner"
     }
     return [known[row.ref] for row in all_rows(rows)]
 
@@ -225,8 +225,8 @@ def test_index_finds_an_entry(rows: ConntrackRows) -> None:
     shown = rows.matching("!icmp").sorted_by("timeout", False)
     for place, row in enumerate(all_rows(shown)):
         assert shown.index(row.ref) == place
-    assert shown.index(flow_ref(HOST, 4)) is None
-    assert shown.index(flow_ref(LAB, 1)) is None
+    assert shown.index(conntrack_ref(HOST, 4)) is None
+    assert shown.index(conntrack_ref(LAB, 1)) is None
     assert shown.index(namespace_ref(HOST)) is None
 
 
@@ -234,7 +234,7 @@ def test_an_empty_table() -> None:
     rows = conntrack_rows(Topology(Snapshot(conntracks={HOST: Conntrack(HOST)})))
     assert len(rows) == 0
     assert len(rows.matching("tcp").sorted_by("inside", True)) == 0
-    assert rows.index(flow_ref(HOST, 1)) is None
+    assert rows.index(conntrack_ref(HOST, 1)) is None
 
 
 def test_the_view_fits_a_small_terminal() -> None:
@@ -251,7 +251,7 @@ def lines(topology: Topology, ref: Ref) -> dict[str, list[str]]:
 
 def test_detail_of_an_entry(topology: Topology) -> None:
     topology.__dict__["nat"] = ()
-    found = lines(topology, flow_ref(HOST, 1))
+    found = lines(topology, conntrack_ref(HOST, 1))
     assert found["Connection"] == [
         f": web1 {WEB1}:41822 -> [SNAT 192.0.2.1:41822] -> 1.1.1.1:443 tcp ESTABLISHED",
         f"inside: web1 {WEB1}:41822", "peer: 1.1.1.1:443",
@@ -272,7 +272,7 @@ def test_detail_of_an_entry(topology: Topology) -> None:
 
 def test_detail_of_an_uncounted_ping(topology: Topology) -> None:
     topology.__dict__["nat"] = ()
-    found = lines(topology, flow_ref(HOST, 4))
+    found = lines(topology, conntrack_ref(HOST, 4))
     assert found["Original direction"] == [
         f"from: {WEB2}", "to: 1.1.1.1", "ICMP: echo-request, id 7",
         "traffic: not counted: nf_conntrack_acct is off",
@@ -286,12 +286,12 @@ def test_detail_links_to_container_rule_and_namespace() -> None:
         NatEntry(HOST, "n1", "masquerade", "way out", "", "ip", rules=("r1",)),
         NatEntry(LAB, "n2", "masquerade", "elsewhere", "", "ip", rules=("r1",)),
     )
-    related = [ref for _, ref in detail(topology, flow_ref(HOST, 1)).related]
+    related = [ref for _, ref in detail(topology, conntrack_ref(HOST, 1)).related]
     assert related == [container_ref("docker", "a1"), nat_ref(HOST, "n1"), namespace_ref(HOST)]
 
 
 def test_detail_of_a_deleted_entry(topology: Topology) -> None:
-    for ref in (flow_ref(HOST, 999), flow_ref(5, 1)):
+    for ref in (conntrack_ref(HOST, 999), conntrack_ref(5, 1)):
         assert detail(topology, ref).title == "this connection is gone"
 
 

@@ -58,7 +58,7 @@ async def test_editing_the_filter() -> None:
 async def test_sorting_by_columns_and_in_reverse() -> None:
     async with dashboard() as person:
         await person.type(":cont⏎")
-        names = person.dashboard.table.columns_in_sight()
+        names = person.dashboard.table.visible_columns()
         await person.press("s")
         assert person.dashboard.nav.current.state.sort == names[0]
         assert "▲" in person.lines[3]
@@ -77,7 +77,7 @@ async def test_a_click_on_a_heading_sorts() -> None:
         await person.press("5")
         await person.pilot.click("MainPane", offset=(3, 0))
         await person.settle()
-        assert person.dashboard.nav.current.state.sort == person.dashboard.table.columns_in_sight()[0]
+        assert person.dashboard.nav.current.state.sort == person.dashboard.table.visible_columns()[0]
 
 
 async def test_bridges_fold() -> None:

@@ -63,8 +63,8 @@ async def test_the_source_gets_the_demand_of_the_current_view() -> None:
 async def test_numbers_open_views(number: int) -> None:
     async with dashboard() as person:
         await person.press(str(number))
-        view = registry.view_numbered(number)
-        assert view is not None
+        view = registry.VIEWS[number - 1]
+        assert view.number == number
         assert person.dashboard.view is view.list
         assert f" {number} {view.list.title}" in person.lines[1]
 

@@ -90,11 +90,11 @@ async def test_help_shows_the_keys_of_this_view_only(name: str) -> None:
         person.dashboard.go_to(name)
         await person.settle()
         # Help lists the keys for changes even before W allows changes.
-        wheres = person.dashboard.wheres() | {"change"}
-        wheres |= set() if "flows" in wheres else {"fast"}
+        scopes = person.dashboard.key_scopes() | {"change"}
+        scopes |= set() if "flows" in scopes else {"fast"}
         await person.press("question_mark")
         for action in keys.ACTIONS:
-            assert (action.help in person.text) == (action.where in wheres), action
+            assert (action.help in person.text) == (action.scope in scopes), action
         for view in registry.VIEWS:
             assert f":{view.name} " in person.text, "every view can be jumped to"
             if view.name == name:
@@ -128,14 +128,14 @@ def test_every_action_has_a_method() -> None:
     from tui.widgets.table import MainPane
 
     for action in keys.ACTIONS:
-        owners = (MainPane, DetailPane) if action.where in ("lines", "fold") else (Dashboard,)
-        owners = (VnetApp,) if action.where == "app" else owners
+        owners = (MainPane, DetailPane) if action.scope in ("lines", "fold") else (Dashboard,)
+        owners = (VnetApp,) if action.scope == "app" else owners
         assert all(hasattr(owner, f"action_{action.name}") for owner in owners), action
 
 
 def test_help_of_the_overview_has_no_keys_for_sorting() -> None:
-    view = registry.view_numbered(1)
-    assert view is not None
+    view = registry.VIEWS[0]
+    assert view.number == 1
     said = sections_of(view.list, [], {"any", "list", "lines"})
     assert not any(meaning == "reverse the order" for _, entries in said for _, meaning in entries)
 

@@ -84,7 +84,7 @@ def test_the_recording_shows_all_models_flows_and_changes(moments: list[Moment])
 async def demo_dashboard(path: Path, size: tuple[int, int], words: str = "Why.") -> AsyncIterator[Person]:
     """Run the dashboard on a recording that plays automatically."""
     source = ReplaySource(Recording(path))
-    source.present("Recorded demo", words)
+    source.loop_with_banner("Recorded demo", words)
     app = VnetApp(source)
     async with app.run_test(size=size, notifications=True) as pilot:
         yield Person(app, pilot, FedSource())

@@ -20,7 +20,7 @@ from tests.ui.driver import FedSource, Person, dashboard
 from tui.command import CommandError
 from tui.services import FastPathPreview
 from tui.views import fastpath
-from tui.views.fast_targets import Choice, added, removed
+from tui.views.fast_targets import BridgeChoice, added, removed
 from tui.views.lists import lay_out
 from tui.views.rows import ViewContext
 
@@ -55,12 +55,10 @@ class FakeFastPathService:
         return self.topology
 
     def preview(
-        self, choices: tuple[Choice, ...], on: bool, topology: Topology, strict: bool | None = None
+        self, choices: tuple[BridgeChoice, ...], on: bool, topology: Topology, strict: bool | None = None
     ) -> FastPathPreview:
         after = added(choices, self.fast) if on else removed(choices, self.fast, topology)
-        title = (
-            f"{'Accelerate' if on else 'Stop accelerating'} {', '.join(one.label for one in choices)}"
-        )
+        title = f"{'Accelerate' if on else 'Stop accelerating'} {', '.join(one.label for one in choices)}"
         links = ("veth-web1 (container)", "eth0 (uplink)")
         changes = ("The sysctl is 1 while it is on.", "Bits 0xff000000 of the ct mark say which rules.")
         notes = ("tcpdump sees less.", *(["It is strict."] if strict else []))

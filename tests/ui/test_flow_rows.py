@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from core.flows.merge import FlowTable, table_of
-from core.model import Ref, Snapshot, talk_ref
+from core.model import Ref, Snapshot, flow_ref
 from core.topology import Topology
 from core.topology.flow_index import FlowView
 from core.update import Update
@@ -20,7 +20,7 @@ from tui.views.lists import lay_out
 from tui.views.rows import GROUPINGS, FlowViewOptions, ViewContext
 
 NAMES = (*ENTRIES, "inner")
-REFS = {name: talk_ref(HOST, place + 1) for place, name in enumerate(ENTRIES)} | {"inner": talk_ref(LAB, 77)}
+REFS = {name: flow_ref(HOST, place + 1) for place, name in enumerate(ENTRIES)} | {"inner": flow_ref(LAB, 77)}
 
 
 def measured(taken: Snapshot) -> FlowTable:
@@ -106,19 +106,19 @@ def test_every_column_is_a_filter_key(rows: FlowRows) -> None:
 
 
 def test_pinned_flows_stay_on_top_under_a_filter(rows: FlowRows) -> None:
-    seen = rows.seen_through(FlowViewOptions(pins=frozenset({REFS["ssh"]}))).matching("client:outside")
+    seen = rows.with_options(FlowViewOptions(pins=frozenset({REFS["ssh"]}))).matching("client:outside")
     assert names(seen.sorted_by("rate", True)) == ["ssh", "in"]
     assert seen.sorted_by("rate", True).row(0).cells[0].text == "◆ 198.51.100.9:6000"
 
 
 def test_an_ended_flow_has_no_index(rows: FlowRows) -> None:
-    assert rows.index(talk_ref(HOST, 999)) is None
+    assert rows.index(flow_ref(HOST, 999)) is None
     assert rows.index(Ref("link", (HOST, 1))) is None
     assert names(rows)[rows.index(REFS["dns"]) or 0] == "dns"
 
 
 def grouped(rows: FlowRows, by: str) -> list[list[str]]:
-    return [[cell.text for cell in row.cells] for row in rows.seen_through(FlowViewOptions(by=by)).grouped()]  # type: ignore
+    return [[cell.text for cell in row.cells] for row in rows.with_options(FlowViewOptions(by=by)).grouped()]  # type: ignore
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ def test_a_group_shows_the_share_of_fast_traffic(rows: FlowRows, flows_view: Flo
     shown = {line[0]: dict(zip(range(9), line, strict=False)) for line in grouped(rows, "port")}
     assert (shown["80/tcp"][6], shown["443/tcp"][6], shown["53/udp"][6]) == ("100%", "0%", "0%")
     flow_options = FlowViewOptions(by="client")
-    (row,) = rows.seen_through(flow_options).grouped()  # type: ignore[union-attr]
-    shown_detail = flows_detail.talkers(
+    (row,) = rows.with_options(flow_options).grouped()  # type: ignore[union-attr]
+    shown_detail = flows_detail.group_detail(
         ViewContext(flows_view.index.topology, flows=flows_view, flow_options=flow_options), row.ref
     )
     assert ("fast", "1 of 1 flow, 100% of the traffic") in [
@@ -167,12 +167,12 @@ def test_the_title_of_a_group(selects: str, title: str) -> None:
 
 def test_a_groups_filter_selects_its_flows(rows: FlowRows) -> None:
     for by in GROUPINGS[1:-1]:
-        for row in rows.seen_through(FlowViewOptions(by=by)).grouped():  # type: ignore[union-attr]
+        for row in rows.with_options(FlowViewOptions(by=by)).grouped():  # type: ignore[union-attr]
             assert len(rows.matching(str(row.ref.key[1]))) == row.cells[1].sort, (by, row.ref)
 
 
 def test_the_matrix_of_sources_and_targets(rows: FlowRows) -> None:
-    table = rows.seen_through(FlowViewOptions(by="matrix")).grouped()
+    table = rows.with_options(FlowViewOptions(by="matrix")).grouped()
     titles = [column.title for column in table.columns]
     cells = {
         row.cells[0].text: dict(zip(titles, (cell.text for cell in row.cells), strict=True)) for row in table
@@ -187,7 +187,7 @@ def test_the_matrix_keeps_the_order_of_its_columns(flows_view: FlowView) -> None
     for turn in (1, -1):
         table = replace(flows_view.table, speeds=flows_view.table.speeds[::turn])
         other = FlowView.of(flows_view.index.topology, table)
-        matrix = FlowRows(other.index.topology, other).seen_through(FlowViewOptions(by="matrix")).grouped()
+        matrix = FlowRows(other.index.topology, other).with_options(FlowViewOptions(by="matrix")).grouped()
         titles.append([(column.title, column.priority) for column in matrix.columns])
     assert titles[0] == titles[1]
     shown = [title for title, _ in titles[0][1:-1]]
@@ -200,14 +200,14 @@ def test_a_groups_detail_and_row_count_the_same_flows_under_a_filter(
     text = "client:outside"
     for flow_options in (FlowViewOptions(by="container"), FlowViewOptions(per_hop=True, by="container")):
         for shown, asked in (
-            (rows.seen_through(flow_options), ""),
-            (rows.seen_through(flow_options).matching(text), text),
+            (rows.with_options(flow_options), ""),
+            (rows.with_options(flow_options).matching(text), text),
         ):
             context = ViewContext(
                 flows_view.index.topology, flows=flows_view, flows_filter=asked, flow_options=flow_options
             )
             for row in shown.grouped():  # type: ignore[union-attr]
-                shown_detail = flows_detail.talkers(context, row.ref).sections[0].lines
+                shown_detail = flows_detail.group_detail(context, row.ref).sections[0].lines
                 values = {label: cell.text for label, cell, _ in shown_detail}
                 assert values["flows"] == row.cells[1].text, (row.ref, asked)
                 assert values["fast"].split(" of ")[1].split()[0] == row.cells[1].text
@@ -269,7 +269,7 @@ async def test_columns_that_do_not_fit_are_counted() -> None:
         await person.press(*"bbbbbbb")
         await person.eventually("from \\ to")
         columns = len(person.dashboard.table.columns)
-        missing = columns - len(person.dashboard.table.columns_in_sight())
+        missing = columns - len(person.dashboard.table.visible_columns())
         assert missing
         assert f"{missing} column{'s' * (missing != 1)} not shown" in person.text
 
@@ -286,7 +286,7 @@ def test_detail_of_a_flow(flows_view: FlowView) -> None:
     uncounted = flows_detail.detail(context, REFS["ssh"])
     texts = {label: cell.text for section in uncounted.sections for label, cell, _ in section.lines}
     assert texts["traffic"].startswith("not counted")
-    assert registry.detail(context, talk_ref(HOST, 999)).title == "this flow is gone"
+    assert registry.detail(context, flow_ref(HOST, 999)).title == "this flow is gone"
 
 
 async def test_keys_of_the_view() -> None:

@@ -338,7 +338,7 @@ def _addresses(host: ThrowawayHost, link: str) -> list[dict[str, str]]:
 
 async def test_an_interrupted_change_is_offered_for_undo(inside_host: ThrowawayHost) -> None:
     step = CreateBridge("br-half", alias="vnet:net=half kind=nat")
-    record = journal.Record("make the nat network half", (step,))
+    record = journal.NewEntryWriter("make the nat network half", (step,))
     record.begin(0)
     record.close()
     inside_host.run("ip link add br-half alias 'vnet:net=half kind=nat' type bridge")
@@ -350,4 +350,4 @@ async def test_an_interrupted_change_is_offered_for_undo(inside_host: ThrowawayH
         await person.press("y")
         await closed(person)
     assert {one["ifname"] for one in inside_host.json("ip -j link")} == {"lo"}
-    assert journal.open_intents() == ()
+    assert journal.open_entries() == ()

@@ -55,10 +55,10 @@ def test_the_worker_runs_only_the_newest_request_of_a_kind() -> None:
 
     worker = Worker(deliver)
     worker.start()
-    worker.ask("first", lambda: gate.wait(PATIENCE))
+    worker.submit("first", lambda: gate.wait(PATIENCE))
     for number in range(100):
-        worker.ask("rows", lambda number=number: number)
-    worker.ask("end", lambda: "last")
+        worker.submit("rows", lambda number=number: number)
+    worker.submit("end", lambda: "last")
     gate.set()
     assert done.wait(PATIENCE)
     worker.stop()
@@ -74,7 +74,7 @@ def test_an_exception_of_the_worker_is_delivered() -> None:
 
     worker = Worker(deliver)
     worker.start()
-    worker.ask("rows", lambda: 1 // 0)
+    worker.submit("rows", lambda: 1 // 0)
     assert done.wait(PATIENCE)
     worker.stop()
     assert isinstance(results[0], ZeroDivisionError)
@@ -88,8 +88,8 @@ def test_a_burst_becomes_one_update_with_all_changes() -> None:
     for number, change in enumerate(changes):
         queue.put(Update(last if number == 49 else Snapshot(), changes=(change,)))
     assert len(notified) == 1
-    taken = queue.take()
+    taken = queue.pop()
     assert taken is not None
     assert taken[0].snapshot is last
     assert taken[1] == tuple(changes)
-    assert queue.take() is None
+    assert queue.pop() is None

@@ -73,7 +73,7 @@ async def test_enter_follows_and_escape_returns() -> None:
 async def test_a_click_selects() -> None:
     async with VnetApp(FedSource(small_host())).run_test(size=(160, 60)) as pilot:
         pane = await settled(pilot)
-        item = next(item for item in pane.picture.items if item.kind == "goal" and item.rail == "net-app")
+        item = next(item for item in pane.drawing.items if item.kind == "uplink" and item.rail == "net-app")
         await pilot.click(MainPane, offset=(item.x + 1, item.y - pane.top))
         assert pane.item == item
 
@@ -83,7 +83,7 @@ async def test_the_cursor_stays_on_its_item_of_its_network() -> None:
     async with VnetApp(source).run_test(size=(160, 60)) as pilot:
         pane = await settled(pilot)
         place = next(
-            n for n, item in enumerate(pane.picture.items) if item.rail == "net-db" and item.kind == "figure"
+            n for n, item in enumerate(pane.drawing.items) if item.rail == "net-db" and item.kind == "figure"
         )
         pane.move_to(place)
         assert name_of(pane) == "api"
@@ -124,7 +124,7 @@ async def test_a_filter_turns_the_overview_into_a_list() -> None:
 async def test_the_selected_item_stays_visible() -> None:
     async with VnetApp(FedSource(many_namespaces())).run_test(size=(80, 24)) as pilot:
         pane = await settled(pilot)
-        assert pane.picture.height > pane.size.height
+        assert pane.drawing.height > pane.size.height
         await pilot.press("G")
         item = pane.item
         assert item is not None and pane.top <= item.y < pane.top + pane.size.height

@@ -10,7 +10,7 @@ import pytest
 
 from core.model import RECORDING_DEMAND
 from core.recording import Recording
-from core.serialize import unpack, unpack_fast
+from core.serialize import unpack, unpack_both
 from tests.support.recordings import fast_flows, sample_updates
 from tests.support.snapshots import hostile_host, rates_of, small_host
 from tests.ui.driver import FedSource, Person, dashboard
@@ -103,7 +103,7 @@ async def test_b_reads_the_fast_path_if_no_update_has_it(folder: Path) -> None:
     async with dashboard(source=source) as person:
         await person.press("B")
         await person.eventually("It contains addresses")
-    recorded = unpack_fast(written(folder, ".tar.gz").read_bytes())
+    _, recorded = unpack_both(written(folder, ".tar.gz").read_bytes())
     assert recorded is not None and len(recorded.entries) == 3
 
 

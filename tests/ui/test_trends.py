@@ -56,7 +56,7 @@ def test_a_bar_keeps_its_slots_as_time_passes() -> None:
 
 
 def test_rare_events_are_not_rounded_away() -> None:
-    shown = [formatting.each_second(rate) for rate in (0, 0.05, 3.21, 42.4, 1234)]
+    shown = [formatting.frequency(rate) for rate in (0, 0.05, 3.21, 42.4, 1234)]
     assert shown == ["0/s", "0.05/s", "3.2/s", "42/s", "1.2k/s"]
 
 

@@ -130,8 +130,7 @@ def test_views_are_found_by_number_name_and_alias() -> None:
         found = registry.view_named(alias)
         assert found is not None and found.name == name
     assert registry.view_named("") is None and registry.view_named("xyzzy") is None
-    second = registry.view_numbered(2)
-    assert second is not None and second.name == "bridges"
+    assert (registry.VIEWS[1].number, registry.VIEWS[1].name) == (2, "bridges")
 
 
 def test_every_item_is_in_the_rows_of_its_main_view(context: ViewContext) -> None:
@@ -196,7 +195,7 @@ def test_a_bridge_counts_entering_traffic_once(context: ViewContext) -> None:
     by_name = {link.name: link for link in context.snapshot.links() if link.ns == HOST}
     bridge = by_name["br-app"].key
     ports = [context.rate(by_name[name].key) for name in ("veth-api", "veth-web1", "veth-web2")]
-    own, carried = context.rate(bridge), context.carried(bridge)
+    own, carried = context.rate(bridge), context.traffic_of(bridge)
     assert own is not None and carried is not None
     assert carried[0] == pytest.approx(own.tx_bps + sum(port.rx_bps for port in ports if port))
     detail = registry.detail(context, link_ref(bridge))

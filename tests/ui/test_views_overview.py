@@ -100,10 +100,10 @@ def test_every_container_is_drawn_once_for_each_network() -> None:
 
 def test_rails_end_at_the_target_of_the_network() -> None:
     host = small_host()
-    assert rail_named(host, "app").goal.text == "NAT → eth0 192.0.2.1"
+    assert rail_named(host, "app").uplink_cell.text == "NAT → eth0 192.0.2.1"
     assert rail_named(host, "app").end == "way"
-    assert (rail_named(host, "db").end, rail_named(host, "db").goal.text) == ("wall", "internal")
-    assert rail_named(host, "host lab").goal.text == "uplink eth0 → 192.0.2.254"
+    assert (rail_named(host, "db").end, rail_named(host, "db").uplink_cell.text) == ("wall", "internal")
+    assert rail_named(host, "host lab").uplink_cell.text == "uplink eth0 → 192.0.2.254"
     lines = drawing_of(host).text().splitlines()
     assert any(line.endswith("▶ NAT → eth0 192.0.2.1") for line in lines)
     assert any(line.endswith("┫ internal") for line in lines)
@@ -293,7 +293,7 @@ def test_left_and_right_go_along_a_rail_and_stop_at_its_ends() -> None:
         kinds.append(item.kind)
         last = item
         item = drawing.along(item, 1)
-    assert kinds == ["rail", "figure", "figure", "figure", "figure", "goal"]
+    assert kinds == ["rail", "figure", "figure", "figure", "figure", "uplink"]
     assert last.ref.kind == "nat"
     assert drawing.along(item_of(drawing, host, "app"), -1) is None
 

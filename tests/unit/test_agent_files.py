@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.operations import PersistAttachment, attachments
-from core.operations.settings import note_rules, noted_rules
+from core.operations.settings import save_rules, saved_rules
 from core.state import StateError, boot_id
 
 WANT = PersistAttachment("docker:abc", "shop", ())
@@ -28,14 +28,14 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_files_are_read_back_and_only_the_owner_has_access(state: Path) -> None:
-    attachments.keep(WANT)
-    note_rules("table inet vnet {}")
-    assert attachments.kept() == (WANT,) and noted_rules() == "table inet vnet {}"
+    attachments.save_attachment(WANT)
+    save_rules("table inet vnet {}")
+    assert attachments.read_attachments() == (WANT,) and saved_rules() == "table inet vnet {}"
     assert {path.name: path.stat().st_mode & 0o777 for path in state.iterdir()} == {
         "wanted.json": 0o600, "rules.json": 0o600,
     }  # fmt: skip
-    attachments.forget(WANT)
-    assert attachments.kept() == ()
+    attachments.remove_attachment(WANT)
+    assert attachments.read_attachments() == ()
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -43,11 +43,11 @@ def test_malformed_files(state: Path, name: str) -> None:
     for file in ("wanted.json", "rules.json"):
         (state / file).write_bytes(BAD[name])
     with pytest.raises(StateError, match=r"can't read .*wanted\.json: .+\. Try: move it away") as caught:
-        attachments.kept()
+        attachments.read_attachments()
     assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
-    assert noted_rules() == ""
+    assert saved_rules() == ""
 
 
 def test_rules_from_before_a_reboot_are_ignored(state: Path) -> None:
     (state / "rules.json").write_text(json.dumps({"boot": boot_id() + "x", "text": "x"}))
-    assert noted_rules() == ""
+    assert saved_rules() == ""

@@ -8,7 +8,7 @@ import pytest
 
 from core.model import Endpoint, Engine, Network, Snapshot
 from core.operations import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
-from core.operations.record import from_record, to_record
+from core.operations.values import from_record, to_record
 from core.plan import Plan, plan
 from core.plan.requests import Detach, Move, RemoveNetwork, Request
 from core.topology import Topology

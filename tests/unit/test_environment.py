@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from core.tools import roots_folder
+from core.tools import root_owned_folder
 
 pytestmark = pytest.mark.root
 
 USER = 1234
-_CLEANED = "import json, os; from core.tools import clean; clean(); print(json.dumps(dict(os.environ)))"
+_CLEANED = (
+    "import json, os; from core.tools import clean_environment; clean_environment(); "
+    "print(json.dumps(dict(os.environ)))"
+)
 
 
 def cleaned(**environment: str) -> dict[str, str]:
@@ -66,13 +69,13 @@ def test_home_and_tmpdir_are_trusted_only_if_root_owns_them(users: Path, tmp_pat
 
 
 def test_a_folder_is_roots_if_all_its_parents_are(users: Path, tmp_path: Path) -> None:
-    assert roots_folder(str(tmp_path)) == str(tmp_path.resolve())
-    assert roots_folder(str(users)) == ""
+    assert root_owned_folder(str(tmp_path)) == str(tmp_path.resolve())
+    assert root_owned_folder(str(users)) == ""
     below = users / "below"
     below.mkdir()
-    assert roots_folder(str(below)) == "", "its user can put another in its place"
+    assert root_owned_folder(str(below)) == "", "its user can put another in its place"
     (users / "link").symlink_to(tmp_path)
-    assert roots_folder(str(users / "link")) == str(tmp_path.resolve()), "not by the link"
+    assert root_owned_folder(str(users / "link")) == str(tmp_path.resolve()), "not by the link"
 
 
 @pytest.mark.parametrize(
@@ -83,10 +86,10 @@ def test_folders_that_other_users_can_write_to(tmp_path: Path, mode: int, roots:
     folder = tmp_path / "folder"
     folder.mkdir()
     folder.chmod(mode)
-    assert bool(roots_folder(str(folder))) == roots
-    assert bool(roots_folder(str(folder), shared=True)) == shared
+    assert bool(root_owned_folder(str(folder))) == roots
+    assert bool(root_owned_folder(str(folder), shared=True)) == shared
     os.chown(folder, 0, USER)
-    assert bool(roots_folder(str(folder))) == (mode == 0o755), "another group than root's"
+    assert bool(root_owned_folder(str(folder))) == (mode == 0o755), "another group than root's"
 
 
 def test_tools_are_found_if_path_lacks_sbin() -> None:

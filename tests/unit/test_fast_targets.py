@@ -22,17 +22,17 @@ from core.model import (
     Ref,
     Snapshot,
     container_ref,
+    flow_ref,
     link_ref,
     namespace_ref,
     network_ref,
-    talk_ref,
 )
 from core.topology import Topology
 from tests.support.flow_samples import flow, table
 from tui.cli import fastpath_agent
 from tui.cli.fastpath import describe_capture
 from tui.cli.fastpath_agent import FastPathMetrics
-from tui.cli.fastpath_session import how_it_is
+from tui.cli.fastpath_session import state_sentence
 from tui.views.fast_targets import EVERYTHING, added, choice_named, choices_of, is_covered, removed
 
 HOST = 1
@@ -175,12 +175,12 @@ def test_a_connection_selects_the_networks_of_its_containers() -> None:
     engines = {"docker": replace(engine, containers=containers)}
     topology = Topology(replace(before, engines=engines, conntracks={HOST: table(HOST, *rows)}))
     targets = [
-        [one.target for one in choices_of(topology, talk_ref(HOST, number))] for number in (1, 2, 3, 4)
+        [one.target for one in choices_of(topology, flow_ref(HOST, number))] for number in (1, 2, 3, 4)
     ]
     assert targets == [["shop", "bridge"], ["shop"], [], []]
 
 
 def test_names_are_not_part_of_the_reason_of_a_pause() -> None:
     fast = FastPath("paused", ("bridge", "app"), reasons=("inet t c, rule 3: limit",))
-    assert how_it_is(fast) == "Accelerated: bridge, app. Paused: inet t c, rule 3: limit."
-    assert how_it_is(replace(fast, state="on", reasons=())) == "Accelerated: bridge, app."
+    assert state_sentence(fast) == "Accelerated: bridge, app. Paused: inet t c, rule 3: limit."
+    assert state_sentence(replace(fast, state="on", reasons=())) == "Accelerated: bridge, app."

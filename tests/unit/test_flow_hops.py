@@ -201,7 +201,7 @@ def test_an_index_forgets_removed_containers_with_the_same_flows() -> None:
         [True, False],
         "web",
     )
-    ties = first.index.ties
+    ties = first.index.tie_breakers
     nets = {ns: net for ns, net in built.nets.items() if ns != WEB}
     left = FlowView.of(Topology(replace(built, nets=nets, engines={})), rows, first)
     assert left.index.edge.tolist() == [True, True]
@@ -209,7 +209,7 @@ def test_an_index_forgets_removed_containers_with_the_same_flows() -> None:
     assert left.index.columns.names(HOST) == {
         key: name for key, name in first.index.columns.names(HOST).items() if name == "host"
     }
-    assert left.index.ties is ties
+    assert left.index.tie_breakers is ties
 
 
 def test_a_flow_view_is_freed_without_the_garbage_collector() -> None:

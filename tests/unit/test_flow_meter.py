@@ -196,11 +196,11 @@ def test_some_entries_are_read_between_dumps() -> None:
     clock, other = Clock(), flow("10.0.0.1:1", "10.0.0.2:2", id=1, counted=True)
     for second in range(3):
         clock.feed(host(other, counted(second * 125_000)))
-    assert clock.meter.active(clock.now, 10).tolist() == [1]
+    assert clock.meter.active_rows(clock.now, 10).tolist() == [1]
     for second in range(3, 8):
         clock.now += 1
         entries = host(counted(second * 125_000, tcp_state=7)).entries
-        found = clock.meter.touch({HOST: entries}, np.array([1]), None, clock.now, EPOCH + clock.now)
+        found = clock.meter.feed_some({HOST: entries}, np.array([1]), None, clock.now, EPOCH + clock.now)
     assert found.bits.tolist() == pytest.approx([0, 1e6])
     assert found.octets[1].tolist() == [7 * 125_000, 0]
     assert found.tables[0].entries["tcp_state"].tolist() == [3, 7]
@@ -210,7 +210,7 @@ def test_an_entry_missing_when_read_again_keeps_its_counters() -> None:
     clock = Clock()
     for second in range(3):
         clock.feed(host(counted(second * 125_000)))
-    found = clock.meter.touch({}, np.array([0]), None, clock.now + 1, EPOCH)
+    found = clock.meter.feed_some({}, np.array([0]), None, clock.now + 1, EPOCH)
     assert found.bits.tolist() == [0]
 
 
@@ -219,7 +219,7 @@ def test_an_entry_missing_when_read_again_keeps_its_counters() -> None:
 
 def test_counters_of_both_paths_are_added() -> None:
     found = table_of({HOST: host(counted(1000, 1))}, fast_flows(there(5000), back(70_000)))
-    assert (len(found), found.loose) == (1, 0)
+    assert (len(found), found.fast_only) == (1, 0)
     assert found.octets[0].tolist() == [6000, 70_000]
     assert found.packets[0].tolist() == [6, 70]
     assert found.fast_bytes[0].tolist() == [5000, 70_000]
@@ -270,7 +270,7 @@ def test_the_path_is_that_of_recent_packets() -> None:
         more = counted(9_000_000 + second * 125_000, 9000 + second * 125)
         paths += clock.feed(host(more), fast=acks).path.tolist()
     assert paths[-1] == PART
-    assert clock.meter.touch({}, np.zeros(0, int), acks, clock.now + 1, EPOCH).path.tolist() == [PART]
+    assert clock.meter.feed_some({}, np.zeros(0, int), acks, clock.now + 1, EPOCH).path.tolist() == [PART]
 
 
 def test_the_fast_path_is_read_after_the_tables() -> None:
@@ -298,7 +298,7 @@ def test_a_fast_flow_that_is_read_again_is_not_a_burst(whole: bool, gap: int) ->
         else:
             clock.now += 1
             at = EPOCH + clock.now
-            found = clock.meter.touch({}, np.zeros(0, int), replace(fast, taken_at=at), clock.now, at)
+            found = clock.meter.feed_some({}, np.zeros(0, int), replace(fast, taken_at=at), clock.now, at)
         speeds.append(float(found.bits[0]))
     assert np.nanmax(speeds) == pytest.approx(2e6) == speeds[-1]
     assert found.octets[0].tolist() == [10**9 + 11 * 125_000 + 7, 10**9 + 11 * 125_000]
@@ -309,7 +309,7 @@ def test_after_a_pause_rates_restart_and_totals_stay() -> None:
     clock.feed(host(other), fast=fast_flows())
     for second in range(5):
         clock.feed(host(other, counted(second * 125_000, second * 125)), fast=fast_flows())
-    clock.meter.rest()
+    clock.meter.discard_times()
     fast = [fast_flows(there(octets), back(60_000)) for octets in (7_000_000, 7_125_000)]
     new = flow("10.0.0.9:1", "10.0.0.2:2", id=9, counted=True, bytes=(10**9, 0))
     found = clock.feed(host(other, counted(500_000, 500), new), fast=fast[0], after=600)
@@ -338,7 +338,7 @@ def test_fast_flows_are_counted_between_dumps() -> None:
     for second in range(3, 7):
         clock.now += 1
         fast = fast_flows(there(second * 125_000), back(0))
-        found = clock.meter.touch({}, np.zeros(0, int), fast, clock.now, EPOCH)
+        found = clock.meter.feed_some({}, np.zeros(0, int), fast, clock.now, EPOCH)
     assert found.bits[0] == pytest.approx(1e6)
 
 
@@ -349,7 +349,7 @@ def test_flows_without_a_conntrack_entry_are_listed() -> None:
         fast_flow("10.0.0.3:7", "10.0.0.2:80", "10.0.0.3:7", "10.0.0.2:80", 100, first_seen=9),
     ]
     found = table_of({HOST: host(counted(1000))}, fast_flows(*lone, there(5000)))
-    assert (len(found), found.loose) == (3, 2)
+    assert (len(found), found.fast_only) == (3, 2)
     assert found.octets.tolist() == [[6000, 0], [4000, 9000], [100, 0]]
     rows = found.tables[1].entries
     assert [rows["orig_sport"].tolist(), rows["reply_sport"].tolist()] == [[5, 7], [80, 80]]

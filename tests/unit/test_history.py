@@ -106,7 +106,7 @@ def test_the_least_recently_fed_series_is_replaced() -> None:
     for second, keys in enumerate((["a", "b", "c"], ["a", "c"], ["a", "c", "d"])):
         history.feed(keys, np.full((len(keys), 1), 5.0), START + second, START + second + 1)
     assert history.of(["b"], MINUTE, START + 3) is None
-    assert len(history) == 3 and history.left_out == 0
+    assert len(history) == 3 and history.dropped == 0
     assert known(history, key="d", now=3) == [5.0]  # not b's
     assert known(history, now=3) == [5.0] * 3
 
@@ -115,7 +115,7 @@ def test_more_series_than_fit_keep_the_first_ones() -> None:
     history = History(1, most=3)
     for second in range(3):
         history.feed([*"abcde"], np.ones((5, 1)), START + second, START + second + 1)
-    assert history.left_out == 2
+    assert history.dropped == 2
     assert [known(history, key=key, now=3) for key in "abc"] == [[1.0] * 3] * 3
     assert history.of(["e"], MINUTE, START + 3) is None
 

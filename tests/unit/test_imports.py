@@ -41,7 +41,7 @@ START = """
 import sys
 import tui.app, tui.command
 tui.app.run = lambda *arguments: print(*sys.modules) or 0
-tui.command.need_a_terminal = lambda: None
+tui.command.require_terminal = lambda: None
 from tui.cli import main
 main([])
 """

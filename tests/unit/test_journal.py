@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def record(title: str, begun: int = 0, end: str = "") -> Path:
-    made = journal.Record(title, STEPS)
+    made = journal.NewEntryWriter(title, STEPS)
     for step in range(begun):
         made.begin(step)
     if end:
@@ -60,7 +60,7 @@ def test_setting_the_clock_back_does_not_change_the_order(
         clock(seconds)
         record(f"change {number}", 2, "done")
     assert [one.title for one in journal.history()] == [f"change {number}" for number in (3, 2, 1, 0)]
-    monkeypatch.setattr(journal, "_KEPT", 2)
+    monkeypatch.setattr(journal, "_MAX_ENTRIES", 2)
     record("the last", 2, "done")
     assert [one.title for one in journal.history()] == ["the last", "change 3", "change 2"]
 
@@ -91,7 +91,7 @@ def test_a_truncated_last_line_is_ignored(torn: str) -> None:
     assert (found.end, found.problem, found.begun) == ("", "", 2 if torn.endswith("}") else 1)
     journal.mark(found, "undone", ("taken back",))
     assert (entry(path).end, entry(path).errors) == ("undone", ("taken back",))
-    assert not journal.open_intents()
+    assert not journal.open_entries()
 
 
 def test_a_truncated_line_in_the_middle_is_skipped() -> None:
@@ -104,7 +104,7 @@ def test_a_truncated_line_in_the_middle_is_skipped() -> None:
 
 
 def test_a_partly_written_line_is_removed() -> None:
-    made = journal.Record("full", STEPS)
+    made = journal.NewEntryWriter("full", STEPS)
     before, limits = made.path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limits[1]))
     try:
@@ -145,13 +145,13 @@ def test_an_unreadable_entry_blocks_until_it_is_forgotten(folder: Path, text: st
     folder.mkdir()
     path = folder / "000007-20261127-201608-aa.jsonl"
     path.write_text(f'{text}\n{{"begin": 0}}\n')
-    (found,) = journal.open_intents()
+    (found,) = journal.open_entries()
     assert found.problem and not found.steps
     with pytest.raises(StateError, match=str(path)):
         journal.require_readable(found)
     assert record("the next").name.startswith("000008-")
     journal.mark(found, "undone", ("left as it was",))
-    assert [one.entry_id for one in journal.open_intents()] != [found.entry_id]
+    assert [one.entry_id for one in journal.open_entries()] != [found.entry_id]
     assert entry(path).end == "undone"
 
 
@@ -159,7 +159,7 @@ def test_an_intent_without_a_started_step_is_skipped(folder: Path) -> None:
     folder.mkdir()
     for number, text in enumerate(("", "{", intent(steps=[{"op": "FlyToMoon"}]), "\x00" * 4096)):
         (folder / f"{number:06}-20261127-201608-aa.jsonl").write_text(text)
-    assert [*journal.history()] == [] and journal.open_intents() == ()
+    assert [*journal.history()] == [] and journal.open_entries() == ()
 
 
 def test_entries_that_are_not_files_are_skipped(folder: Path) -> None:
@@ -173,7 +173,7 @@ def test_entries_that_are_not_files_are_skipped(folder: Path) -> None:
 
 
 def test_entries_that_may_need_an_undo_are_not_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "_KEPT", 2)
+    monkeypatch.setattr(journal, "_MAX_ENTRIES", 2)
     folder.mkdir()
     foreign = folder / "20261127-201608-123456ab.jsonl"
     foreign.write_text(intent(steps=[{"op": "FlyToMoon"}]) + '\n{"begin": 0}\n')
@@ -187,7 +187,7 @@ def test_entries_that_may_need_an_undo_are_not_removed(folder: Path, monkeypatch
 
 def test_an_interrupted_undo_is_listed_with_its_steps() -> None:
     path = record("undone half", 2, "done")
-    writer = journal.reopened(entry(path))
+    writer = journal.reopen(entry(path))
     writer.undoing(2)
     for number in (0, 1, 2):
         writer.undo(number)
@@ -195,8 +195,8 @@ def test_an_interrupted_undo_is_listed_with_its_steps() -> None:
     found = entry(path)
     assert (found.end, found.was_done, found.undoing) == ("", True, 2)
     assert (found.undone, found.in_flight) == ({0, 1}, {2})
-    assert journal.open_intents() == (found,)
-    writer = journal.reopened(found)
+    assert journal.open_entries() == (found,)
+    writer = journal.reopen(found)
     writer.undoing(2)
     writer.undo(2)
     writer.not_undone(2)
@@ -214,6 +214,6 @@ def operations() -> Iterator[Operation]:
 
 @pytest.mark.parametrize("step", operations(), ids=lambda step: type(step).__name__)
 def test_targets_and_pairs_are_read_back(step: Operation) -> None:
-    made = journal.Record("once", (step,))
+    made = journal.NewEntryWriter("once", (step,))
     made.close()
     assert entry(made.path).steps == (step,)

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from core.model import Chain, Choice, Firewall, FirewallRule, NatEntry, PublishedPort, Snapshot, Translation
+from core.model import (
+    Chain,
+    Firewall,
+    FirewallRule,
+    NatEntry,
+    PublishedPort,
+    Snapshot,
+    Translation,
+    VerdictCase,
+)
 from core.nat import nat_entries
 from core.nat.packets import are_disjoint, covers, matches_link, placed_rules, prefixes, targets
 from core.networks import all_networks
@@ -397,7 +406,7 @@ def test_a_masquerade_by_marks_does_not_match_everything(text: str) -> None:
 
 
 def test_branches_of_a_verdict_map_have_verdicts_without_counters() -> None:
-    choices = (Choice("eth8", "drop"), Choice("eth9", "accept"))
+    choices = (VerdictCase("eth8", "drop"), VerdictCase("eth9", "accept"))
     fields = {"table": "filter", "chosen_by": "iif", "choices": choices, "packets": 7, "bytes": 70}
     found = with_rules(rule("FORWARD", "vmap", "map", **fields))
     assert {(one.inside, one.verdict, one.packets, one.bytes) for one in found} == {

@@ -34,11 +34,11 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "hosts"
     path.write_text("10.0.0.5 one")
     names = PeerNames(path)
-    assert list(names.known().values()) == ["one"]
+    assert list(names.all_names().values()) == ["one"]
     path.write_text("10.0.0.5 another")
 
     os.utime(path, ns=(1, 1))
-    assert list(names.known().values()) == ["another"]
+    assert list(names.all_names().values()) == ["another"]
 
 
 def test_the_resolver_is_asked_only_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,12 +52,12 @@ def test_the_resolver_is_asked_only_on_demand(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delenv(host.REVERSE_DNS, raising=False)
     raw = address_bytes("198.51.100.9")
     quiet = PeerNames(tmp_path / "none")
-    quiet.ask([raw])
+    quiet.query([raw])
     asking = PeerNames(tmp_path / "none", reverse=True)
     for _ in range(3):
-        asking.ask([raw])
+        asking.query([raw])
     assert asking._thread
     asking._thread.join(10)
     assert asked == ["198.51.100.9"]
-    assert asking.known() == {raw: "host-198.51.100.9"}
-    assert quiet.known() == {}
+    assert asking.all_names() == {raw: "host-198.51.100.9"}
+    assert quiet.all_names() == {}

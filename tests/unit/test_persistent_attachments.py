@@ -117,7 +117,7 @@ def test_removing_a_network_forgets_its_attachments() -> None:
     elsewhere = replace(PERSISTENT, network="lab")
     found = planned(RemoveNetwork("shop"), persistent=(PERSISTENT, down, elsewhere))
     assert attachment_steps(found) == [ForgetAttachment(PERSISTENT), ForgetAttachment(down)]
-    assert any("gone is no longer attached to shop" in hit for hit in found.hits)
+    assert any("gone is no longer attached to shop" in hit for hit in found.side_effects)
 
 
 def test_a_stopped_container_keeps_its_address() -> None:

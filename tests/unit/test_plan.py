@@ -286,7 +286,7 @@ def test_detach_reverses_attach() -> None:
 
 def test_removing_a_network_detaches_and_unpublishes() -> None:
     made = planned(RemoveNetwork("shop"), topology(host(), (RULE,)))
-    assert made.hits == ("web is detached from shop", "its port tcp/8080 is no longer published")
+    assert made.side_effects == ("web is detached from shop", "its port tcp/8080 is no longer published")
     deleted = [step.name for step in made.steps if isinstance(step, DeleteLink)]
     assert deleted == ["v-web", "br-shop"]
     rules = [step for step in made.steps if isinstance(step, SetRules)]
@@ -446,7 +446,7 @@ def test_docker_changes_docker_networks() -> None:
     assert planned(Attach("api", "back"), now).steps == (DockerConnect("back", "api"),)
     gone = planned(RemoveNetwork("front"), now)
     assert [type(step) for step in gone.steps] == [DockerDisconnect, DockerRemoveNetwork]
-    assert gone.hits == ("api is detached from front",)
+    assert gone.side_effects == ("api is detached from front",)
     assert "isn't a Docker container" in refused(Attach("web", "front"), now)
     assert "NAT and internal" in refused(replace(asked, kind="routed"), now)
     assert "overlaps with docker's network front" in refused(replace(asked, subnets=("172.20.0.0/24",)), now)
@@ -486,8 +486,10 @@ def test_deleting_a_foreign_bridge_lists_what_depends_on_it() -> None:
     now = topology(made)
     bridge = next(one for one in now.snapshot.links() if one.name == "br-store")
     deleting = planned(Delete(link_ref(bridge.key)), now)
-    assert "disconnected from br-store: app" in deleting.hits
-    assert any(one.startswith("published ports that stop working") and "8080" in one for one in deleting.hits)
+    assert "disconnected from br-store: app" in deleting.side_effects
+    assert any(
+        one.startswith("published ports that stop working") and "8080" in one for one in deleting.side_effects
+    )
     assert any("vnet didn't create br-store" in one for one in deleting.warnings)
 
 

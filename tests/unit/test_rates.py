@@ -57,7 +57,7 @@ def test_history_is_bounded() -> None:
 
 def past(rates: Rates, key: LinkKey) -> list[float]:
     """Return a link's history of received bits a second."""
-    found = rates.past("links", [key], MINUTE)
+    found = rates.history("links", [key], MINUTE)
     assert found is not None
     column = found.values[:, 0]
     return column[~np.isnan(column)].tolist()
@@ -67,7 +67,7 @@ def test_history_continues_after_the_samples() -> None:
     meter = RateMeter()
     for second in range(3 * HISTORY):
         rates = meter.feed(reading(1000.0 + second, l2=1000 * second))
-    whole = rates.past("links", [LinkKey(1, 2)], MINUTES)
+    whole = rates.history("links", [LinkKey(1, 2)], MINUTES)
     assert whole is not None
     values = whole.values[:, 0]
     assert values[~np.isnan(values)].tolist() == [8000.0] * (3 * HISTORY - 1)

@@ -8,17 +8,17 @@ import subprocess
 import pytest
 
 from core.plan.rules import EMPTY, render
-from core.plan.tags import OurNetwork, OurPort, Ours
-from core.text import tag, words_of
+from core.plan.tags import VnetNetwork, VnetPort, VnetState
+from core.text import format_tag, parse_tag
 
-SHOP = OurNetwork("shop", "nat", "br-shop", ("10.9.0.0/24", "fd09::/64"), ("10.9.0.1", "fd09::1"))
-VAULT = OurNetwork("vault", "internal", "br-vault", ("10.8.0.0/24",), ("10.8.0.1",))
-LAN = OurNetwork("lan", "routed", "br-lan", ("10.7.0.0/24",), ("10.7.0.1",))
-WEB = OurPort("netns:web", "tcp", "", "8080", "10.9.0.2", "80")
+SHOP = VnetNetwork("shop", "nat", "br-shop", ("10.9.0.0/24", "fd09::/64"), ("10.9.0.1", "fd09::1"))
+VAULT = VnetNetwork("vault", "internal", "br-vault", ("10.8.0.0/24",), ("10.8.0.1",))
+LAN = VnetNetwork("lan", "routed", "br-lan", ("10.7.0.0/24",), ("10.7.0.1",))
+WEB = VnetPort("netns:web", "tcp", "", "8080", "10.9.0.2", "80")
 
 
-def text_of(*networks: OurNetwork, ports: tuple[OurPort, ...] = (), joined: frozenset = frozenset()) -> str:
-    return render(Ours({one.name: one for one in networks}, ports=ports, joined=joined))
+def text_of(*networks: VnetNetwork, ports: tuple[VnetPort, ...] = (), joined: frozenset = frozenset()) -> str:
+    return render(VnetState({one.name: one for one in networks}, ports=ports, joined=joined))
 
 
 def chain(text: str, name: str) -> list[str]:
@@ -29,7 +29,7 @@ def chain(text: str, name: str) -> list[str]:
 
 
 def test_without_networks_there_is_no_table() -> None:
-    assert render(Ours()) == EMPTY == "table inet vnet\ndelete table inet vnet\n"
+    assert render(VnetState()) == EMPTY == "table inet vnet\ndelete table inet vnet\n"
 
 
 def test_the_text_replaces_the_table() -> None:
@@ -42,14 +42,14 @@ def test_the_text_replaces_the_table() -> None:
     "ports",
     [
         (WEB,),
-        (OurPort("netns:web", "udp", "192.0.2.1", "53", "10.9.0.2", "53"),),
-        (OurPort("netns:web", "sctp", "", "8000-8010", "10.9.0.2", "8000-8010"),),
-        (OurPort("netns:web", "tcp", "", "8000-8002", "10.9.0.2", "80-82"),),
-        (OurPort("netns:web", "tcp", "2001:db8::1", "8080", "fd09::2", "80"),),
-        (OurPort("netns:web", "tcp", "", "8000-8002", "fd09::2", "80-82"),),
+        (VnetPort("netns:web", "udp", "192.0.2.1", "53", "10.9.0.2", "53"),),
+        (VnetPort("netns:web", "sctp", "", "8000-8010", "10.9.0.2", "8000-8010"),),
+        (VnetPort("netns:web", "tcp", "", "8000-8002", "10.9.0.2", "80-82"),),
+        (VnetPort("netns:web", "tcp", "2001:db8::1", "8080", "fd09::2", "80"),),
+        (VnetPort("netns:web", "tcp", "", "8000-8002", "fd09::2", "80-82"),),
     ],
 )
-def test_nft_accepts_the_table(ports: tuple[OurPort, ...]) -> None:
+def test_nft_accepts_the_table(ports: tuple[VnetPort, ...]) -> None:
     text = text_of(SHOP, VAULT, LAN, ports=ports, joined=frozenset({("shop", "vault")}))
     words = ["unshare", "--net", "nft", "--check", "-f", "-"]
     done = subprocess.run(words, input=text, capture_output=True, text=True, check=False)
@@ -66,7 +66,7 @@ def test_nat_network() -> None:
 
 def test_nat66_only_on_request() -> None:
     assert "ip6 saddr" not in text_of(SHOP)
-    asked = OurNetwork("shop", "nat", "br-shop", SHOP.subnets, SHOP.gateways, nat66=True)
+    asked = VnetNetwork("shop", "nat", "br-shop", SHOP.subnets, SHOP.gateways, nat66=True)
     assert 'ip6 saddr fd09::/64 oifname != "br-shop"' in text_of(asked)
 
 
@@ -107,10 +107,10 @@ def test_containers_cannot_reach_the_loopback_address() -> None:
 
 @pytest.mark.parametrize("text", ["plain", "a b", 'a"b', "a=b", "a%20b", "ü\n\u202e", "", "vnet:"])
 def test_tags_keep_any_text(text: str) -> None:
-    made = tag([("of", text), ("net", "shop"), ("of", "more")])
+    made = format_tag([("of", text), ("net", "shop"), ("of", "more")])
     assert made.isascii() and made.isprintable() and '"' not in made
-    assert words_of(made) == {"of": (text, "more"), "net": ("shop",)}
+    assert parse_tag(made) == {"of": (text, "more"), "net": ("shop",)}
 
 
 def test_other_aliases_are_not_tags() -> None:
-    assert words_of("uplink to vnet:") is None and words_of("") is None
+    assert parse_tag("uplink to vnet:") is None and parse_tag("") is None

@@ -14,8 +14,8 @@ from core.model import (
     NatEntry,
     Ref,
     Snapshot,
+    conntrack_ref,
     container_ref,
-    flow_ref,
     link_ref,
     namespace_ref,
     network_ref,
@@ -52,7 +52,7 @@ def entry_at(topology: Topology, ref: Ref) -> NatEntry:
 
 
 def the_flows(topology: Topology, mask: Column) -> list[Ref]:
-    return [flow_ref(HOST, number) for number in topology.flows.column("id")[mask].tolist()]
+    return [conntrack_ref(HOST, number) for number in topology.flows.column("id")[mask].tolist()]
 
 
 def peers_of(topology: Topology, mask: Column) -> list[int]:
@@ -162,7 +162,7 @@ def test_relations_lead_from_a_veth_to_its_flows_and_back() -> None:
     assert first(topology, container, "bridge port veth-web1") == outer
     published = first(topology, container, "published port")
     connections = first(topology, published, "1 connection")
-    assert connections == Ref("flows", ("nat", "web1 tcp 8080 -> 172.18.0.2:80"))
+    assert connections == Ref("connections", ("nat", "web1 tcp 8080 -> 172.18.0.2:80"))
     (flow,) = the_flows(topology, mask_by_nat_entry(topology, entry_at(topology, published)))
     assert first(topology, flow, "container web1") == container
     assert first(topology, flow, "published port") == published
@@ -213,7 +213,7 @@ def test_a_deleted_item_has_no_relations(topology: Topology) -> None:
         Ref("container", ("docker", "gone")),
         Ref("network", ("gone",)),
         Ref("nat", (HOST, "gone")),
-        Ref("flow", (HOST, 1)),
+        Ref("conntrack", (HOST, 1)),
         Ref("event", (1,)),
         Ref("problem", ("docker",)),
     ):

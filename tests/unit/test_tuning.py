@@ -9,7 +9,7 @@ import pytest
 
 from core.model import BridgePort, BridgeSettings, Link, LinkTuning, PacketSizes
 from core.operations import NetnsTarget, SetBridge, SetOffloads, SetSizes, SetSteering, SetSysctl
-from core.operations.record import from_record, to_record
+from core.operations.values import from_record, to_record
 from core.plan import Plan, Refused, plan, tuning
 from core.plan.requests import Tune
 from core.plan.tuning import TuningState, tuned

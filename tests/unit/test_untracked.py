@@ -12,7 +12,7 @@ from core.diagnose import findings
 from core.diff import changes
 from core.model import Chain, Firewall, FirewallRule, Problem
 from core.operations import NetnsTarget, SetDockerDns, SetRules
-from core.operations.record import from_record, to_record
+from core.operations.values import from_record, to_record
 from core.plan import Plan, Refused, plan, untracked
 from core.plan.requests import Tune
 from core.plan.tuning import tuned

@@ -12,7 +12,7 @@ from pyroute2 import IPRoute
 from core.model import BridgePort, BridgeSettings, PortVlan
 from core.operations import AddVlan, DeleteVlan, Operation, SetBridge, affected, undo_of
 from core.operations.links import CreateBridge, DeleteLink
-from core.operations.record import from_record, to_record
+from core.operations.values import from_record, to_record
 from core.plan import Plan, plan
 from core.plan.requests import RemoveNetwork
 from core.topology import Topology

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.tools import clean
+from core.tools import clean_environment
 from tui.cli.parser import CHANGE_COMMANDS, FAST_PATH_COMMANDS, make_parser
 from tui.command import CommandError, output_folder
 
@@ -28,7 +28,7 @@ _READING = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (None: that of this process); returns the exit code."""
     if arguments is None:
-        clean()
+        clean_environment()
     options = make_parser().parse_args(arguments)
     try:
         refuse_changes(options)

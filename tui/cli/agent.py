@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: stop.set())
     with _accelerating(options.accelerate, options.strict), _serving(options.metrics):
         try:
-            Agent(_say, stop).run()
+            Agent(_print, stop).run()
         except OSError as error:
             raise CommandError(f"can't receive kernel events: {error.strerror}") from error
     return 0
@@ -42,7 +42,7 @@ def _accelerating(targets: list[str], strict: bool) -> Iterator[None]:
         return
     from tui.cli.fastpath_agent import FastPathRunner
 
-    kept = FastPathRunner(targets, _say, strict)
+    kept = FastPathRunner(targets, _print, strict)
     kept.start()
     try:
         yield
@@ -50,7 +50,7 @@ def _accelerating(targets: list[str], strict: bool) -> Iterator[None]:
         kept.close()
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(safe(text), flush=True)
 
 
@@ -68,7 +68,7 @@ def _serving(address: str) -> Iterator[None]:
         reason = f"{error.name} isn't installed. Try: pip install {error.name}" if error.name else str(error)
         raise CommandError(f"can't serve metrics: {safe(reason)}") from error
     try:
-        server = MetricsServer(address, _say, FastPathMetrics())
+        server = MetricsServer(address, _print, FastPathMetrics())
     except MetricsError as error:
         raise CommandError(safe(str(error))) from error
     try:

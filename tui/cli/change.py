@@ -29,7 +29,7 @@ from core.plan.requests import (
 from core.text import quoted, safe
 from core.topology import Topology
 from tui.cli import files, history
-from tui.cli.console import agreed, command_errors, confirm, is_person, print_plan
+from tui.cli.console import answers_yes, command_errors, confirm, is_interactive, print_plan
 from tui.cli.files import list_networks
 from tui.cli.perform import (
     LIGHT,
@@ -40,9 +40,9 @@ from tui.cli.perform import (
     WHOLE,
     Parts,
     change,
-    look,
     perform,
     plan_requests,
+    read_topology,
 )
 from tui.command import CommandError
 
@@ -79,13 +79,13 @@ def _remove_network(options: argparse.Namespace) -> int:
     def planner(topology: Topology) -> Plan | Refused:
         return plan_requests((request_of(options, topology),), topology)
 
-    asks = is_person() and not options.yes and not options.json
+    asks = is_interactive() and not options.yes and not options.json
     return perform(options, planner, LIGHT, _agreed if asks else None)
 
 
 def _agreed(plan: Plan) -> bool:
     print_plan(plan)
-    return not plan.hits or agreed("Remove all of this?")
+    return not plan.side_effects or answers_yes("Remove all of this?")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
         return agent.run(options)
     action = getattr(options, "action", "")
     if (options.command, action) == ("network", "ls"):
-        return list_networks(look(WHOLE), options.json)
+        return list_networks(read_topology(WHOLE), options.json)
     if (options.command, action) == ("network", "rm"):
         return _remove_network(options)
     return change(options, lambda topology: request_of(options, topology), _parts(options, action))

@@ -43,16 +43,16 @@ def _read(parser: argparse.ArgumentParser) -> tuple[_Command, list[_Command]]:
 def _command(parser: argparse.ArgumentParser, name: str, help_: str) -> _Command:
     command = _Command(name, help_)
     for action in parser._actions:
-        _take(action, command)
+        _add_argument(action, command)
         if name and isinstance(action, argparse._SubParsersAction):
             command.words += action.choices
             for each in {id(each): each for each in action.choices.values()}.values():
                 for inner in each._actions:
-                    _take(inner, command)
+                    _add_argument(inner, command)
     return command
 
 
-def _take(action: argparse.Action, command: _Command) -> None:
+def _add_argument(action: argparse.Action, command: _Command) -> None:
     """Add one argument; an option that several actions have is added once."""
     known = {option for option, _, _ in command.options}
     for option in action.option_strings:

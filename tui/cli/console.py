@@ -56,7 +56,7 @@ def print_steps(steps: tuple[Operation, ...]) -> None:
 def print_notes(plan: Plan) -> None:
     """Print warnings, and what else is removed, to standard error."""
     sys.stdout.flush()
-    for hit in plan.hits:
+    for hit in plan.side_effects:
         print(f"vnet-tui: note: {safe(hit)}", file=sys.stderr)
     for warning in plan.warnings:
         sentence, commands = split_commands(safe(warning))
@@ -111,7 +111,7 @@ def document(plan: Plan, outcome: Outcome | None = None, dry_run: bool = False) 
         "dry_run": dry_run,
         "guarded": plan.guarded,
         "warnings": list(plan.warnings),
-        "hits": list(plan.hits),
+        "hits": list(plan.side_effects),
         "steps": steps_document(plan.steps),
         "change": outcome_document(outcome) if outcome else None,
     }
@@ -168,12 +168,12 @@ def require_rights(
         raise CommandError(f"can't {to}: this process lacks {needs}. Try: {remedy}{or_try}")
 
 
-def is_person() -> bool:
+def is_interactive() -> bool:
     """Return whether a user can be asked."""
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def agreed(question: str, seconds: float | None = None) -> bool:
+def answers_yes(question: str, seconds: float | None = None) -> bool:
     """Return whether the answer is yes; a time-out and the end of input mean no."""
     print(f"{question} [y/N] ", end="", flush=True)
     ready, _, _ = select.select([sys.stdin], [], [], seconds)
@@ -183,14 +183,14 @@ def agreed(question: str, seconds: float | None = None) -> bool:
     return answer.strip().casefold() in ("y", "yes")
 
 
-def ask(outcome: run.Outcome, as_json: bool) -> int:
+def ask_to_confirm(outcome: run.Outcome, as_json: bool) -> int:
     """Ask whether to confirm a guarded change, or print how; returns the exit code."""
     seconds = guard.SECONDS
     how = f"vnet-tui confirm {outcome.entry_id}"
-    if as_json or not is_person():
+    if as_json or not is_interactive():
         print(f"vnet-tui: it is undone in {seconds:.0f} s unless confirmed: {how}", file=sys.stderr)
         return 0
-    if agreed(f"Keep the change? It is undone in {seconds:.0f} s unless you answer y.", seconds - 1):
+    if answers_yes(f"Keep the change? It is undone in {seconds:.0f} s unless you answer y.", seconds - 1):
         return _confirm(outcome.entry_id, as_json=False)
     entry = journal.find(outcome.entry_id)
     print("undoing it")

@@ -9,8 +9,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.tools import own_python, with_packages
-from tui.command import CommandError, is_recording, load_whole, need_a_terminal
+from core.tools import python_command, python_environment
+from tui.command import CommandError, is_recording, load_with_fast_flows, require_terminal
 
 if TYPE_CHECKING:
     from core.lab import LabError
@@ -51,7 +51,7 @@ def _dashboard(options: argparse.Namespace) -> int:
         raise CommandError("can't open the dashboard: --write and --read-only exclude each other")
     if options.source:
         return _file_dashboard(options)
-    need_a_terminal()
+    require_terminal()
     from tui.app import run
 
     fast = DashboardFastPath()
@@ -98,7 +98,7 @@ def _file_dashboard(options: argparse.Namespace) -> int:
             "can't open a file with --write: only this host can be changed. Try: the same without --write"
         )
     source = _file_source(options.source)
-    need_a_terminal()
+    require_terminal()
     from tui.app import run
 
     return run(source, options.ascii)
@@ -116,7 +116,7 @@ def _file_source(path: str) -> Source:
 
     if is_recording(Path(path)):
         return open_recording(Path(path))
-    snapshot, fast = load_whole(Path(path))
+    snapshot, fast = load_with_fast_flows(Path(path))
     return FileSource(snapshot, Path(path).name, fast)
 
 
@@ -136,7 +136,7 @@ def _open_lab(ascii_only: bool = False, write: bool = False, traffic: bool = Tru
     flags = ["--ascii"] * ascii_only + ["--write"] * write
     try:
         check_rights()
-        need_a_terminal()  # checked before the lab is built
+        require_terminal()  # checked before the lab is built
         return _run_in_lab(["vnet-tui", *flags], traffic)
     except LabError as error:
         return _replay(error, ascii_only)
@@ -160,7 +160,7 @@ def _run_in_lab(words: list[str], traffic: bool) -> int:
 
     settings = LabSettings(traffic=traffic, changes=_CHANGES if traffic else 0.0)
     if words[0] == "vnet-tui":
-        return lab.main(own_python("tui.cli", *words[1:]), settings, with_packages())
+        return lab.main(python_command("tui.cli", *words[1:]), settings, python_environment())
     return lab.main(words, settings)
 
 
@@ -170,12 +170,12 @@ def _replay(error: LabError, ascii_only: bool) -> int:
     from tui.cli.record import open_recording
 
     try:
-        need_a_terminal()
+        require_terminal()
         source = open_recording(RECORDING)
     except CommandError:
         print(f"vnet-tui: {error}", file=sys.stderr)
         raise
-    source.present("Recorded demo", _sentence(error))
+    source.loop_with_banner("Recorded demo", _sentence(error))
     return run(source, ascii_only)
 
 

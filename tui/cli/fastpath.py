@@ -15,12 +15,12 @@ from core.model import FastPath, Requirement
 from core.model.fastpath import FAST
 from core.text import quoted, safe
 from core.topology import Topology
-from tui.cli.console import agreed, is_person, require_rights
+from tui.cli.console import answers_yes, is_interactive, require_rights
 from tui.cli.fastpath_agent import read_fast_path
 from tui.cli.fastpath_session import FastPathSession, ask
 from tui.command import CommandError
 from tui.services import FastPathPreview
-from tui.views.fast_targets import Choice, all_choices, choice_named
+from tui.views.fast_targets import BridgeChoice, all_choices, choice_named
 from tui.views.fastpath import COST_IS, ENDS_WITH
 
 
@@ -98,7 +98,7 @@ def _end_silent(session: FastPathSession, options: argparse.Namespace) -> int:
     return 0
 
 
-def _choices(words: Sequence[str], topology: Topology, off: bool) -> tuple[Choice, ...]:
+def _choices(words: Sequence[str], topology: Topology, off: bool) -> tuple[BridgeChoice, ...]:
     """Resolve names to targets. Raises CommandError.
 
     Targets that don't exist any more can still be turned off.
@@ -112,15 +112,15 @@ def _choices(words: Sequence[str], topology: Topology, off: bool) -> tuple[Choic
                 f'can\'t accelerate "{safe(word)}": there is no bridge or network of that name'
                 + (f". Try: {known}" if known else "")
             )
-        found.append(choice or Choice(safe(word), word, "", frozenset({word})))
+        found.append(choice or BridgeChoice(safe(word), word, "", frozenset({word})))
     return tuple(found)
 
 
 def _agreed() -> bool:
     sys.stdout.flush()
-    if not is_person():
+    if not is_interactive():
         raise CommandError("can't ask for confirmation: there is no terminal. Try: --yes")
-    return agreed("Apply?")
+    return answers_yes("Apply?")
 
 
 def _print(preview: FastPathPreview) -> None:

@@ -64,10 +64,10 @@ def _unlock(lock: int) -> None:
 
 
 WORDS = {verdict.name: verdict.words for verdict in VERDICTS}
-SOON = 3.0  # seconds that a reader waits for an answer
+SHORT_TIMEOUT = 3.0  # seconds that a reader waits for an answer
 
 
-def read_fast_path(measure: bool = False, flows: bool = False, patience: float = SOON) -> FastPath:
+def read_fast_path(measure: bool = False, flows: bool = False, patience: float = SHORT_TIMEOUT) -> FastPath:
     """Read the state of the fast path of this network namespace.
 
     On demand it also counts flows and measures the cost of a packet. Commands wait longer for an answer than
@@ -81,10 +81,10 @@ def read_fast_path(measure: bool = False, flows: bool = False, patience: float =
         return FastPath("hidden", words=WORDS)
     except (OSError, ValueError):
         return FastPath("silent", words=WORDS)
-    return of_answer(answer)
+    return fast_path_of(answer)
 
 
-def of_answer(answer: dict[str, Any]) -> FastPath:
+def fast_path_of(answer: dict[str, Any]) -> FastPath:
     """Return the daemon's answer (docs/fast-path.md) as a value."""
     ports = [
         FastPort(one["name"], one["ifindex"], one["role"], one["verdicts"])
@@ -152,10 +152,10 @@ class FastPathRunner:
     """
 
     def __init__(self, targets: Sequence[str], say: Callable[[str], None], strict: bool = False) -> None:
-        self._targets, self._say, self._strict = list(targets), say, strict
+        self._targets, self._log, self._strict = list(targets), say, strict
         self._stop = threading.Event()
-        self._said = ""
-        self._thread = threading.Thread(target=self._keep, name="keep-fast-path")
+        self._last_report = ""
+        self._thread = threading.Thread(target=self._keep_running, name="keep-fast-path")
 
     def start(self) -> None:
         """Begin; return at once."""
@@ -166,7 +166,7 @@ class FastPathRunner:
         self._stop.set()
         self._thread.join()
 
-    def _keep(self) -> None:
+    def _keep_running(self) -> None:
         pause = _FIRST_PAUSE
         while not self._stop.is_set():
             began = time.monotonic()
@@ -189,7 +189,7 @@ class FastPathRunner:
         else:
             self._report(f"accelerating {', '.join(self._targets)}")
             self._wait(started.supervisor)
-        _let_go(started.supervisor)
+        _close_supervisor(started.supervisor)
 
     def _wait(self, supervisor: subprocess.Popen[bytes]) -> None:
         while not self._stop.is_set():
@@ -200,12 +200,12 @@ class FastPathRunner:
 
     def _report(self, words: str) -> None:
         """Print it, unless it was the last text printed."""
-        if words != self._said:
-            self._said = words
-            self._say(f"fast path: {safe(words)}")
+        if words != self._last_report:
+            self._last_report = words
+            self._log(f"fast path: {safe(words)}")
 
 
-def _let_go(supervisor: subprocess.Popen[bytes]) -> None:
+def _close_supervisor(supervisor: subprocess.Popen[bytes]) -> None:
     """Close the supervisor's standard input; it cleans up and ends."""
     if supervisor.stdin:
         with suppress(OSError):

@@ -28,17 +28,17 @@ from core.model import FastFlows, FastPath, Part, Requirement
 from core.model.fastpath import ALL
 from core.text import safe
 from core.topology import Topology
-from tui.cli.fastpath_agent import SOON, SharedFlows, read_fast_path
+from tui.cli.fastpath_agent import SHORT_TIMEOUT, SharedFlows, read_fast_path
 from tui.command import CommandError
 from tui.services import FastPathPreview
-from tui.views.fast_targets import Choice, added, is_covered, removed
+from tui.views.fast_targets import BridgeChoice, added, is_covered, removed
 from tui.views.fastpath import ENDS_WITH
 
 _MASK = f"0x{field_mask():08x}"
 
 
 def preview(
-    choices: Sequence[Choice],
+    choices: Sequence[BridgeChoice],
     on: bool,
     topology: Topology,
     fast: FastPath,
@@ -61,26 +61,30 @@ def preview(
     strict = fast.strict if strict is None else strict
     if not wanted and on and fast.is_running and strict != fast.strict:
         notes = tuple(_invalid_notes(read_preconditions(), strict))
-        return FastPathPreview("Fast path", fast.targets, (_becomes(strict),), notes=notes, strict=strict)
+        return FastPathPreview(
+            "Fast path", fast.targets, (_strict_sentence(strict),), notes=notes, strict=strict
+        )
     if not wanted:
         return FastPathPreview(title, fast.targets, nothing=tuple(nothing), strict=fast.strict)
     after = added(wanted, fast) if on else removed(wanted, fast, topology)
     if on and not fast.is_running and (lacking := unmet(requirements())):
-        return FastPathPreview(title, after, refused=tuple(map(in_words, lacking)), nothing=tuple(nothing))
-    return _whole(title, after, fast, tied, tuple(nothing), strict)
+        return FastPathPreview(
+            title, after, refused=tuple(map(requirement_sentence, lacking)), nothing=tuple(nothing)
+        )
+    return _preview_links(title, after, fast, tied, tuple(nothing), strict)
 
 
-def _is_on(choice: Choice, fast: FastPath, on: bool) -> bool:
+def _is_on(choice: BridgeChoice, fast: FastPath, on: bool) -> bool:
     """Return whether it is accelerated; for all of them to turn off, whether any is."""
     return is_covered(choice, fast) or (choice.target == ALL and not on and fast.is_running)
 
 
-def in_words(lacking: Requirement) -> str:
+def requirement_sentence(lacking: Requirement) -> str:
     """Return a requirement that is not met, as a sentence."""
     return f"it needs {lacking.name}: {lacking.found}. Try: {lacking.try_}"
 
 
-def _whole(
+def _preview_links(
     title: str, after: tuple[str, ...], fast: FastPath, tied: bool, nothing: tuple[str, ...], strict: bool
 ) -> FastPathPreview:
     observer = Observer()
@@ -90,24 +94,24 @@ def _whole(
         foreign = attachments.foreign_programs(
             ifindex for ifindex in observer.links if ifindex not in before.links
         )
-        then, meant = _attached(observer, after, foreign)
+        then, bridges = _attached(observer, after, foreign)
     finally:
         observer.close()
     more, fewer = _by_role(then, before.links), _by_role(before, then.links)
     if not after:
-        changes = _ends(len(fewer))
+        changes = _end_sentences(len(fewer))
     elif fast.is_running:
-        changes = [_moves(len(more), len(fewer))]
+        changes = [_change_sentence(len(more), len(fewer))]
     else:
-        changes = [_on_links(len(more)), *_begins(tied)]
+        changes = [_attach_sentence(len(more)), *_start_sentences(tied)]
     if after and strict != fast.strict:
-        changes.append(_becomes(strict))
+        changes.append(_strict_sentence(strict))
     refused = [f"{safe(name)} is left to the kernel: {why}" for name, why in then.refused.items()]
-    notes = [*_notes(meant, not fast.is_running, strict), *refused] if after and (more or not fewer) else []
+    notes = [*_notes(bridges, not fast.is_running, strict), *refused] if after and (more or not fewer) else []
     return FastPathPreview(title, after, tuple(changes), more or fewer, tuple(notes), (), nothing, strict)
 
 
-def _becomes(strict: bool) -> str:
+def _strict_sentence(strict: bool) -> str:
     if strict:
         return (
             "Strict mode is turned on: while a rule matches on `ct state invalid`, the fast path is paused "
@@ -121,10 +125,10 @@ def _attached(observer: Observer, names: Iterable[str], foreign: Foreign) -> tup
     names = tuple(names)
     if not names:
         return MapContents(), set()
-    meant, unknown = find_bridges(names, observer.links, {})
+    bridges, unknown = find_bridges(names, observer.links, {})
     if unknown:
-        meant, _ = find_bridges(names, observer.links, engine_networks())
-    return map_contents(observer.link_state(meant, foreign), meant), meant
+        bridges, _ = find_bridges(names, observer.links, engine_networks())
+    return map_contents(observer.link_state(bridges, foreign), bridges), bridges
 
 
 def _by_role(found: MapContents, without: Iterable[int]) -> tuple[str, ...]:
@@ -138,7 +142,7 @@ def _by_role(found: MapContents, without: Iterable[int]) -> tuple[str, ...]:
     )
 
 
-def _on_links(count: int) -> str:
+def _attach_sentence(count: int) -> str:
     return (
         f"A BPF program is attached to the ingress of {_links(count)}{' (below)' if count else ''}, and to "
         "links that are added later. Packets that it doesn't forward go to the kernel unchanged, except for "
@@ -150,16 +154,16 @@ def _links(count: int) -> str:
     return f"{count} link{'' if count == 1 else 's'}"
 
 
-def _begins(tied: bool) -> list[str]:
-    return [*_loads(), *_held(tied)]
+def _start_sentences(tied: bool) -> list[str]:
+    return [*_module_sentence(), *_process_sentences(tied)]
 
 
-def _loads() -> Iterator[str]:
+def _module_sentence() -> Iterator[str]:
     if module_state().loadable:
         yield f"The kernel module {CONNTRACK_MODULE} (connection tracking) is loaded, and stays loaded."
 
 
-def _held(tied: bool) -> list[str]:
+def _process_sentences(tied: bool) -> list[str]:
     end = "with the dashboard" if tied else "by `vnet-tui accelerate --off`"
     return [
         "Checksums and TCP windows of the packets that it forwards aren't verified, as with nftables' own "
@@ -172,7 +176,7 @@ def _held(tied: bool) -> list[str]:
     ]
 
 
-def _moves(more: int, fewer: int) -> str:
+def _change_sentence(more: int, fewer: int) -> str:
     if not more and not fewer:
         return "No link is affected now."
     if more:
@@ -180,7 +184,7 @@ def _moves(more: int, fewer: int) -> str:
     return f"The program is detached from {_links(fewer)}; the kernel forwards their connections."
 
 
-def _ends(count: int) -> list[str]:
+def _end_sentences(count: int) -> list[str]:
     return [
         f"The program is detached from {_links(count)}; the kernel forwards their connections.",
         f"The table inet vnet_fastpath is removed, and bits {_MASK} of the ct mark are cleared.",
@@ -220,7 +224,7 @@ def _notes(bridges: set[int], begins: bool, strict: bool) -> Iterable[str]:
 
 _PARTS = {Part.LINKS, Part.CONTAINERS}
 _END_SECONDS = 60.0  # usually one; a slow machine takes its time
-_PUT_RIGHT = 10.0  # seconds in which a supervisor cleans up
+_CLEANUP_SECONDS = 10.0  # seconds in which a supervisor cleans up
 
 
 class FastPathSession:
@@ -236,7 +240,7 @@ class FastPathSession:
         self._flows = SharedFlows()
 
     def status(self, closely: bool = False) -> FastPath:
-        found = read_fast_path(closely, closely, SOON if self.tied else rpc.TIMEOUT)
+        found = read_fast_path(closely, closely, SHORT_TIMEOUT if self.tied else rpc.TIMEOUT)
         if not found.is_running:
             self._flows.close()  # maps live as long as they are open
         return found
@@ -254,7 +258,7 @@ class FastPathSession:
         return Topology(read_snapshot(_PARTS))
 
     def preview(
-        self, choices: tuple[Choice, ...], on: bool, topology: Topology, strict: bool | None = None
+        self, choices: tuple[BridgeChoice, ...], on: bool, topology: Topology, strict: bool | None = None
     ) -> FastPathPreview:
 
         return preview(choices, on, topology, self.status(), self.tied, strict)
@@ -270,13 +274,13 @@ class FastPathSession:
     def _retarget(self, targets: Sequence[str], strict: bool) -> str:
         """Have the one that runs accelerate these."""
         ask({"do": "targets", "targets": list(targets), "strict": strict})
-        found = self._settled()
+        found = self._wait_until_read()
         ends = f" It ends {ENDS_WITH}." if found.tied and not self.tied else ""
-        return f"{how_it_is(found)}{ends}"
+        return f"{state_sentence(found)}{ends}"
 
-    def _settled(self) -> FastPath:
+    def _wait_until_read(self) -> FastPath:
         """Wait until the rules are read again, within limits; return the state."""
-        deadline = time.monotonic() + SOON
+        deadline = time.monotonic() + SHORT_TIMEOUT
         while (found := self.status()).state == "changing" and time.monotonic() < deadline:
             time.sleep(0.02)
         return found
@@ -295,9 +299,9 @@ class FastPathSession:
         if not started.answer.get("ok") and (running := self._started_by_another()):
             targets = tuple(dict.fromkeys((*running.targets, *preview.targets)))
             return self._retarget((ALL,) if ALL in targets else targets, preview.strict or running.strict)
-        _good(started.answer)
+        _checked(started.answer)
         self._supervisor = started.supervisor if self.tied else None
-        return how_it_is(self.status())
+        return state_sentence(self.status())
 
     def _started_by_another(self) -> FastPath | None:
         """Return the state of a fast path that another process is starting, if any."""
@@ -313,15 +317,15 @@ class FastPathSession:
         progress("Cleaning up…")
         with suppress(_NotRunning):
             ask({"do": "off"})
-        wait_for_the_end()
-        self._let_go(_END_SECONDS)
+        wait_until_ended()
+        self._close_supervisor(_END_SECONDS)
         return "The fast path is off: the kernel forwards everything."
 
     def end_silent(self) -> str:
         """Kill a fast path that doesn't answer, and clean up if its supervisor doesn't."""
         supervisor = lock_owner()
         _kill(*child_pids(supervisor))
-        deadline = time.monotonic() + _PUT_RIGHT
+        deadline = time.monotonic() + _CLEANUP_SECONDS
         while lock_owner() and time.monotonic() < deadline:
             time.sleep(0.02)
         if lock_owner():
@@ -330,7 +334,7 @@ class FastPathSession:
             unlock()
         return "The process was killed. The fast path is off: the kernel forwards everything."
 
-    def _let_go(self, seconds: float) -> None:
+    def _close_supervisor(self, seconds: float) -> None:
         """Close the supervisor's standard input, which makes it end."""
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is not None:
@@ -343,7 +347,7 @@ class FastPathSession:
     def close(self) -> None:
         """End what was started here, without waiting for it."""
         self._flows.close()
-        self._let_go(0.0)
+        self._close_supervisor(0.0)
 
 
 def _kill(*pids: int) -> None:
@@ -359,7 +363,7 @@ class _NotRunning(CommandError):
 def ask(request: dict[str, Any]) -> dict[str, Any]:
     """Send a request to the daemon. Raises CommandError if refused, or none runs."""
     try:
-        return _good(rpc.ask(request))
+        return _checked(rpc.ask(request))
     except rpc.NotRunning:
         raise _NotRunning("can't change the fast path: it is off. Try: vnet-tui accelerate NETWORK") from None
     except OSError as error:
@@ -369,21 +373,21 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
         ) from error
 
 
-def _good(answer: dict[str, Any]) -> dict[str, Any]:
+def _checked(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the answer; raise CommandError if it is a refusal."""
     if answer.get("ok"):
         return answer
     raise CommandError(safe(rpc.refusal_text(answer)))
 
 
-def how_it_is(fast: FastPath) -> str:
+def state_sentence(fast: FastPath) -> str:
     """Return the state as a sentence."""
     names = ", ".join(map(safe, fast.targets))
     paused = f" Paused: {'; '.join(map(safe, fast.reasons))}." if fast.state == "paused" else ""
     return f"Accelerated: {names}.{paused}"
 
 
-def wait_for_the_end() -> None:
+def wait_until_ended() -> None:
     """Wait until the fast path has ended and everything is restored."""
     deadline = time.monotonic() + _END_SECONDS
     while time.monotonic() < deadline:

@@ -13,14 +13,14 @@ from typing import Any
 from core.files import PUBLIC, WriteError, write_whole
 from core.model import Container, Network, link_ref
 from core.operations import ForgetAttachment, SetRules
-from core.plan import OurNetwork, Ours, Plan, Refused, ours, rules
+from core.plan import Plan, Refused, VnetNetwork, VnetState, rules, vnet_state
 from core.plan.desired_state import BadFile, Desired, difference, export, parse
 from core.plan.requests import Delete, Request, Unpublish
 from core.plan.untracked import restore_tracking
 from core.text import safe
 from core.topology import Topology
-from tui.cli.console import agreed, is_person, print_json, print_plan
-from tui.cli.perform import WHOLE, look, perform, persistent_attachments, plan_requests
+from tui.cli.console import answers_yes, is_interactive, print_json, print_plan
+from tui.cli.perform import WHOLE, perform, persistent_attachments, plan_requests, read_topology
 from tui.command import CommandError, unreadable
 
 _MOST_TEXT = 1 << 24
@@ -34,7 +34,7 @@ def apply(options: argparse.Namespace) -> int:
         requests = difference(desired, topology, options.prune)
         return plan_requests(requests, topology, f"apply {options.file}")
 
-    return perform(options, planner, WHOLE, None if options.yes else _ask)
+    return perform(options, planner, WHOLE, None if options.yes else _confirm_plan)
 
 
 def cleanup(options: argparse.Namespace) -> int:
@@ -45,20 +45,22 @@ def cleanup(options: argparse.Namespace) -> int:
         # Ports are removed with their attachment, so they come first.
         first = [one for one in ours_all if isinstance(one, Unpublish)]
         rest = [one for one in ours_all if not isinstance(one, Unpublish)]
-        requests = (*first, *_strays(topology), *rest)
-        plan = _without_kept(_without_table(plan_requests(requests, topology, "clean up"), topology))
+        requests = (*first, *_orphaned_attachments(topology), *rest)
+        plan = _remove_orphaned_attachments(
+            _remove_unused_table(plan_requests(requests, topology, "clean up"), topology)
+        )
         return (
             plan
             if isinstance(plan, Refused)
             else replace(plan, steps=(*restore_tracking(topology), *plan.steps))
         )
 
-    return perform(options, planner, WHOLE, None if options.yes else _ask)
+    return perform(options, planner, WHOLE, None if options.yes else _confirm_plan)
 
 
 def write_export(options: argparse.Namespace) -> int:
     """Write the file that describes the existing networks."""
-    text = export(look(WHOLE))
+    text = export(read_topology(WHOLE))
     try:
         content = text.encode()
     except UnicodeEncodeError as error:
@@ -95,23 +97,23 @@ def _read(name: str) -> Desired:
         raise CommandError(f"can't read {safe(name)}: {reasons}") from None
 
 
-def _ask(plan: Plan) -> bool:
+def _confirm_plan(plan: Plan) -> bool:
     print_plan(plan)
     sys.stdout.flush()
-    if not is_person():
+    if not is_interactive():
         raise CommandError("can't ask for confirmation: there is no terminal. Try: --yes")
-    return agreed(f"Run these {len(plan.steps)} steps?")
+    return answers_yes(f"Run these {len(plan.steps)} steps?")
 
 
-def _strays(topology: Topology) -> list[Request]:
+def _orphaned_attachments(topology: Topology) -> list[Request]:
     """Return the attachments whose network is gone."""
-    mine = ours(topology.snapshot, topology.host)
-    ports = {member.port for member in mine.members if member.network not in mine.networks}
+    vnet = vnet_state(topology.snapshot, topology.host)
+    ports = {member.port for member in vnet.members if member.network not in vnet.networks}
     net = topology.snapshot.nets[topology.host]
     return [Delete(link_ref(link.key)) for link in net.links.values() if link.name in ports]
 
 
-def _without_kept(plan: Plan | Refused) -> Plan | Refused:
+def _remove_orphaned_attachments(plan: Plan | Refused) -> Plan | Refused:
     """Add the removal of persistent attachments whose network is gone."""
     if isinstance(plan, Refused):
         return plan
@@ -120,13 +122,17 @@ def _without_kept(plan: Plan | Refused) -> Plan | Refused:
     return replace(plan, steps=(*plan.steps, *left))
 
 
-def _without_table(plan: Plan | Refused, topology: Topology) -> Plan | Refused:
+def _remove_unused_table(plan: Plan | Refused, topology: Topology) -> Plan | Refused:
     """Add the removal of vnet's nftables table if no network is left."""
-    mine = ours(topology.snapshot, topology.host)
-    if isinstance(plan, Refused) or not mine.table or any(isinstance(step, SetRules) for step in plan.steps):
+    vnet = vnet_state(topology.snapshot, topology.host)
+    if isinstance(plan, Refused) or not vnet.table or any(isinstance(step, SetRules) for step in plan.steps):
         return plan
     return Plan(
-        plan.title, (*plan.steps, SetRules(rules.EMPTY, rules.EMPTY)), plan.warnings, plan.hits, plan.guarded
+        plan.title,
+        (*plan.steps, SetRules(rules.EMPTY, rules.EMPTY)),
+        plan.warnings,
+        plan.side_effects,
+        plan.guarded,
     )
 
 
@@ -158,24 +164,24 @@ def _cell(value: Any) -> str:
 
 
 def _ours(topology: Topology) -> Iterator[dict[str, Any]]:
-    mine = ours(topology.snapshot, topology.host)
-    for network in sorted(mine.networks.values(), key=lambda one: one.name):
+    vnet = vnet_state(topology.snapshot, topology.host)
+    for network in sorted(vnet.networks.values(), key=lambda one: one.name):
         yield {
             "name": network.name, "engine": "vnet", "kind": network.kind, "bridge": network.bridge,
             "subnets": list(network.subnets), "gateways": list(network.gateways), "mtu": network.mtu,
             "nat66": network.nat66, "uplink": network.uplink,
-            "containers": list(_members(network, mine, topology)),
-            "joined": _joined(network, mine),
+            "containers": list(_members(network, vnet, topology)),
+            "joined": _joined(network, vnet),
         }  # fmt: skip
 
 
-def _joined(network: OurNetwork, mine: Ours) -> list[str]:
-    names = {name for pair in mine.joined if network.name in pair for name in pair}
+def _joined(network: VnetNetwork, vnet: VnetState) -> list[str]:
+    names = {name for pair in vnet.joined if network.name in pair for name in pair}
     return sorted(names - {network.name})
 
 
-def _members(network: OurNetwork, mine: Ours, topology: Topology) -> Iterator[dict[str, Any]]:
-    for member in mine.members:
+def _members(network: VnetNetwork, vnet: VnetState, topology: Topology) -> Iterator[dict[str, Any]]:
+    for member in vnet.members:
         if member.network == network.name:
             found = topology.containers.get(member.container)
             addresses = {one.partition("/")[0] for one in member.addresses}
@@ -183,7 +189,7 @@ def _members(network: OurNetwork, mine: Ours, topology: Topology) -> Iterator[di
                 "name": found.name if found else member.container.partition(":")[2],
                 "uid": member.container, "link": member.link, "port": member.port,
                 "addresses": list(member.addresses),
-                "published": [one.port_id for one in mine.ports if one.address in addresses],
+                "published": [one.port_id for one in vnet.ports if one.address in addresses],
             }  # fmt: skip
 
 

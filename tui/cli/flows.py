@@ -27,7 +27,7 @@ from core.topology.flow_index import FlowView
 from core.watch.rates import SocketReader, read_timed
 from tui.cli.fastpath_agent import SharedFlows
 from tui.cli.show import shortened
-from tui.command import CommandError, load_whole
+from tui.command import CommandError, load_with_fast_flows
 from tui.views import formatting, query
 from tui.views.filters import flows_mask_of
 from tui.views.flows import FlowRows
@@ -57,13 +57,13 @@ class _FlowReadings:
     _topology: Topology | None = None
     _read_at: float = 0.0
 
-    def look(self) -> FlowTable:
+    def measure(self) -> FlowTable:
         """Measure once more."""
         readings = read_timed(self.snapshot.namespaces)
         self.problems = tuple(problem for one in readings for problem in one.table.problems)
         return self.meter.feed(readings, self.fast(), time.monotonic(), time.time())
 
-    def picture(self, table: FlowTable) -> FlowView:
+    def flow_view(self, table: FlowTable) -> FlowView:
         """Return the view of the newest table."""
         from dataclasses import replace
 
@@ -74,7 +74,7 @@ class _FlowReadings:
         if self.sockets:
             table = replace(table, sockets=self.reader.read(self.snapshot.namespaces))
         if self.live:
-            table = replace(table, names=self.names.known())
+            table = replace(table, names=self.names.all_names())
         self.before = FlowView.of(self._topology, table, self.before)
         return self.before
 
@@ -86,29 +86,29 @@ class _FlowReadings:
 
 def run(options: argparse.Namespace) -> int:
     """Print flows; returns the exit code. Raises CommandError."""
-    file, fast = load_whole(Path(options.source)) if options.source else (None, None)
+    file, fast = load_with_fast_flows(Path(options.source)) if options.source else (None, None)
     _check(options, file is not None)
     if file is not None:
         from core.flows.merge import table_of
 
-        looks = _FlowReadings(file, live=False)
-        picture = looks.picture(table_of(file.conntracks, fast, file.taken_at))
-        _print(looks, picture, options, sys.stdout)
+        readings = _FlowReadings(file, live=False)
+        flow_view = readings.flow_view(table_of(file.conntracks, fast, file.taken_at))
+        _print(readings, flow_view, options, sys.stdout)
         return 0
     seconds = _seconds(options)
-    looks = _FlowReadings(
-        read_snapshot({Part.LINKS, Part.CONTAINERS}), live=True, sockets=_asks_sockets(options)
+    readings = _FlowReadings(
+        read_snapshot({Part.LINKS, Part.CONTAINERS}), live=True, sockets=_needs_sockets(options)
     )
-    table, began = looks.look(), time.monotonic()
+    table, began = readings.measure(), time.monotonic()
     if options.follow:
-        _follow(looks, options, max(seconds, 0.2))
+        _follow(readings, options, max(seconds, 0.2))
         return 0
     if seconds:
         time.sleep(max(0.0, seconds - (time.monotonic() - began)))
-        table = looks.look()
-    picture = looks.picture(table)
-    _print(looks, picture, options, sys.stdout)
-    _print_notes(looks)
+        table = readings.measure()
+    flow_view = readings.flow_view(table)
+    _print(readings, flow_view, options, sys.stdout)
+    _print_notes(readings)
     return 0
 
 
@@ -124,11 +124,11 @@ def _check(options: argparse.Namespace, is_file: bool) -> None:
         raise CommandError("can't filter by rate: a file holds one moment, in which no rate was measured")
     if _filters_speed(options) and options.over == 0 and not options.follow:
         raise CommandError("can't filter by rate: --over 0 measures none. Try: --over 1")
-    if is_file and _asks_sockets(options):
+    if is_file and _needs_sockets(options):
         raise CommandError("can't show round-trip times and processes: a file holds no sockets")
 
 
-def _asks_sockets(options: argparse.Namespace) -> bool:
+def _needs_sockets(options: argparse.Namespace) -> bool:
     """Return whether the options ask for anything that only sockets have."""
     keys = {each.key for each in query.parse(" ".join(options.filter))}
     return bool(options.sockets or options.by == "process" or keys & {"rtt", "process"})
@@ -149,11 +149,11 @@ def _seconds(options: argparse.Namespace) -> float:
     return 1.0 if asked or not options.json else 0.0
 
 
-def _print_notes(looks: _FlowReadings) -> None:
+def _print_notes(readings: _FlowReadings) -> None:
     """Report what wasn't read, and namespaces that don't count."""
-    for sentence in dict.fromkeys(problem.sentence for problem in looks.problems):
+    for sentence in dict.fromkeys(problem.sentence for problem in readings.problems):
         print(f"vnet-tui: {safe(sentence)}", file=sys.stderr)
-    quiet = [safe(looks.topology.label(ns)) for ns in looks.meter.table.uncounted]
+    quiet = [safe(readings.topology.label(ns)) for ns in readings.meter.table.uncounted]
     if quiet:
         where = ", ".join(quiet[:3]) + (" and more" if len(quiet) > 3 else "")
         print(
@@ -163,21 +163,21 @@ def _print_notes(looks: _FlowReadings) -> None:
         )
 
 
-def _follow(looks: _FlowReadings, options: argparse.Namespace, seconds: float) -> None:
+def _follow(readings: _FlowReadings, options: argparse.Namespace, seconds: float) -> None:
     """Print again and again, until somebody ends it."""
     while True:
         time.sleep(seconds)
-        picture = looks.picture(looks.look())
+        flow_view = readings.flow_view(readings.measure())
         if options.json:
-            for line in _lines(looks, picture, options, moving=True):
-                sys.stdout.write(f'{{"at":{picture.table.at},{line[1:]}\n')
+            for line in _lines(readings, flow_view, options, moving=True):
+                sys.stdout.write(f'{{"at":{flow_view.table.at},{line[1:]}\n')
         else:
-            clock = time.strftime("%H:%M:%S", time.localtime(picture.table.at))
-            order = _order(looks, picture, options)
-            bits = float(np.nansum(picture.table.bits[order]))
+            clock = time.strftime("%H:%M:%S", time.localtime(flow_view.table.at))
+            order = _order(readings, flow_view, options)
+            bits = float(np.nansum(flow_view.table.bits[order]))
             sys.stdout.write(f"-- {clock}  {_mode(options)}  {len(order)} flows  {formatting.bits(bits)}\n")
             shown = order if options.by else order[: options.top or _TOP]
-            _print_text(looks, picture, options, shown, sys.stdout)
+            _print_text(readings, flow_view, options, shown, sys.stdout)
         sys.stdout.flush()
 
 
@@ -185,67 +185,69 @@ def _mode(options: argparse.Namespace) -> str:
     return "per hop" if options.per_hop else "at the edge"
 
 
-def _order(looks: _FlowReadings, picture: FlowView, options: argparse.Namespace) -> np.ndarray[Any, Any]:
+def _order(readings: _FlowReadings, flow_view: FlowView, options: argparse.Namespace) -> np.ndarray[Any, Any]:
     """Return the requested rows, fastest first, or biggest first without rates."""
-    rows = np.arange(len(picture)) if options.per_hop else np.flatnonzero(picture.index.edge)
+    rows = np.arange(len(flow_view)) if options.per_hop else np.flatnonzero(flow_view.index.edge)
     text = " ".join(options.filter)
     if text:
-        _refuse_unknown(looks, picture, text)
-        rows = rows[flows_mask_of(query.parse(text), looks.topology, picture)[rows]]
-    amount = picture.table.bits if picture.table.measured else picture.table.octets.sum(axis=1)
+        _refuse_unknown(readings, flow_view, text)
+        rows = rows[flows_mask_of(query.parse(text), readings.topology, flow_view)[rows]]
+    amount = flow_view.table.bits if flow_view.table.measured else flow_view.table.octets.sum(axis=1)
     rows = rows[np.argsort(-np.nan_to_num(amount[rows].astype(float)), kind="stable")]
     return rows[: options.top] if options.top and not options.by else rows
 
 
-def _refuse_unknown(looks: _FlowReadings, picture: FlowView, text: str) -> None:
-    remarks = list(FlowRows(looks.topology, picture).remarks(text))
+def _refuse_unknown(readings: _FlowReadings, flow_view: FlowView, text: str) -> None:
+    remarks = list(FlowRows(readings.topology, flow_view).remarks(text))
     if remarks:
         raise CommandError(safe("; ".join(remarks)))
 
 
-def _print(looks: _FlowReadings, picture: FlowView, options: argparse.Namespace, stream: TextIO) -> None:
+def _print(readings: _FlowReadings, flow_view: FlowView, options: argparse.Namespace, stream: TextIO) -> None:
     if not options.json:
-        _print_text(looks, picture, options, _order(looks, picture, options), stream)
+        _print_text(readings, flow_view, options, _order(readings, flow_view, options), stream)
         return
-    order = _order(looks, picture, options)
-    seconds = looks.meter.table.taken_at if picture.table.measured else None
+    order = _order(readings, flow_view, options)
+    seconds = readings.meter.table.taken_at if flow_view.table.measured else None
     head = {
         "schema": SCHEMA,
-        "taken_at": picture.table.at,
+        "taken_at": flow_view.table.at,
         "counted": "per hop" if options.per_hop else "edge",
         "measured": seconds is not None,
-        "clients": client_counts(picture, order),
+        "clients": client_counts(flow_view, order),
     }
     name = "groups" if options.by else "flows"
     stream.write(f'{json.dumps(head, separators=(",", ":"))[:-1]},\n"{name}":[')
     before = "\n"
-    for lines in batched(_lines(looks, picture, options, order=order), _AT_ONCE):
+    for lines in batched(_lines(readings, flow_view, options, order=order), _AT_ONCE):
         stream.write(before + ",\n".join(lines))
         before = ",\n"
-    problems = [{"what": one.what, "why": one.why, "try": one.try_, "ns": one.ns} for one in looks.problems]
+    problems = [
+        {"what": one.what, "why": one.why, "try": one.try_, "ns": one.ns} for one in readings.problems
+    ]
     stream.write(f'\n],\n"problems":{json.dumps(problems)}}}\n')
 
 
 def _lines(
-    looks: _FlowReadings, picture: FlowView, options: argparse.Namespace, moving: bool = False,
+    readings: _FlowReadings, flow_view: FlowView, options: argparse.Namespace, moving: bool = False,
     order: np.ndarray[Any, Any] | None = None,
 ) -> Iterator[str]:  # fmt: skip
     """Yield flows or groups as lines of JSON."""
     if order is None:
-        order = _order(looks, picture, options)
+        order = _order(readings, flow_view, options)
     if moving:
-        order = order[np.nan_to_num(picture.table.bits[order]) > 0]
+        order = order[np.nan_to_num(flow_view.table.bits[order]) > 0]
     if options.by:
-        yield from _group_lines(looks, picture, options, order)
+        yield from _group_lines(readings, flow_view, options, order)
         return
-    labels = {table.ns: looks.topology.label(table.ns) for table in picture.table.tables}
-    yield from flow_lines(picture, order, labels)
+    labels = {table.ns: readings.topology.label(table.ns) for table in flow_view.table.tables}
+    yield from flow_lines(flow_view, order, labels)
 
 
 def _group_lines(
-    looks: _FlowReadings, picture: FlowView, options: argparse.Namespace, order: np.ndarray[Any, Any]
+    readings: _FlowReadings, flow_view: FlowView, options: argparse.Namespace, order: np.ndarray[Any, Any]
 ) -> Iterator[str]:
-    rows = group_rows(looks.topology, picture, order, FlowViewOptions(options.per_hop, options.by), ())
+    rows = group_rows(readings.topology, flow_view, order, FlowViewOptions(options.per_hop, options.by), ())
     names = [column.name for column in rows.columns]
     for row in rows.rows[: options.top]:
         cells = dict(zip(names, row.cells, strict=True))
@@ -258,8 +260,8 @@ def _group_lines(
 
 
 def _print_text(
-    looks: _FlowReadings,
-    picture: FlowView,
+    readings: _FlowReadings,
+    flow_view: FlowView,
     options: argparse.Namespace,
     order: np.ndarray[Any, Any],
     stream: TextIO,
@@ -267,7 +269,9 @@ def _print_text(
     with suppress(AttributeError):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
     if options.by:
-        rows = group_rows(looks.topology, picture, order, FlowViewOptions(options.per_hop, options.by), ())
+        rows = group_rows(
+            readings.topology, flow_view, order, FlowViewOptions(options.per_hop, options.by), ()
+        )
         lines = [[shortened(cell.text) for cell in row.cells] for row in rows.rows[: options.top]]
         titles = [column.title.upper() for column in rows.columns]
         kept = [place for place, column in enumerate(rows.columns) if column.name != "share"]
@@ -282,8 +286,8 @@ def _print_text(
         return
     for row in order.tolist():
         where = (
-            f"  [{safe(looks.topology.label(picture.index.columns.place(row)[0].ns))}]"
+            f"  [{safe(readings.topology.label(flow_view.index.columns.place(row)[0].ns))}]"
             if options.per_hop
             else ""
         )
-        stream.write(f"{safe(flow_text(picture, row))}{where}\n")
+        stream.write(f"{safe(flow_text(flow_view, row))}{where}\n")

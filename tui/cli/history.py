@@ -18,17 +18,16 @@ from core.model import Part
 from core.operations import Operation, PersistAttachment, affected, undo_of
 from core.plan import Plan
 from core.plan.connectivity import changes_critical_link
-from core.state import planning
+from core.state import planning_lock
 from core.text import safe
 from core.topology import Topology
-from tui.cli import fastpath_agent
 from tui.cli.console import (
     OR_DRY_RUN,
-    agreed,
-    ask,
+    answers_yes,
+    ask_to_confirm,
     command_errors,
     ended,
-    is_person,
+    is_interactive,
     outcome_document,
     print_dry_run,
     print_json,
@@ -50,11 +49,11 @@ def undo(options: argparse.Namespace) -> int:
             print_dry_run(_as_plan(entry), options.json)
             return 0
         require_rights(undo_of(entry.steps[: entry.begun]), or_try=OR_DRY_RUN)
-        with planning():
+        with planning_lock():
             _require_same(entry, _chosen(options.entry))
-            refuse_under_later(entry)
-            taken = _taken_back((entry,), options.json)
-        return _ended(taken, options.json)
+            require_no_dependents(entry)
+            undone = _undo_entries((entry,), options.json)
+        return _print_outcomes(undone, options.json)
 
 
 def recover(options: argparse.Namespace) -> int:
@@ -62,15 +61,17 @@ def recover(options: argparse.Namespace) -> int:
     with command_errors():
         options.entry = journal.id_of(options.entry)
         if not options.dry_run:
-            steps = (undo for entry in _cut_off(options.entry) for undo in _as_plan(entry).steps)
+            steps = (undo for entry in _interrupted(options.entry) for undo in _as_plan(entry).steps)
             require_rights(steps, or_try=OR_DRY_RUN)
-        with planning():  # a change that is under way by now isn't interrupted
-            return _recover(options, _cut_off(options.entry))
+        with planning_lock():  # a change that is under way by now isn't interrupted
+            return _recover(options, _interrupted(options.entry))
 
 
 def _recover(options: argparse.Namespace, entries: tuple[Entry, ...]) -> int:
+    from tui.cli import fastpath_agent  # changes import this module and don't need the fast path
+
     if options.entry and not entries:
-        raise CommandError(_not_cut_off(options.entry))
+        raise CommandError(_not_interrupted(options.entry))
     if options.dry_run:
         for entry in entries:
             print_dry_run(_as_plan(entry), options.json)
@@ -86,14 +87,14 @@ def _recover(options: argparse.Namespace, entries: tuple[Entry, ...]) -> int:
         for entry in entries:
             journal.mark(entry, "undone", ("left as it was",))
         return 0
-    return _ended(_taken_back(entries, options.json), options.json, repaired)
+    return _print_outcomes(_undo_entries(entries, options.json), options.json, repaired)
 
 
-def _cut_off(entry_id: str = "") -> tuple[Entry, ...]:
-    return tuple(entry for entry in journal.open_intents() if entry_id in ("", entry.entry_id))
+def _interrupted(entry_id: str = "") -> tuple[Entry, ...]:
+    return tuple(entry for entry in journal.open_entries() if entry_id in ("", entry.entry_id))
 
 
-def _not_cut_off(entry_id: str) -> str:
+def _not_interrupted(entry_id: str) -> str:
     entry = journal.find(entry_id)
     if entry is None:
         return f"can't recover {safe(entry_id)}: there is no such change. Try: vnet-tui history"
@@ -106,28 +107,28 @@ def offer_recovery(options: argparse.Namespace) -> None:
 
     Raises CommandError if they are not undone.
     """
-    if not journal.open_intents():
+    if not journal.open_entries():
         return
-    with planning():  # wait for one that is under way
-        entries = journal.open_intents()
+    with planning_lock():  # wait for one that is under way
+        entries = journal.open_entries()
     if not entries:
         return
     wanted = options.auto_undo
-    if not wanted and is_person() and not options.json:
+    if not wanted and is_interactive() and not options.json:
         print(f"An earlier change was interrupted: {_names(entries)}.")
-        wanted = agreed("Undo it first?")
+        wanted = answers_yes("Undo it first?")
     if not wanted:
-        refuse_after(entries)
+        require_none_interrupted(entries)
     asked = {entry.entry_id for entry in entries}
-    with planning():
-        still = [entry for entry in journal.open_intents() if entry.entry_id in asked]
+    with planning_lock():
+        still = [entry for entry in journal.open_entries() if entry.entry_id in asked]
         if any(ended(run.undo(entry)) for entry in still):
             raise CommandError(
                 "can't change networks: the interrupted change couldn't be undone. Try: vnet-tui recover"
             )
 
 
-def refuse_after(entries: Iterable[Entry]) -> None:
+def require_none_interrupted(entries: Iterable[Entry]) -> None:
     """Raise CommandError or StateError if changes were interrupted.
 
     The next one would depend on what they left.
@@ -159,10 +160,10 @@ def history(options: argparse.Namespace) -> int:
 
 def _line(entry: Entry) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.at))
-    return f"{entry.entry_id}  {when}  {_how(entry):16}  {safe(entry.title)}"
+    return f"{entry.entry_id}  {when}  {_end_text(entry):16}  {safe(entry.title)}"
 
 
-def _how(entry: Entry) -> str:
+def _end_text(entry: Entry) -> str:
     """Return how a change ended, as text."""
     if entry.is_open and entry.problem:
         return "unreadable"
@@ -193,16 +194,16 @@ def _chosen(entry_id: str) -> Entry:
         last = next((entry for entry in found if entry.end != "undone"), None)
         if last is None:
             raise CommandError("can't undo the last change: there is no change to undo")
-        return _possible(last)
+        return _require_undoable(last)
     chosen = next((entry for entry in found if entry.entry_id == entry_id), None)
     if chosen is None:
         raise CommandError(f"can't undo {safe(entry_id)}: there is no such change. Try: vnet-tui history")
     if chosen.end == "undone":
         raise CommandError(f"can't undo {chosen.entry_id}: it is undone already")
-    return _possible(chosen)
+    return _require_undoable(chosen)
 
 
-def _possible(entry: Entry) -> Entry:
+def _require_undoable(entry: Entry) -> Entry:
     """Return the entry if it can be undone.
 
     Raises CommandError if it can't be undone (yet), and StateError.
@@ -226,27 +227,27 @@ def _require_same(shown: Entry, now: Entry) -> None:
         )
 
 
-def refuse_under_later(entry: Entry) -> None:
+def require_no_dependents(entry: Entry) -> None:
     """Raise CommandError if later changes depend on this one."""
     later = takewhile(lambda one: one.entry_id != entry.entry_id, journal.history())
-    if standing := standing_on(entry, later):
-        first = ", then ".join(standing)
+    if dependents := dependent_changes(entry, later):
+        first = ", then ".join(dependents)
         raise CommandError(
             f"can't undo {entry.entry_id}: later changes depend on it. Try: vnet-tui undo {first}"
         )
 
 
-def standing_on(entry: Entry, later: Iterable[Entry]) -> list[str]:
+def dependent_changes(entry: Entry, later: Iterable[Entry]) -> list[str]:
     """Return the ids of later changes that depend on this one."""
     mine = affected(entry.steps)
     return [
         one.entry_id
         for one in later
-        if one.end != "undone" and mine & affected(one.steps) and not _made_again(entry, one)
+        if one.end != "undone" and mine & affected(one.steps) and not _restores_attachment(entry, one)
     ]
 
 
-def _made_again(entry: Entry, later: Entry) -> bool:
+def _restores_attachment(entry: Entry, later: Entry) -> bool:
     """Return whether the later change is the agent's and restores an attachment.
 
     The attachment is one of this change.
@@ -260,41 +261,43 @@ def _made_again(entry: Entry, later: Entry) -> bool:
     return False
 
 
-def _taken_back(entries: Iterable[Entry], as_json: bool) -> list[tuple[Outcome, bool]]:
+def _undo_entries(entries: Iterable[Entry], as_json: bool) -> list[tuple[Outcome, bool]]:
     """Undo changes; returns each outcome, and whether it waits to be confirmed.
 
     Raises StateError for an unreadable entry, after all others.
     """
     found = sorted(entries, key=lambda entry: bool(entry.problem))
-    taken = []
+    undone = []
     for entry in found:
         guarded = needs_guard(entry)
-        outcome = take_back(entry, guarded)
-        taken.append((outcome, guarded and outcome.done))
+        outcome = undo_entry(entry, guarded)
+        undone.append((outcome, guarded and outcome.done))
         if not as_json:
             ended(outcome)
         if not as_json and not outcome.errors:
             print(f"undone: {safe(entry.title)}")
-    return taken
+    return undone
 
 
-def _ended(taken: list[tuple[Outcome, bool]], as_json: bool, put_right: str = "") -> int:
+def _print_outcomes(undone: list[tuple[Outcome, bool]], as_json: bool, repaired: str = "") -> int:
     """Print outcomes, and ask to confirm; returns the exit code.
 
-    `put_right` describes what else was repaired.
+    `repaired` describes what else was repaired.
     """
     if as_json:
-        more = {"fast_path": put_right} if put_right else {}
-        print_json({"changes": [outcome_document(outcome) for outcome, _ in taken], **more})
-    asked = [ask(outcome, as_json) for outcome, waits in taken if waits]
-    return 1 if any(asked) or any(outcome.errors for outcome, _ in taken) else 0
+        more = {"fast_path": repaired} if repaired else {}
+        print_json({"changes": [outcome_document(outcome) for outcome, _ in undone], **more})
+    asked = [ask_to_confirm(outcome, as_json) for outcome, waits in undone if waits]
+    return 1 if any(asked) or any(outcome.errors for outcome, _ in undone) else 0
 
 
 def _as_plan(entry: Entry) -> Plan:
     return Plan(f"undo: {entry.title}", undo_of(entry.steps[: entry.begun]))
 
 
-def take_back(entry: Entry, guarded: bool, progress: Callable[[Operation], None] = lambda _: None) -> Outcome:
+def undo_entry(
+    entry: Entry, guarded: bool, progress: Callable[[Operation], None] = lambda _: None
+) -> Outcome:
     """Undo a change.
 
     A guarded undo is a change of its own, which is reverted unless confirmed. Raises Busy, StateError and

@@ -99,7 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    _add_looks(parser, False)
+    _add_dashboard_options(parser, False)
     parser.add_argument(
         "--read-only", action="store_true",
         help="never allow changes, and give up the rights to make them",
@@ -110,12 +110,12 @@ def make_parser() -> argparse.ArgumentParser:
     dump = _command(commands, "dump", "save a snapshot of this host to a file, for --from")
     dump.add_argument("file", metavar="FILE", help='file to write ("-": standard output)')
     _add_from(dump, argparse.SUPPRESS)
-    _add_keeping(commands)
+    _add_recording_commands(commands)
     dashboard = commands.add_parser(
         "demo", help=_DEMO, description=_DEMO, allow_abbrev=False,
         usage="vnet-tui demo [-h] [--ascii] [--write] [--no-traffic] [COMMAND ...]",
     )  # fmt: skip
-    _add_looks(dashboard, argparse.SUPPRESS)
+    _add_dashboard_options(dashboard, argparse.SUPPRESS)
     dashboard.add_argument("--no-traffic", action="store_true", help="create no traffic in the lab")
     dashboard.add_argument(
         "run", nargs=argparse.REMAINDER, metavar="COMMAND",
@@ -129,7 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_keeping(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_recording_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands for recordings and bundles."""
     record = _command(commands, "record", "record this host over time to a file")
     record.add_argument("file", metavar="FILE", help="file to write; it must not exist yet")
@@ -146,7 +146,7 @@ def _add_keeping(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_from(bundle, argparse.SUPPRESS)
 
 
-def _add_looks(parser: argparse.ArgumentParser, default: bool | str) -> None:
+def _add_dashboard_options(parser: argparse.ArgumentParser, default: bool | str) -> None:
     """Add options of the dashboard.
 
     With the default argparse.SUPPRESS, the value before the command stays.
@@ -246,7 +246,7 @@ def _group(commands: _Commands, name: str, text: str) -> _Commands:
     return group.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
 
 
-def _changing(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:
+def _add_change_command(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:
     """Add a command that changes something, with the options of all such commands."""
     command = _command(commands, name, text)
     command.add_argument("--dry-run", action="store_true", help="print the commands; change nothing")
@@ -256,7 +256,7 @@ def _changing(commands: _Commands, name: str, text: str) -> argparse.ArgumentPar
 
 
 def _network(actions: _Commands) -> None:
-    create = _changing(actions, "create", "create a network")
+    create = _add_change_command(actions, "create", "create a network")
     create.add_argument("name", metavar="NETWORK", help="its name, at most 15 bytes")
     create.add_argument(
         "--kind", choices=KINDS, default="nat",
@@ -281,7 +281,7 @@ def _network(actions: _Commands) -> None:
         "--engine", choices=("vnet", "docker"), default="vnet",
         help="create a network of vnet-tui or of Docker (default vnet)",
     )  # fmt: skip
-    _yes(_named(_changing(actions, "rm", "remove a network and detach its containers"), "NETWORK"))
+    _yes(_named(_add_change_command(actions, "rm", "remove a network and detach its containers"), "NETWORK"))
     listing = _command(
         actions, "ls", "list the networks of vnet-tui and of engines (`vnet-tui show networks` lists all)"
     )
@@ -290,7 +290,7 @@ def _network(actions: _Commands) -> None:
         ("join", "allow traffic between two networks of vnet-tui"),
         ("part", "isolate two joined networks from each other again"),
     ):
-        pair = _changing(actions, name, text)
+        pair = _add_change_command(actions, name, text)
         pair.add_argument("network", metavar="NETWORK", help="one network")
         pair.add_argument("other", metavar="OTHER", help="the other one")
 
@@ -305,7 +305,9 @@ def _yes(command: argparse.ArgumentParser) -> None:
 
 
 def _container(actions: _Commands) -> None:
-    create = _named(_changing(actions, "create", "create a plain container: a named namespace"), "CONTAINER")
+    create = _named(
+        _add_change_command(actions, "create", "create a plain container: a named namespace"), "CONTAINER"
+    )
     create.add_argument(
         "--model", choices=MODELS,
         help="closed: loopback only (default); bridged: on a network (default with --network); joined: in "
@@ -316,7 +318,7 @@ def _container(actions: _Commands) -> None:
     create.add_argument(
         "--joined-with", metavar="OTHER", default="", help="the container whose namespace it shares"
     )
-    _named(_changing(actions, "rm", "delete a plain container"), "CONTAINER")
+    _named(_add_change_command(actions, "rm", "delete a plain container"), "CONTAINER")
 
 
 def _address(command: argparse.ArgumentParser) -> None:
@@ -341,39 +343,39 @@ def _members(commands: _Commands) -> None:
 
 
 def _member(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:
-    command = _changing(commands, name, text)
+    command = _add_change_command(commands, name, text)
     command.add_argument("container", metavar="CONTAINER", help="its name, RUNTIME:NAME or id")
     command.add_argument("network", metavar="NETWORK", help="the network's name")
     return command
 
 
 def _ports(commands: _Commands) -> None:
-    publish = _changing(commands, "publish", "publish a port of a running container")
+    publish = _add_change_command(commands, "publish", "publish a port of a running container")
     publish.add_argument("container", metavar="CONTAINER", help="its name, RUNTIME:NAME or id")
     publish.add_argument("ports", metavar="PORTS", help=_PORTS)
     publish.add_argument(
         "--network", default="", help="the network to reach it through (default: the first possible)"
     )
-    unpublish = _changing(commands, "unpublish", "unpublish a port")
+    unpublish = _add_change_command(commands, "unpublish", "unpublish a port")
     unpublish.add_argument("ports", metavar="PORTS", help="[HOST_IP:]HOST_PORTS[/PROTO], as it was published")
 
 
 def _links(commands: _Commands) -> None:
     links = _group(commands, "link", "change and delete links")
-    change = _inside(_changing(links, "set", "change a link's state, MTU, name or alias"))
+    change = _inside(_add_change_command(links, "set", "change a link's state, MTU, name or alias"))
     state = change.add_mutually_exclusive_group()
     state.add_argument("--up", action="store_true", default=None, help="set it up")
     state.add_argument("--down", action="store_false", dest="up", default=None, help="set it down")
     change.add_argument("--mtu", type=int, help="set its MTU")
     change.add_argument("--name", metavar="NEW", help="rename it")
     change.add_argument("--alias", metavar="TEXT", help="set its alias")
-    _inside(_changing(links, "rm", "delete a veth pair or a bridge"))
+    _inside(_add_change_command(links, "rm", "delete a veth pair or a bridge"))
     bridges = _group(commands, "bridge", "change bridges")
-    bridge = _inside(_changing(bridges, "set", "change a setting of a bridge"))
+    bridge = _inside(_add_change_command(bridges, "set", "change a setting of a bridge"))
     bridge.add_argument("setting", metavar="SETTING", help="its name in ip-link(8), such as stp_state")
     bridge.add_argument("value", metavar="VALUE", type=int, help="a number, in the units of ip-link(8)")
     ports = _group(commands, "port", "change bridge ports")
-    port = _inside(_changing(ports, "set", "change a flag of a bridge port"))
+    port = _inside(_add_change_command(ports, "set", "change a flag of a bridge port"))
     port.add_argument("flag", metavar="FLAG", help="its name in bridge(8), such as isolated")
     port.add_argument("state", choices=("on", "off"), help="on or off")
 
@@ -385,7 +387,9 @@ def _inside(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _tuning(commands: _Commands) -> None:
-    tune = _changing(commands, "tune", "change packet sizes, offloads, RPS and filtering of a bridge")
+    tune = _add_change_command(
+        commands, "tune", "change packet sizes, offloads, RPS and filtering of a bridge"
+    )
     tune.add_argument("network", metavar="NETWORK", help="the name of the bridge, or of its network")
     tune.add_argument(
         "--big-tcp", metavar="SIZE", nargs="?", const=USUAL_SIZE, type=_size,
@@ -412,7 +416,7 @@ def _size(text: str) -> int:
 
 
 def _files(commands: _Commands) -> None:
-    apply = _changing(commands, "apply", "create the networks and containers that a file describes")
+    apply = _add_change_command(commands, "apply", "create the networks and containers that a file describes")
     apply.add_argument(
         "file", metavar="FILE", help='a TOML file; docs/changing.md lists its keys ("-": standard input)'
     )
@@ -425,15 +429,15 @@ def _files(commands: _Commands) -> None:
     export.add_argument(
         "file", metavar="FILE", nargs="?", default="-", help="file to write (default: standard output)"
     )
-    _yes(_changing(commands, "cleanup", "remove everything that vnet-tui created"))
+    _yes(_add_change_command(commands, "cleanup", "remove everything that vnet-tui created"))
 
 
 def _journal(commands: _Commands) -> None:
-    undo = _changing(commands, "undo", "undo a change")
+    undo = _add_change_command(commands, "undo", "undo a change")
     _entry(undo, "the change's id, or its number in `history` (default: the last change)")
     history = _command(commands, "history", "list earlier changes, the newest first")
     history.add_argument("--json", action="store_true", help="print JSON, each change with its commands")
-    recover = _changing(commands, "recover", "undo changes that a crash or kill interrupted")
+    recover = _add_change_command(commands, "recover", "undo changes that a crash or kill interrupted")
     _entry(recover, "the change (default: all interrupted changes)")
     recover.add_argument(
         "--forget", action="store_true", help="don't undo the change: leave the host as it is"

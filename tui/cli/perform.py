@@ -16,12 +16,12 @@ from core.model import Part
 from core.operations import AddAddress, Operation, PersistAttachment, attachments
 from core.plan import Plan, Refused, plan_all
 from core.plan.requests import Request
-from core.state import StateError, planning
+from core.state import StateError, planning_lock
 from core.text import TABLE, safe
 from core.topology import Topology
 from tui.cli.console import (
     OR_DRY_RUN,
-    ask,
+    ask_to_confirm,
     command_errors,
     print_dry_run,
     print_outcome,
@@ -29,7 +29,7 @@ from tui.cli.console import (
     print_refused,
     require_rights,
 )
-from tui.cli.history import offer_recovery, refuse_after
+from tui.cli.history import offer_recovery, require_none_interrupted
 from tui.command import CommandError
 
 # Parts of a snapshot that plans need. Only plans that move a card's address or publish ports need all rules
@@ -58,7 +58,7 @@ def plan_requests(requests: Sequence[Request], topology: Topology, title: str = 
     return plan_all(requests, topology, _reserved(), remote_session(), title, persistent_attachments())
 
 
-def look(parts: Parts, deep: bool = False) -> Topology:
+def read_topology(parts: Parts, deep: bool = False) -> Topology:
     """Read the host, with `deep` every namespace, else those that known links lead to."""
     return Topology(read_snapshot(parts, deep or parts == WHOLE))
 
@@ -76,7 +76,7 @@ def perform(
     with command_errors():
         _require_rights(options, planner, parts)
         offer_recovery(options)
-        return _do(options, planner, parts, approve)
+        return _plan_and_apply(options, planner, parts, approve)
 
 
 def _require_rights(options: argparse.Namespace, planner: Planner, parts: Parts) -> None:
@@ -88,15 +88,15 @@ def _require_rights(options: argparse.Namespace, planner: Planner, parts: Parts)
             return  # Docker executes all of its steps
         plan: Plan | Refused | None = None
         with suppress(CommandError):
-            plan = planner(look(parts))
+            plan = planner(read_topology(parts))
         if not isinstance(plan, Plan) or not plan.steps:
             raise
         require_rights(plan.steps, or_try=OR_DRY_RUN)
 
 
 def _planned_dry(planner: Planner, parts: Parts) -> Plan | Refused:
-    plan = planner(look(parts))
-    return planner(look(parts, deep=True)) if _wants_deep(plan) else plan
+    plan = planner(read_topology(parts))
+    return planner(read_topology(parts, deep=True)) if _wants_deep(plan) else plan
 
 
 def _wants_deep(plan: Plan | Refused) -> bool:
@@ -118,7 +118,9 @@ def _dry_run(plan: Plan | Refused, as_json: bool) -> int:
     return 0
 
 
-def _do(options: argparse.Namespace, planner: Planner, parts: Parts, approve: Approve | None) -> int:
+def _plan_and_apply(
+    options: argparse.Namespace, planner: Planner, parts: Parts, approve: Approve | None
+) -> int:
     approved: Plan | None = None
 
     def is_approved(plan: Plan) -> bool:
@@ -142,7 +144,7 @@ def _do(options: argparse.Namespace, planner: Planner, parts: Parts, approve: Ap
             return 0
         approved = plan
     code = print_outcome(plan, outcome, options.json)
-    return ask(outcome, options.json) if outcome and plan.guarded and outcome.done else code
+    return ask_to_confirm(outcome, options.json) if outcome and plan.guarded and outcome.done else code
 
 
 def attempt(
@@ -157,27 +159,27 @@ def attempt(
     The outcome is None if nothing was begun. With `deep` False, plans that are refused or guarded are made
     again on a deep snapshot. Raises CommandError, Busy, StateError and GuardError.
     """
-    with planning():
-        refuse_after(journal.open_intents())
-        plan = _planned_on(look(parts, deep), planner)
+    with planning_lock():
+        require_none_interrupted(journal.open_entries())
+        plan = _planned_on(read_topology(parts, deep), planner)
         if _wants_deep(plan) and not deep:
-            plan = _planned_on(look(parts, deep=True), planner)
+            plan = _planned_on(read_topology(parts, deep=True), planner)
         if isinstance(plan, Refused) or not plan.steps or not is_approved(plan):
             return plan, None
         return plan, apply(plan)
 
 
 def _planned_on(topology: Topology, planner: Planner) -> Plan | Refused:
-    _require_our_rules(topology)
+    _require_vnet_rules(topology)
     return planner(topology)
 
 
 def same_steps(one: Plan, other: Plan) -> bool:
     """Return whether two plans have the same effect."""
-    return _lasting(one.steps) == _lasting(other.steps)
+    return _comparable(one.steps) == _comparable(other.steps)
 
 
-def _require_our_rules(topology: Topology) -> None:
+def _require_vnet_rules(topology: Topology) -> None:
     """Raise CommandError if vnet's table exists but couldn't be read.
 
     It would be replaced without its published ports.
@@ -201,18 +203,18 @@ def run_plan(plan: Plan, progress: Callable[[Operation], None] = lambda _: None)
     return run.apply(plan.title, plan.steps, progress)
 
 
-def _lasting(steps: Sequence[Operation]) -> list[Operation]:
+def _comparable(steps: Sequence[Operation]) -> list[Operation]:
     """Return the steps without what changes by the second.
 
     That is neighbours, and the time that is left of a lease.
     """
-    return [step for one in steps if (step := one.lasting())]
+    return [step for one in steps if (step := one.comparable())]
 
 
 def persistent_attachments() -> tuple[PersistAttachment, ...]:
     """Return the persistent attachments, none if the state can't be read."""
     try:
-        return attachments.kept()
+        return attachments.read_attachments()
     except StateError:
         return ()
 
@@ -223,7 +225,7 @@ def _reserved() -> list[str]:
     They stay reserved until the changes are undone.
     """
     try:
-        open_steps = [step for entry in journal.open_intents() for step in entry.steps]
+        open_steps = [step for entry in journal.open_entries() for step in entry.steps]
     except (StateError, OSError):
         return []
     return [step.address.partition("/")[0] for step in open_steps if isinstance(step, AddAddress)]

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from core.text import safe
 from tui.command import (
-    LOOK_FIRST,
+    CHECK_FIRST,
     CommandError,
-    load_whole,
-    need_a_terminal,
+    load_with_fast_flows,
+    require_terminal,
     save,
     size_of,
     span_of,
@@ -28,20 +28,19 @@ if TYPE_CHECKING:
     from tui.bundle import BundleContents
     from tui.sources import ReplaySource
 
-COMMANDS = ("record", "replay", "bundle")
-_TELL_EVERY = 1.0
+_PROGRESS_INTERVAL = 1.0
 _MEASURED_FOR = 1.0  # seconds, for the speeds in a bundle
-_BEGINNING = 0.1  # seconds after which a file that can't be made is noticed
+_START_SECONDS = 0.1  # seconds after which a file that can't be made is noticed
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run one of COMMANDS; returns the exit code. Raises CommandError."""
+    """Run "record", "replay" or "bundle"; returns the exit code. Raises CommandError."""
     path = Path(options.file)
     if options.command == "record":
         return record(path, options.seconds, options.size)
     if options.command == "bundle":
         return bundle(path, options.source)
-    need_a_terminal()
+    require_terminal()
     from tui.app import run as run_dashboard
 
     return run_dashboard(open_recording(path), options.ascii)
@@ -64,15 +63,15 @@ def record(path: Path, seconds: float | None, size: int | None) -> int:
     fast = SharedFlows()
     watcher = Watcher(recorder.put, fast_flows=fast)
     watcher.set_demand(RECORDING_DEMAND)
-    if over.wait(_BEGINNING):
+    if over.wait(_START_SECONDS):
         return _ended(path, recorder.progress)
     watcher.start()
-    _say(f"recording to {safe(str(path))}, at most {_words(limits)}; Ctrl-C stops it\n")
+    _print_progress(f"recording to {safe(str(path))}, at most {_limits_text(limits)}; Ctrl-C stops it\n")
     try:
-        while not over.wait(_TELL_EVERY):
+        while not over.wait(_PROGRESS_INTERVAL):
             if sys.stderr.isatty():
                 made = recorder.progress
-                _say(f"\r{span_of(made.seconds)}  {made.moments} moments  {size_of(made.size)}   ")
+                _print_progress(f"\r{span_of(made.seconds)}  {made.moments} moments  {size_of(made.size)}   ")
     finally:
         watcher.stop()
         fast.close()
@@ -87,18 +86,18 @@ def _ended(path: Path, made: Progress) -> int:
         path.unlink(missing_ok=True)
         raise CommandError(f"can't record into {name}: {made.ended} before the first moment")
     start = "\r" if sys.stderr.isatty() else ""
-    _say(
+    _print_progress(
         f"{start}{span_of(made.seconds)}, {made.moments} moments, {size_of(made.size)}, until {made.ended}\n"
     )
-    _say(f"to open it: vnet-tui replay {name}\n")
+    _print_progress(f"to open it: vnet-tui replay {name}\n")
     return 0
 
 
-def _say(words: str) -> None:
+def _print_progress(words: str) -> None:
     print(words, end="", file=sys.stderr, flush=True)
 
 
-def _words(limits: Limits) -> str:
+def _limits_text(limits: Limits) -> str:
     return f"{span_of(limits.seconds)} min or {size_of(limits.size)}"
 
 
@@ -125,15 +124,15 @@ def bundle(path: Path, source: str | None) -> int:
     from tui.bundle import BundleContents, bundle_of
 
     if source:
-        snapshot, fast = load_whole(Path(source))
+        snapshot, fast = load_with_fast_flows(Path(source))
         kept = BundleContents(Topology(snapshot), fast=fast)
     else:
-        kept = _of_this_host()
-    _say(f"{save(path, bundle_of(path.name, kept))}: {LOOK_FIRST}\n")
+        kept = _read_this_host()
+    _print_progress(f"{save(path, bundle_of(path.name, kept))}: {CHECK_FIRST}\n")
     return 0
 
 
-def _of_this_host() -> BundleContents:
+def _read_this_host() -> BundleContents:
     """Read this host with counters, measured flows and the journal."""
     from core.collect.links import read_stats
     from core.collect.snapshot import read_snapshot

@@ -12,11 +12,11 @@ from core.apply.run import Outcome
 from core.operations import Operation, undo_of
 from core.plan import Plan, Refused
 from core.plan.requests import Request
-from core.state import planning, writing
+from core.state import planning_lock, writers_lock
 from core.topology import Topology
 from tui.cli import perform
 from tui.cli.console import command_errors, require_rights
-from tui.cli.history import needs_guard, refuse_under_later, standing_on, take_back
+from tui.cli.history import dependent_changes, needs_guard, require_no_dependents, undo_entry
 from tui.command import CommandError
 from tui.services import ChangeResult, LoggedChange, PastChange, PlanScope, Progress, UnconfirmedChange
 
@@ -43,7 +43,7 @@ class ChangeSession:
         return ""
 
     def read_topology(self, parts: PlanScope) -> Topology:
-        return perform.look(_PARTS[parts], deep=True)
+        return perform.read_topology(_PARTS[parts], deep=True)
 
     def plan(self, requests: Sequence[Request], topology: Topology) -> Plan | Refused:
         return perform.plan_requests(requests, topology)
@@ -73,17 +73,17 @@ class ChangeSession:
         return tuple(_past(entry, entries[:place]) for place, entry in enumerate(entries))
 
     def undo(self, past: PastChange, progress: Progress) -> ChangeResult:
-        with command_errors(), planning():
+        with command_errors(), planning_lock():
             entry = journal.find(past.entry_id)
             if entry is None or entry.end != past.end:
                 raise CommandError(f"can't undo {past.entry_id}: it has changed meanwhile")
             if entry.is_final:
                 raise CommandError(f"can't undo {past.entry_id}: it has no undo")
             journal.require_readable(entry)
-            refuse_under_later(entry)
+            require_no_dependents(entry)
             plan = Plan(f"undo: {past.title}", undo_of(entry.steps[: entry.begun]))
             guarded = needs_guard(entry)
-            outcome = self._logged(plan.title, progress, lambda heard: take_back(entry, guarded, heard))
+            outcome = self._logged(plan.title, progress, lambda heard: undo_entry(entry, guarded, heard))
         if not guarded:
             return _ended(plan, outcome)
         seconds = guard.SECONDS if outcome.done else 0.0
@@ -91,7 +91,7 @@ class ChangeSession:
         return replace(_ended(plan, outcome), end=end, seconds=seconds)
 
     def forget(self, past: PastChange) -> None:
-        with command_errors(), writing():
+        with command_errors(), writers_lock():
             entry = journal.find(past.entry_id)
             if entry is not None and entry.is_open:
                 journal.mark(entry, "undone", ("left as it was",))
@@ -128,8 +128,10 @@ class ChangeSession:
 
 def _past(entry: Entry, later: list[Entry]) -> PastChange:
     begun = entry.steps[: entry.begun]
-    under = standing_on(entry, later) if entry.end != "undone" else ()
-    return PastChange(entry.entry_id, entry.title, entry.at, entry.end, begun, tuple(under), entry.errors)
+    dependents = dependent_changes(entry, later) if entry.end != "undone" else ()
+    return PastChange(
+        entry.entry_id, entry.title, entry.at, entry.end, begun, tuple(dependents), entry.errors
+    )
 
 
 def _ended(plan: Plan | Refused, outcome: Outcome) -> ChangeResult:

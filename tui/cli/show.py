@@ -21,7 +21,7 @@ from core.text import safe
 from core.topology import Topology
 from core.topology.related import is_in_scope
 from tui.cli.parser import TOPICS
-from tui.command import LOOK_FIRST, CommandError, load, save
+from tui.command import CHECK_FIRST, CommandError, load, save
 from tui.views.conntrack import ConntrackRows
 from tui.views.findings import empty_text
 from tui.views.formatting import wrapped
@@ -309,6 +309,6 @@ def _dump(options: argparse.Namespace) -> int:
     if options.file == "-":
         sys.stdout.buffer.write(content)
     else:
-        print(f"{save(Path(options.file), content)}: {LOOK_FIRST}", file=sys.stderr)
+        print(f"{save(Path(options.file), content)}: {CHECK_FIRST}", file=sys.stderr)
     print_problems(Topology(snapshot), TOPICS)
     return 0

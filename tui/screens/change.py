@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from core.model import Ref, flow_ref, link_ref
+from core.model import Ref, conntrack_ref, link_ref
 from core.text import safe
 from core.topology import Topology
 from core.topology.related import find_all_by_name
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from tui.services import ChangeResult, ChangeService, UnconfirmedChange
 
 
-_PAST = {
-    "make": "made", "set": "set", "keep": "kept", "forget": "forgot", "withdraw": "withdrew", "take": "took",
-}  # fmt: skip
+_PAST = {"set": "set", "forget": "forgot"}
 
 
 class ChangeController:
@@ -160,15 +158,15 @@ class ChangeController:
         from tui.screens.forms.network import delete_form, forget_form
 
         ref = self._navigation.ref
-        if ref is not None and ref.kind == "talk":
-            ref = flow_ref(int(ref.key[0]), int(ref.key[1]))
-        request = self._presenter.delete_request(ref) if ref and ref.kind == "flow" else None
+        if ref is not None and ref.kind == "flow":
+            ref = conntrack_ref(int(ref.key[0]), int(ref.key[1]))
+        request = self._presenter.delete_request(ref) if ref and ref.kind == "conntrack" else None
         if ref is None:
             self._open(lambda: None, "can't delete: nothing is selected")
         elif ref.kind == "event":
             words = "can't delete an event: it is only a record. Try: Enter, which goes to its subject"
             self._open(lambda: None, words)
-        elif ref.kind == "flow":
+        elif ref.kind == "conntrack":
             words = "can't forget the connection: it no longer exists"
             self._open(lambda: forget_form(request) if request else None, words)
         else:
@@ -227,7 +225,7 @@ class ChangeController:
 
     def select_made(self, message: RowsReady) -> None:
         """Select what was just made, if it is here; call it before rows are shown."""
-        if not self._made or message.origin is not self._navigation.state.current:
+        if not self._made or message.entry is not self._navigation.state.current:
             return
         refs = _made_as(self._presenter.context.topology, self._made)
         found = next((ref for ref in refs if message.data.rows.index(ref) is not None), None)
@@ -251,7 +249,7 @@ class ChangeController:
 def _done(title: str) -> str:
     """Return a plan's title in the past tense.
 
-    "make the network x" becomes "Made the network x".
+    "create the network x" becomes "Created the network x".
     """
     verb, _, rest = title.partition(" ")
     if "; " in title or not verb.isalpha():

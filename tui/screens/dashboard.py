@@ -22,7 +22,7 @@ from tui.screens.record import RecordController, RecordingEnded, ReplayControlle
 from tui.sources import ReplaySource, Source
 from tui.view_model import Navigation
 from tui.views import registry
-from tui.views.findings import nothing_to_see
+from tui.views.findings import no_container_visible
 from tui.views.registry import parse_command
 from tui.views.rows import ListView
 from tui.widgets.bars import HeaderState
@@ -56,7 +56,7 @@ class Dashboard(Layout):
         super().__init__()
         self._write = write
         self.presenter = Presenter(source, self.post_message)
-        self.navigation = NavigationController(self, self.presenter, self._arrived)
+        self.navigation = NavigationController(self, self.presenter, self._on_view_change)
         self.changes = ChangeController(self, self.presenter, self.navigation, make_change_service)
         self.recording = RecordController(self, self.presenter, self.changes)
         self.replay = ReplayController(self, self.presenter)
@@ -96,9 +96,9 @@ class Dashboard(Layout):
         return self.navigation.ref
 
     @property
-    def settled(self) -> bool:
+    def up_to_date(self) -> bool:
         """Whether everything that was requested is shown."""
-        return self.navigation.settled
+        return self.navigation.up_to_date
 
     @property
     def player(self) -> ReplaySource | None:
@@ -113,9 +113,9 @@ class Dashboard(Layout):
         """Wait a moment for the result of earlier keys."""
         await self.navigation.catch_up()
 
-    def wheres(self) -> frozenset[keys.Where]:
+    def key_scopes(self) -> frozenset[keys.KeyScope]:
         """Return where keys are pressed now, in the terms of the key registry."""
-        found = self.navigation.wheres()
+        found = self.navigation.key_scopes()
         if self.changes.writing:
             found.add("change")
         if self.player:
@@ -126,7 +126,7 @@ class Dashboard(Layout):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Leave the keys of the time line to other actions where there is none."""
-        if action == "seek" or keys.named(action, "replay"):
+        if action == "seek" or keys.has_action(action, "replay"):
             return self.player is not None
         return super().check_action(action, parameters)
 
@@ -141,17 +141,17 @@ class Dashboard(Layout):
         )  # fmt: skip
         self.header.show(state)
         self.navigation.show_bars()
-        self.footer.show(keys.footer(self.wheres()))
+        self.footer.show(keys.footer(self.key_scopes()))
         self.replay.show_time()
         self.fast_path.place_bar()
 
-    def _arrived(self) -> None:
+    def _on_view_change(self) -> None:
         self.fast_path.view_changed()
 
     # ---- messages
 
     def on_update_arrived(self, message: UpdateArrived) -> None:
-        self.navigation.take_update()
+        self.navigation.schedule_update()
 
     def on_rows_ready(self, message: RowsReady) -> None:
         self.changes.select_made(message)
@@ -199,7 +199,7 @@ class Dashboard(Layout):
         """Give a key to the prompt while it is open; False where it is not."""
         if not self.prompt.display:
             return False
-        kind, outcome = self.prompt.kind, self.prompt.feed(event)
+        kind, outcome = self.prompt.kind, self.prompt.feed_key(event)
         if outcome in ("accepted", "given up"):
             self.prompt.close()
         if kind == "/" and outcome:
@@ -267,7 +267,7 @@ class Dashboard(Layout):
         self.navigation.set_flow_options(replace(options, per_hop=not options.per_hop))
 
     def action_pin(self) -> None:
-        if self.ref is not None and self.ref.kind == "talk":
+        if self.ref is not None and self.ref.kind == "flow":
             self.navigation.set_flow_options(self.navigation.flow_options.pinned(self.ref))
 
     def action_window(self) -> None:
@@ -379,7 +379,7 @@ class Dashboard(Layout):
     @property
     def _offers_demo(self) -> bool:
         """Whether this host has nothing to show."""
-        return self.presenter.source.live and nothing_to_see(self.presenter.context.snapshot)
+        return self.presenter.source.live and no_container_visible(self.presenter.context.snapshot)
 
     def action_demo(self) -> None:
         if self._offers_demo:
@@ -425,7 +425,7 @@ class Dashboard(Layout):
             for view in registry.VIEWS
         ]
         listed.append(("", ":web1  the container, network, link or namespace of that name"))
-        self.app.push_screen(help_overlay(self.view, listed, self.wheres() | {"change"}))
+        self.app.push_screen(help_overlay(self.view, listed, self.key_scopes() | {"change"}))
 
     def action_palette(self) -> None:
         self.app.action_command_palette()

@@ -22,7 +22,7 @@ from core.model import Problem, Ref
 from core.operations import Operation
 from core.text import safe, split_commands
 from tui import keys
-from tui.keys import Where
+from tui.keys import KeyScope
 from tui.views import query
 from tui.views.formatting import fit, width_of, wrapped
 from tui.views.rows import ListView
@@ -77,7 +77,7 @@ class TextPane(LinesPane):
     def line_count(self) -> int:
         return len(self.text)
 
-    def bring_in_sight(self) -> None:
+    def scroll_to_cursor(self) -> None:
         """Scroll to the cursor's line, which isn't marked here."""
         self.top = self.cursor
 
@@ -176,7 +176,7 @@ class PreviewPane(TextPane, can_focus=False):
 def change_lines(
     title: str,
     steps: Sequence[Operation],
-    hits: Sequence[str],
+    side_effects: Sequence[str],
     warnings: Sequence[str],
     done: int,
     width: int,
@@ -186,7 +186,7 @@ def change_lines(
     `done` is the number of commands that were run, or NOT_BEGUN.
     """
     lines: list[Line] = [[(part, "title")] for part in wrapped(safe(title), width)]
-    for heading, sentences, tone in (("Also removed", hits, "bad"), ("Warnings", warnings, "warn")):
+    for heading, sentences, tone in (("Also removed", side_effects, "bad"), ("Warnings", warnings, "warn")):
         if sentences:
             lines += [[], [(heading, "heading")]]
             lines += [line for one in sentences for line in _sentence_lines(safe(one), tone, width)]
@@ -243,26 +243,26 @@ _TIME_LINE = (
 )
 
 
-def help_overlay(view: ListView, listed: Iterable[tuple[str, str]], wheres: Collection[Where]) -> Overlay:
+def help_overlay(view: ListView, listed: Iterable[tuple[str, str]], scopes: Collection[KeyScope]) -> Overlay:
     """Return the help of one view; `listed` are all views with their number keys."""
-    sections = sections_of(view, listed, wheres)
+    sections = sections_of(view, listed, scopes)
     return Overlay(f" {view.title}: keys ", lambda width: lay_out(sections, width), 112, "question_mark")
 
 
 def sections_of(
-    view: ListView, listed: Iterable[tuple[str, str]], wheres: Collection[Where]
+    view: ListView, listed: Iterable[tuple[str, str]], scopes: Collection[KeyScope]
 ) -> list[Section]:
     """Return the help's contents: titled lists of (key or term, meaning)."""
     made: list[Section] = [
         (title, [(action.label, action.help) for action in actions])
-        for title, actions in keys.grouped(wheres)
+        for title, actions in keys.grouped(scopes)
     ]
-    if "replay" in wheres:
+    if "replay" in scopes:
         place = [title for title, _ in made].index("Time line")
         made[place] = ("Time line", [*made[place][1], *_TIME_LINE])
     if view.help:
         made.insert(1, (view.title, view.help))
-    if "list" in wheres:
+    if "list" in scopes:
         made.insert(2, ("Filter", query.HELP))
     made.append(("Views", list(listed)))
     return made
@@ -376,9 +376,9 @@ class ProblemsOverlay(Overlay):
         self._findings, self._jump = findings, jump
 
     def make_pane(self) -> TextPane:
-        return ProblemsPane(self._findings, self._marked_lines, self._go)
+        return ProblemsPane(self._findings, self._marked_lines, self._open_finding)
 
-    def _go(self, ref: Ref) -> None:
+    def _open_finding(self, ref: Ref) -> None:
         self.dismiss()
         self._jump(ref)
 

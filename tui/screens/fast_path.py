@@ -15,7 +15,7 @@ from tui.presenter import Presenter
 from tui.screens.change import ChangeController
 from tui.screens.layout import Layout
 from tui.screens.navigation import NavigationController
-from tui.views.fast_targets import EVERYTHING, Choice, choices_of, is_covered
+from tui.views.fast_targets import EVERYTHING, BridgeChoice, choices_of, is_covered
 
 if TYPE_CHECKING:
     from tui.services import FastPathService
@@ -133,13 +133,13 @@ class FastPathController:
         on = not all(is_covered(one, self._fast) for one in able)
         self._screen.app.push_screen(AccelerateScreen(choices, on, self._service), self._report)
 
-    def _choices(self) -> tuple[Choice, ...]:
+    def _choices(self) -> tuple[BridgeChoice, ...]:
         """Return the bridges of the selected row; in the fast path's view, its targets."""
         if self._navigation.view.name != "fastpath":
             return choices_of(self._presenter.context.topology, self._navigation.ref)
         if not self._fast.is_running:
             return (EVERYTHING,)
-        return tuple(Choice(safe(name), name, "", frozenset({name})) for name in self._fast.targets)
+        return tuple(BridgeChoice(safe(name), name, "", frozenset({name})) for name in self._fast.targets)
 
     def _report(self, words: str | None) -> None:
         self._wake.set()

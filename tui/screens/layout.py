@@ -66,8 +66,8 @@ class Layout(Screen[None]):
         if self._notice_end is not None:
             self._notice_end.stop()
         tone = {"warning": "warn", "error": "bad"}.get(severity, "accent")
-        self.footer.say(f"{title}: {message}" if title else message, tone)
-        self._notice_end = self.set_timer(timeout or _NOTICE_SECONDS, partial(self.footer.say, ""))
+        self.footer.show_notice(f"{title}: {message}" if title else message, tone)
+        self._notice_end = self.set_timer(timeout or _NOTICE_SECONDS, partial(self.footer.show_notice, ""))
 
     @property
     def focused_pane(self) -> LinesPane:

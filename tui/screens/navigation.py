@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from core.model import Ref
 from core.text import safe
-from tui.keys import Where
+from tui.keys import KeyScope
 from tui.presenter import DetailReady, Presenter, QueryFailed, RowsReady, TargetReady
 from tui.screens.layout import NUMBERED, TABS, Layout
 from tui.view_model import HistoryEntry, Navigation, ViewData
@@ -19,25 +19,25 @@ from tui.widgets.lines import LinesPane
 READING = "reading…"
 
 # Seconds that a key waits for what the keys before it led to, and after which old rows are cleared.
-_KEY_PATIENCE = 0.1
-_OLD_PATIENCE = 0.1
+_KEY_TIMEOUT = 0.1
+_OLD_ROWS_TIMEOUT = 0.1
 _CRUMB = 32  # cells of a breadcrumb at most
 
 
 class NavigationController:
     """Show one view at a time, and beside it the details of the selected thing.
 
-    `arrived` is called after each change of the view.
+    `on_change` is called after each change of the view.
     """
 
-    def __init__(self, screen: Layout, presenter: Presenter, arrived: Callable[[], None]) -> None:
-        self._screen, self._presenter, self._arrived = screen, presenter, arrived
+    def __init__(self, screen: Layout, presenter: Presenter, on_change: Callable[[], None]) -> None:
+        self._screen, self._presenter, self._on_change = screen, presenter, on_change
         self.state = Navigation(NUMBERED[0][1].name)
-        self._drawn: HistoryEntry | None = None  # the one whose rows the table shows
+        self._shown_entry: HistoryEntry | None = None  # the one whose rows the table shows
         self._total = 0
-        self._remarked: tuple[str, ...] = ()
-        self._timed = False
-        self._requests = self._awaited = 0
+        self._last_remarks: tuple[str, ...] = ()
+        self._is_scheduled = False
+        self._last_request = self._awaited_request = 0
         self._caught_up = asyncio.Event()
 
     @property
@@ -53,14 +53,14 @@ class NavigationController:
         return self.state.current.state.ref
 
     @property
-    def settled(self) -> bool:
+    def up_to_date(self) -> bool:
         """Whether everything that was requested is shown."""
-        shown = self._drawn is self.state.current and self._caught_up.is_set()
-        return shown and self._presenter.idle and not self._timed
+        shown = self._shown_entry is self.state.current and self._caught_up.is_set()
+        return shown and self._presenter.idle and not self._is_scheduled
 
-    def wheres(self) -> set[Where]:
+    def key_scopes(self) -> set[KeyScope]:
         """Return where keys are pressed now, in the terms of the key registry."""
-        found: set[Where] = {"any", "app", "lines", "list", "pane"}
+        found: set[KeyScope] = {"any", "app", "lines", "list", "pane"}
         if self._screen.table.foldable:
             found.add("fold")
         if self._screen.table.header_height:
@@ -104,24 +104,24 @@ class NavigationController:
     def start(self) -> None:
         """Paint the empty view; data is requested only after the first paint."""
         self._screen.table.clear(READING)
-        self.arrive()
+        self.show_entry()
         self._screen.call_after_refresh(self._presenter.start)
 
-    def arrive(self) -> None:
+    def show_entry(self) -> None:
         """Show the current history entry, its rows as soon as they are ready."""
         state = self.state.current.state
         if not state.sort:
             state.sort, state.reverse = self.view.sort, self.view.reverse
-        self._drawn = None
+        self._shown_entry = None
         self._presenter.set_demand(self.view.demand)
         self.request_rows()
-        self._screen.set_timer(_OLD_PATIENCE, self._clear_the_old)
+        self._screen.set_timer(_OLD_ROWS_TIMEOUT, self._clear_old_rows)
         self._screen.show_bars()
-        self._arrived()
+        self._on_change()
 
-    def _clear_the_old(self) -> None:
+    def _clear_old_rows(self) -> None:
         """Remove the rows of the view before, if those of this one take their time."""
-        if self._drawn is not self.state.current:
+        if self._shown_entry is not self.state.current:
             self._screen.table.clear(READING)
             self._screen.pane.show(None, None)
 
@@ -130,7 +130,7 @@ class NavigationController:
         self.state.current.state.top = self._screen.table.top
         self.state.jump(view)
         self.state.current.state.filter = filter_text or self.state.current.state.filter
-        self.arrive()
+        self.show_entry()
         self._screen.focus_table()
 
     def go_back(self) -> None:
@@ -141,7 +141,7 @@ class NavigationController:
         elif current.state.filter not in ("", current.filter):
             self.set_filter(current.filter)
         elif self.state.back():
-            self.arrive()
+            self.show_entry()
             self._screen.focus_table()
 
     def follow(self, target: Ref | None = None) -> None:
@@ -151,7 +151,7 @@ class NavigationController:
 
     def show_target(self, message: TargetReady) -> None:
         """Go where Enter leads."""
-        if message.origin is not self.state.current:
+        if message.entry is not self.state.current:
             return
         if message.target is None:
             self._caught_up.set()
@@ -159,7 +159,7 @@ class NavigationController:
             return
         self.state.current.state.top = self._screen.table.top
         self.state.follow(message.target, self._label())
-        self.arrive()
+        self.show_entry()
         self._screen.focus_table()
 
     def _label(self) -> str:
@@ -198,7 +198,7 @@ class NavigationController:
 
     def _sortable(self) -> list[str]:
         table = self._screen.table
-        return table.columns_in_sight() if table.header_height else []
+        return table.visible_columns() if table.header_height else []
 
     def fold(self, ref: Ref, closed: bool) -> None:
         """Fold or unfold the rows below a thing."""
@@ -225,60 +225,60 @@ class NavigationController:
         state, table = self.state.current.state, self._screen.table
         table.sort, table.reverse, table.closed = state.sort, state.reverse, state.closed
         self._request()
-        self._awaited = self._requests
+        self._awaited_request = self._last_request
         self._caught_up.clear()
 
     def _request(self) -> None:
-        self._requests += 1
-        self._presenter.request_rows(self.state.current, self.view, self._requests)
+        self._last_request += 1
+        self._presenter.request_rows(self.state.current, self.view, self._last_request)
 
     async def catch_up(self) -> None:
         """Wait a moment for requested rows, so that a key applies to them."""
         barrier = LinesPane.Barrier()
         self._screen.focused_pane.post_message(barrier)
         try:
-            async with asyncio.timeout(_KEY_PATIENCE):
+            async with asyncio.timeout(_KEY_TIMEOUT):
                 await barrier.passed.wait()
                 await self._caught_up.wait()
         except TimeoutError:
             self._caught_up.set()
 
-    def take_update(self) -> None:
+    def schedule_update(self) -> None:
         """Request the rows of a new update, not sooner than the presenter's pace allows."""
-        if not self._presenter.paused and not self._timed:
-            self._timed = True
+        if not self._presenter.paused and not self._is_scheduled:
+            self._is_scheduled = True
             delay = self._presenter.delay  # once: it runs down to 0 meanwhile, and a timer of 0 seconds fails
-            self._screen.set_timer(delay, self._take_now) if delay else self._take_now()
+            self._screen.set_timer(delay, self._request_update) if delay else self._request_update()
 
-    def _take_now(self) -> None:
-        self._timed = False
+    def _request_update(self) -> None:
+        self._is_scheduled = False
         self._request()
 
     # ---- answers
 
     def show_rows(self, message: RowsReady) -> None:
         """Show rows: the first of a history entry, or newer ones."""
-        entry, data = message.origin, message.data
+        entry, data = message.entry, message.data
         screen, table = self._screen, self._screen.table
         if entry is not self.state.current:
             return
-        if message.number >= self._awaited:
+        if message.number >= self._awaited_request:
             self._caught_up.set()
         self._total = data.total
-        if len(data.rows) and data.remarks and data.remarks != self._remarked:
+        if len(data.rows) and data.remarks and data.remarks != self._last_remarks:
             screen.notify(safe("; ".join(data.remarks)), severity="warning", markup=False, timeout=6)
-        self._remarked = data.remarks
+        self._last_remarks = data.remarks
         table.message = self._explanation(data)
-        if self._drawn is entry and len(table.rows) and self._same_columns(data):
+        if self._shown_entry is entry and len(table.rows) and self._same_columns(data):
             table.columns = data.columns or self.view.columns
             table.update(data.rows, self.view.stays_on_top)
         else:
-            regrouped = self._drawn is entry and not self._same_columns(data)
+            regrouped = self._shown_entry is entry and not self._same_columns(data)
             gone = entry.state.ref is not None and data.rows.index(entry.state.ref) is None
             if gone and len(data.rows) and not regrouped and not entry.state.filter:
                 screen.notify("The selected item is no longer in this list.", markup=False, timeout=3)
             table.show(data.columns or self.view.columns, data.rows, entry.state.ref, entry.state.top)
-        self._drawn = entry
+        self._shown_entry = entry
         screen.reserve_lines(
             data.total + table.header_height if len(data.rows) and table.header_height else 0
         )
@@ -307,13 +307,13 @@ class NavigationController:
 
     def select_again(self, ref: Ref) -> None:
         """Select a thing when the next rows are shown."""
-        self._drawn = None
+        self._shown_entry = None
         self.state.current.state.ref, self.state.current.state.top = ref, self._screen.table.top
 
     def select(self, ref: Ref | None) -> None:
         """Take over the table's cursor; of a row's things, the selected one stays."""
         state, table = self.state.current.state, self._screen.table
-        if self._drawn is not self.state.current or ref != table.ref:
+        if self._shown_entry is not self.state.current or ref != table.ref:
             return
         if ref is None:
             self._screen.pane.show(None, None)
@@ -332,8 +332,8 @@ class NavigationController:
         self._caught_up.set()
         words = f"can't show {self.view.title}: {safe(repr(message.error))}"
         self._screen.log.error(words)
-        if self._drawn is not self.state.current:
-            self._drawn = self.state.current
+        if self._shown_entry is not self.state.current:
+            self._shown_entry = self.state.current
             self._screen.table.clear(words)
         else:
             self._screen.notify(words, severity="error", markup=False)

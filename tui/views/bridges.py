@@ -24,8 +24,8 @@ from tui.views.cells import Line, bridge_lines
 from tui.views.fastpath import marked
 from tui.views.links import (
     common_sections,
-    gone,
     link_of,
+    missing_detail,
     port_flags,
     port_state,
     vlan_flags,
@@ -69,11 +69,11 @@ def _bridge_row(context: ViewContext, bridge: Link, ports: int) -> Row:
     return Row(
         link_ref(bridge.key),
         (
-            cells.text(cells.name_and_place(topology, bridge)), cells.state(bridge),
+            cells.text(cells.name_and_namespace(topology, bridge)), cells.state(bridge),
             cells.text(f"{network.name} ({networks.kind_words(network)})" if network else ""),
             cells.text(subnets), cells.number(ports),
             *_stp_and_vlans(topology, bridge),
-            cells.number(bridge.mtu), *cells.carried(context.carried(bridge.key)),
+            cells.number(bridge.mtu), *cells.traffic_cells(context.traffic_of(bridge.key)),
         ),
         {**links.terms(topology, bridge), "bridge": safe(bridge.name)},
     )  # fmt: skip
@@ -86,10 +86,10 @@ def _stp_and_vlans(topology: Topology, bridge: Link) -> tuple[Cell, Cell]:
     """
     settings, switch = bridge.bridge, ovs_of(topology, bridge)
     if switch is not None:
-        return cells.yes(switch.stp or switch.rstp), Cell("ovs")
+        return cells.on_off(switch.stp or switch.rstp), Cell("ovs")
     if settings is None:
         return cells.NONE, cells.NONE
-    return cells.yes(settings.stp), cells.yes(settings.vlan_filtering)
+    return cells.on_off(settings.stp), cells.on_off(settings.vlan_filtering)
 
 
 def ovs_of(topology: Topology, bridge: Link) -> OvsBridge | None:
@@ -112,7 +112,7 @@ def _port_row(context: ViewContext, bridge: Link, port: Link) -> Row:
             port_state(port) if port.port and port.admin_up else cells.state(port),
             cells.text(end), cells.text(port_flags(port)), Cell(""), Cell(""), cells.text(vlans),
             cells.number(port.mtu, "" if port.mtu == bridge.mtu else "warn"),
-            *cells.carried(context.carried(port.key)),
+            *cells.traffic_cells(context.traffic_of(port.key)),
         ),
         {
             **links.terms(topology, port),
@@ -128,7 +128,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
     """Return the details of a bridge."""
     bridge = link_of(topology, ref)
     if bridge is None:
-        return gone("this bridge")
+        return missing_detail("this bridge")
     return Detail(
         f"bridge {safe(bridge.name)} in {safe(topology.label(bridge.ns))}",
         (
@@ -154,8 +154,8 @@ def _settings(topology: Topology, bridge: Link) -> Iterator[Line]:
         )
     if settings is None:
         return
-    yield "spanning tree", cells.yes(settings.stp), None
-    yield "VLAN filtering", cells.yes(settings.vlan_filtering), None
+    yield "spanning tree", cells.on_off(settings.stp), None
+    yield "VLAN filtering", cells.on_off(settings.vlan_filtering), None
     if settings.vlan_filtering:
         yield "default PVID", cells.number(settings.vlan_default_pvid), None
     yield "bridge id", cells.text(settings.bridge_id), None
@@ -165,10 +165,10 @@ def _settings(topology: Topology, bridge: Link) -> Iterator[Line]:
     yield "priority", cells.number(settings.priority), None
     yield "ageing", Cell(f"{settings.ageing_time:g} s"), None
     yield "forward delay", Cell(f"{settings.forward_delay:g} s"), None
-    yield "multicast snooping", cells.yes(settings.mcast_snooping), None
+    yield "multicast snooping", cells.on_off(settings.mcast_snooping), None
     yield "group forward mask", Cell(f"{settings.group_fwd_mask:#x}"), None
-    yield "nf_call_iptables", cells.yes(settings.nf_call_iptables), None
-    yield "nf_call_ip6tables", cells.yes(settings.nf_call_ip6tables), None
+    yield "nf_call_iptables", cells.on_off(settings.nf_call_iptables), None
+    yield "nf_call_ip6tables", cells.on_off(settings.nf_call_ip6tables), None
 
 
 def _port_line(topology: Topology, port: Link) -> Line:
@@ -186,7 +186,7 @@ def _ovs_sections(topology: Topology, bridge: Link) -> tuple[Section, ...]:
     lines: list[Line] = [
         ("datapath", Cell("in user space" if switch.datapath == "netdev" else "the kernel's"), None),
         ("without controller", cells.text(switch.fail_mode or "standalone"), None),
-        ("spanning tree", Cell("RSTP") if switch.rstp else cells.yes(switch.stp), None),
+        ("spanning tree", Cell("RSTP") if switch.rstp else cells.on_off(switch.stp), None),
         *((safe(key), cells.text(value), None) for key, value in switch.external_ids.items()),
     ]
     ports = (_ovs_line(topology, port) for port in switch.ports if port.name != switch.name)

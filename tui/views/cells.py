@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 import numpy as np
 
 from core.model import Link, LinkKey, NatEntry, Ref
-from core.rates import WINDOWS, LinkRate, Past, Rates
+from core.rates import WINDOWS, LinkRate, Rates, WindowValues
 from core.text import safe
 from core.topology import Topology
 from core.topology.related import related as related_things
@@ -45,8 +45,8 @@ def bits(per_second: float | None) -> Cell:
     return Cell(formatting.bits(per_second), "" if per_second >= 1 else "dim", per_second)
 
 
-def carried(traffic: tuple[float, Sequence[float]] | None) -> tuple[Cell, Cell]:
-    """Return the cells for a link's traffic (see ViewContext.carried) and its trend."""
+def traffic_cells(traffic: tuple[float, Sequence[float]] | None) -> tuple[Cell, Cell]:
+    """Return the cells for a link's ViewContext.traffic_of() and its trend."""
     if traffic is None:
         return NONE, NONE
     rate, history = traffic
@@ -58,12 +58,12 @@ def trend(history: Sequence[float], rate: float, width: int = 8) -> Cell:
     return Cell(formatting.sparkline(history, width), "" if rate >= 1 else "dim", rate)
 
 
-def name_and_place(topology: Topology, link: Link) -> str:
+def name_and_namespace(topology: Topology, link: Link) -> str:
     """Return a link's name, with its namespace if that isn't the host's."""
     return link.name if link.ns == topology.host else f"{link.name} in {topology.label(link.ns)}"
 
 
-def yes(value: bool) -> Cell:
+def on_off(value: bool) -> Cell:
     """Return the cell "on" or "off"."""
     return Cell("on") if value else Cell("off", "dim")
 
@@ -107,7 +107,7 @@ _SPEEDS: tuple[tuple[str, Callable[[LinkRate], float], Callable[[float], str]], 
     ("packets in", lambda rate: rate.rx_pps, formatting.packets),
     ("packets out", lambda rate: rate.tx_pps, formatting.packets),
 )
-_Pasts = Sequence[Past | None]
+_Histories = Sequence[WindowValues | None]
 _Wanted = Sequence[tuple[str, int, Callable[[float], str]]]
 _TRAFFIC: _Wanted = (("packets", 0, formatting.packets), ("traffic", 1, formatting.bits))
 
@@ -117,10 +117,10 @@ def link_lines(keys: Sequence[LinkKey], rates: Rates | None) -> Iterator[Line]:
     found = [rate for key in keys if rates and (rate := rates.of(key))]
     if rates is None or not found:
         return
-    pasts = _pasts(rates, "links", keys)
+    histories = _histories(rates, "links", keys)
     for column, (title, speed, unit) in enumerate(_SPEEDS):
         now = sum(speed(rate) for rate in found)
-        yield title, Trend(unit(now), unit=unit, curves=_curves(pasts, column)), None
+        yield title, Trend(unit(now), unit=unit, curves=_curves(histories, column)), None
 
 
 def bridge_lines(topology: Topology, bridge: Link, rates: Rates | None) -> Iterator[Line]:
@@ -133,10 +133,10 @@ def bridge_lines(topology: Topology, bridge: Link, rates: Rates | None) -> Itera
         return
     ports = [port.key for port in topology.ports_of(bridge.key)]
     came = [rate for key in ports if (rate := rates.of(key))]
-    within, above = _pasts(rates, "links", ports), _pasts(rates, "links", [bridge.key])
-    carried = own.tx_bps + sum(rate.rx_bps for rate in came)
+    within, above = _histories(rates, "links", ports), _histories(rates, "links", [bridge.key])
+    traffic_cells = own.tx_bps + sum(rate.rx_bps for rate in came)
     curves = _curves([_added(one, 0, other, 1) for one, other in zip(within, above, strict=True)], 0)
-    yield "rate", Trend(formatting.bits(carried), unit=formatting.bits, curves=curves), None
+    yield "rate", Trend(formatting.bits(traffic_cells), unit=formatting.bits, curves=curves), None
     frames = own.tx_pps + sum(rate.rx_pps for rate in came)
     curves = _curves([_added(one, 2, other, 3) for one, other in zip(within, above, strict=True)], 0)
     yield "frames", Trend(formatting.packets(frames), unit=formatting.packets, curves=curves), None
@@ -145,12 +145,12 @@ def bridge_lines(topology: Topology, bridge: Link, rates: Rates | None) -> Itera
 
 
 def _group_lines(bridge: LinkKey, kind: str, frames: float, rates: Rates) -> Iterator[Line]:
-    pasts = _pasts(rates, "group", [(bridge, kind)])
-    now = _newest(pasts[0])
+    histories = _histories(rates, "group", [(bridge, kind)])
+    now = _newest(histories[0])
     if now is not None:
         share = f", {min(1.0, now / frames):.0%} of its frames" if now and frames else ""
-        words = f"{formatting.each_second(now)}{share}"
-        yield kind, Trend(words, unit=formatting.each_second, curves=_curves(pasts, 0)), None
+        words = f"{formatting.frequency(now)}{share}"
+        yield kind, Trend(words, unit=formatting.frequency, curves=_curves(histories, 0)), None
 
 
 def rule_lines(entry: NatEntry, rates: Rates | None) -> Iterator[Line]:
@@ -161,19 +161,21 @@ def rule_lines(entry: NatEntry, rates: Rates | None) -> Iterator[Line]:
     """
     if rates is None:
         return
-    counted = _pasts(rates, "rules", [(entry.ns, rule) for rule in entry.doing])
+    counted = _histories(rates, "rules", [(entry.ns, rule) for rule in entry.doing])
     if entry.kind == "filter":
         yield from _columns(counted, _TRAFFIC)
         return
-    yield from _columns(counted, (("new connections", 0, formatting.each_second),))
-    yield from _columns(_pasts(rates, "translated", [(entry.ns, rule) for rule in entry.doing[:1]]), _TRAFFIC)
+    yield from _columns(counted, (("new connections", 0, formatting.frequency),))
+    yield from _columns(
+        _histories(rates, "translated", [(entry.ns, rule) for rule in entry.doing[:1]]), _TRAFFIC
+    )
 
 
-def _columns(pasts: _Pasts, columns: _Wanted) -> Iterator[Line]:
+def _columns(histories: _Histories, columns: _Wanted) -> Iterator[Line]:
     for title, column, unit in columns:
-        now = _newest(pasts[0], column)
+        now = _newest(histories[0], column)
         if now is not None:
-            yield title, Trend(unit(now), unit=unit, curves=_curves(pasts, column)), None
+            yield title, Trend(unit(now), unit=unit, curves=_curves(histories, column)), None
 
 
 _WORDS_OF_CURVE = 0.6  # of its line, at most
@@ -181,18 +183,18 @@ _WORDS_OF_CURVE = 0.6  # of its line, at most
 
 def scale(trend: Trend, window: int) -> tuple[str, ...]:
     """Return the maximum and the average of a window as text, () if unknown."""
-    known = _known(trend, window)
+    known = _known_values(trend, window)
     if not known:
         return ()
     return f"peak {trend.unit(max(known))}", f"average {trend.unit(sum(known) / len(known))}"
 
 
-def drawn(trend: Trend, window: int, width: int, more: Sequence[str] = ()) -> str:
+def curve_text(trend: Trend, window: int, width: int, more: Sequence[str] = ()) -> str:
     """Return the curve of a window with its length and further text that fits.
 
     It is "" if nothing is known.
     """
-    if not _known(trend, window):
+    if not _known_values(trend, window):
         return ""
     curve = trend.curves[window]
     title = f" {curve.title}"
@@ -202,37 +204,39 @@ def drawn(trend: Trend, window: int, width: int, more: Sequence[str] = ()) -> st
     return formatting.curve(curve.values, curve.newest, max(1, width - len(title))) + title
 
 
-def _known(trend: Trend, window: int) -> list[float]:
+def _known_values(trend: Trend, window: int) -> list[float]:
     return [value for value in trend.curves[window].values if value == value] if trend.curves else []
 
 
-def _pasts(rates: Rates, what: str, keys: Sequence[Hashable]) -> _Pasts:
-    return [rates.past(what, keys, window) for window in WINDOWS]
+def _histories(rates: Rates, what: str, keys: Sequence[Hashable]) -> _Histories:
+    return [rates.history(what, keys, window) for window in WINDOWS]
 
 
-def _curves(pasts: _Pasts, column: int) -> tuple[Curve, ...]:
-    if any(past is None for past in pasts):
+def _curves(histories: _Histories, column: int) -> tuple[Curve, ...]:
+    if any(history is None for history in histories):
         return ()
     return tuple(
-        Curve(past.window.title, past.newest, tuple(past.values[:, column].tolist()))
-        for past in pasts
-        if past
+        Curve(history.window.title, history.newest, tuple(history.values[:, column].tolist()))
+        for history in histories
+        if history
     )
 
 
-def _added(one: Past | None, column: int, other: Past | None, other_column: int) -> Past | None:
+def _added(
+    one: WindowValues | None, column: int, other: WindowValues | None, other_column: int
+) -> WindowValues | None:
     """Return the sum of a column of each; if only one is known, that one."""
-    parts = [past.values[:, place] for past, place in ((one, column), (other, other_column)) if past]
-    past = one or other
-    if past is None:
+    parts = [history.values[:, place] for history, place in ((one, column), (other, other_column)) if history]
+    history = one or other
+    if history is None:
         return None
     whole = np.array(parts)
     sums = np.where(np.isnan(whole).all(axis=0), np.nan, np.nansum(whole, axis=0))
-    return Past(past.window, past.newest, sums[:, None])
+    return WindowValues(history.window, history.newest, sums[:, None])
 
 
-def _newest(past: Past | None, column: int = 0) -> float | None:
+def _newest(history: WindowValues | None, column: int = 0) -> float | None:
     """Return the last known value of a column."""
-    values = past.values[:, column] if past is not None else np.zeros(0)
+    values = history.values[:, column] if history is not None else np.zeros(0)
     known = values[~np.isnan(values)]
     return float(known[-1]) if len(known) else None

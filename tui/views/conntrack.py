@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from core.diagnose import findings_of
-from core.diagnose.links import Source, sources
+from core.diagnose.links import ConnectionSource, sources
 from core.flows import (
     PROTOCOLS,
     STATES,
@@ -24,8 +24,9 @@ from core.flows import (
     protocol_name,
     sentence,
     status_words,
+    translation_text,
 )
-from core.model import Conntrack, Demand, Part, Ref, container_ref, flow_ref, namespace_ref
+from core.model import Conntrack, Demand, Part, Ref, conntrack_ref, container_ref, namespace_ref
 from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
@@ -35,7 +36,7 @@ from tui.views import cells, formatting, query
 from tui.views.cells import Line
 from tui.views.filters import conntrack_keys_of, conntrack_mask_of
 from tui.views.formatting import BOTH_WAYS
-from tui.views.links import gone
+from tui.views.links import missing_detail
 from tui.views.rows import TO_READ_TABLES, Cell, Column, Detail, ListView, Row, Tone, ViewContext
 
 COLUMNS = (
@@ -80,7 +81,7 @@ class ConntrackRows:
         """
         table, place = self._columns.place(int(self._order[index]))
         flow = flow_of(entry_of(table.entries[place]), self._columns.names(table.ns))
-        return Row(flow_ref(table.ns, flow.entry.id), _cells(flow, self._topology.label(table.ns)))
+        return Row(conntrack_ref(table.ns, flow.entry.id), _cells(flow, self._topology.label(table.ns)))
 
     def keys(self) -> Collection[str]:
         """Return the keys that filters can use, with column titles."""
@@ -88,7 +89,7 @@ class ConntrackRows:
 
     def index(self, ref: Ref) -> int | None:
         """Return the index of that entry, None without one."""
-        if ref.kind != "flow":
+        if ref.kind != "conntrack":
             return None
         for place in np.flatnonzero(self._ids == ref.key[1]).tolist():
             if self._columns.place(int(self._order[place]))[0].ns == ref.key[0]:
@@ -184,23 +185,12 @@ def _cells(flow: Flow, label: str) -> tuple[Cell, ...]:
         cells.text(str(flow.inside)),
         Cell("←" if flow.inside is flow.responder else "→", "dim"),
         cells.text(str(flow.peer)),
-        cells.text(_short(flow)),
+        cells.text(translation_text(flow)),
         cells.size(octets),
         Cell(formatting.duration(entry.timeout), sort=entry.timeout),
         cells.count(packets),
         cells.text(label),
     )
-
-
-def _short(flow: Flow) -> str:
-    """Return a translation in short: a destination's port, or a source's address."""
-    entry = flow.entry
-    words = []
-    if flow.dnat:
-        words.append(f"DNAT :{entry.orig_dport}" if entry.has_ports else f"DNAT {flow.dnat}")
-    if flow.snat:
-        words.append(f"SNAT {address_text(entry.reply_dst)}")
-    return " ".join(words)
 
 
 def conntrack_rows(topology: Topology) -> ConntrackRows:
@@ -254,7 +244,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
     table = topology.snapshot.conntracks.get(int(ref.key[0]))
     places = np.flatnonzero(table.entries["id"] == ref.key[1]).tolist() if table else []
     if table is None or not places:
-        return gone("this connection")
+        return missing_detail("this connection")
     entry = entry_of(table.entries[places[0]])
     flow = flow_of(entry, names_in(topology, table.ns))
     return Detail(
@@ -383,7 +373,7 @@ def _troubles(tables: Collection[Conntrack]) -> Iterator[str]:
             yield f"{total:,} {title}{late}"
 
 
-def _sources(found: Collection[Source], entries: int) -> str:
+def _sources(found: Collection[ConnectionSource], entries: int) -> str:
     return ", ".join(f"{one.name or one.address} {_percent(one.entries, entries)}" for one in found)
 
 

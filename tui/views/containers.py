@@ -29,7 +29,7 @@ from core.topology import Topology
 from core.topology.related import entries_of_container
 from tui.views import cells, formatting, networks
 from tui.views.cells import Line, link_lines
-from tui.views.links import gone
+from tui.views.links import missing_detail
 from tui.views.lists import ListRows
 from tui.views.rows import Cell, Column, Detail, ListView, Row, Tone, ViewContext
 
@@ -169,7 +169,7 @@ def _runs(ports: Iterable[PublishedPort]) -> Iterator[tuple[PublishedPort, str, 
     """
     runs: list[list[PublishedPort]] = []
     for port in sorted(ports, key=lambda one: (one.host_ip, one.l4_proto, one.host_port)):
-        if not (runs and _goes_on(runs[-1][-1], port)):
+        if not (runs and _is_next(runs[-1][-1], port)):
             runs.append([])
         runs[-1].append(port)
     for first, *_, last in ((*run, run[-1]) for run in sorted(runs, key=lambda run: run[0].host_port)):
@@ -177,7 +177,7 @@ def _runs(ports: Iterable[PublishedPort]) -> Iterator[tuple[PublishedPort, str, 
         yield first, outer, _span(first.container_port, last.container_port)
 
 
-def _goes_on(one: PublishedPort, other: PublishedPort) -> bool:
+def _is_next(one: PublishedPort, other: PublishedPort) -> bool:
     ahead = replace(one, host_port=one.host_port + 1, container_port=one.container_port + 1)
     return ahead == other
 
@@ -216,7 +216,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
     """Return the details of a container, its model card first."""
     container = topology.containers.get(":".join(map(str, ref.key)))
     if container is None:
-        return gone("this container")
+        return missing_detail("this container")
     card = topology.cards.get(container.uid)
     return Detail(
         f"container {safe(topology.title(container))}",

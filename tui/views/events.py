@@ -7,7 +7,7 @@ import time
 from core.model import Change, Ref
 from core.text import safe
 from tui.views import cells
-from tui.views.links import gone
+from tui.views.links import missing_detail
 from tui.views.lists import ListRows
 from tui.views.rows import Cell, Column, Detail, ListView, Row, Tone, ViewContext
 
@@ -47,7 +47,7 @@ def detail(context: ViewContext, ref: Ref) -> Detail:
     """Return the details of one change and of the object that changed."""
     change = context.log.change(ref)
     if change is None:
-        return gone("this event")
+        return missing_detail("this event")
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(change.at))
     return Detail(
         f"{safe(change.ref.kind)} {safe(change.action)}",

@@ -10,7 +10,7 @@ import numpy as np
 from core.flows import address_text, entry_of
 from core.model import Container, FastPath, Link, Network, Ref
 from core.model.fastpath import ALL
-from core.text import safe, words_of
+from core.text import parse_tag, safe
 from core.topology import Topology
 
 _NOTHING = {
@@ -30,7 +30,7 @@ _SWITCH = "Open vSwitch bridges can't be accelerated: they forward by their own 
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class BridgeChoice:
     """A bridge to accelerate: its `target` name, and all of its names.
 
     `nothing` is the reason why there is nothing to do, `label` the text for people.
@@ -43,10 +43,10 @@ class Choice:
     nothing: str = ""
 
 
-EVERYTHING = Choice("all bridges, including new ones", ALL, "", frozenset({ALL}))
+EVERYTHING = BridgeChoice("all bridges, including new ones", ALL, "", frozenset({ALL}))
 
 
-def choices_of(topology: Topology, ref: Ref | None) -> tuple[Choice, ...]:
+def choices_of(topology: Topology, ref: Ref | None) -> tuple[BridgeChoice, ...]:
     """Return the bridges of an object.
 
     A bridge or network stands for itself, a port for its bridge, a container for its networks, a connection
@@ -65,12 +65,12 @@ def choices_of(topology: Topology, ref: Ref | None) -> tuple[Choice, ...]:
             return _of_link(topology, ref)
         case "namespace":
             return _of_namespace(topology, int(ref.key[0]))
-        case "talk" | "flow":
+        case "flow" | "conntrack":
             return _of_connection(topology, int(ref.key[0]), int(ref.key[1]))
     return ()
 
 
-def _of_connection(topology: Topology, ns: int, number: int) -> tuple[Choice, ...]:
+def _of_connection(topology: Topology, ns: int, number: int) -> tuple[BridgeChoice, ...]:
     """Return the networks of a connection's containers, or why there are none."""
     table = topology.snapshot.conntracks.get(ns)
     if table is None or not (table.entries["id"] == number).any():
@@ -81,23 +81,23 @@ def _of_connection(topology: Topology, ns: int, number: int) -> tuple[Choice, ..
     return tuple(choice for choice in found if choice.target) or tuple(found)
 
 
-def _of_container(topology: Topology, container: Container) -> tuple[Choice, ...]:
+def _of_container(topology: Topology, container: Container) -> tuple[BridgeChoice, ...]:
     """Return its networks, or why there is nothing to do."""
     if networks := topology.networks_of(container):
         return tuple(of_network(topology, network) for network in networks)
     mode = container.network_mode
     why = _NO_NETWORK.get("joined" if mode.startswith("container:") else mode, _NO_NETWORK[""])
-    return (Choice(safe(container.name), nothing=why),)
+    return (BridgeChoice(safe(container.name), nothing=why),)
 
 
-def _of_namespace(topology: Topology, inode: int) -> tuple[Choice, ...]:
+def _of_namespace(topology: Topology, inode: int) -> tuple[BridgeChoice, ...]:
     if inode == topology.host:
         return (EVERYTHING,)
     inside = topology.containers_in(inode)
     return tuple(choice for one in inside[:1] for choice in _of_container(topology, one))
 
 
-def _of_link(topology: Topology, ref: Ref) -> tuple[Choice, ...]:
+def _of_link(topology: Topology, ref: Ref) -> tuple[BridgeChoice, ...]:
     """Return the bridge: the link, its master, or that of its veth peer."""
     link = next((one for one in topology.snapshot.links() if tuple(one.key) == ref.key), None)
     if link is None:
@@ -108,37 +108,39 @@ def _of_link(topology: Topology, ref: Ref) -> tuple[Choice, ...]:
     return (of_bridge(topology, bridge),) if bridge else ()
 
 
-def of_network(topology: Topology, network: Network) -> Choice:
+def of_network(topology: Topology, network: Network) -> BridgeChoice:
     """Return the choice for a network's bridge."""
     label = safe(network.name)
     if network.kind in _NOTHING and not network.bridge:
-        return Choice(label, nothing=_NOTHING[network.kind])
+        return BridgeChoice(label, nothing=_NOTHING[network.kind])
     bridge = topology.bridge_link(network)
     if bridge is None:
-        return Choice(label, nothing="it has no bridge here: nothing to accelerate")
+        return BridgeChoice(label, nothing="it has no bridge here: nothing to accelerate")
     return of_bridge(topology, bridge)
 
 
-def of_bridge(topology: Topology, bridge: Link) -> Choice:
+def of_bridge(topology: Topology, bridge: Link) -> BridgeChoice:
     """Return the choice for a bridge, named by its network if that is unique."""
     network = topology.network_of(bridge)
     name = network.name if network else bridge.name
     label = safe(bridge.name if name == bridge.name else f"{name} (bridge {bridge.name})")
     if bridge.kind != "bridge":
-        return Choice(label, nothing=_SWITCH)
+        return BridgeChoice(label, nothing=_SWITCH)
     if bridge.ns != topology.host:
-        return Choice(label, nothing="it is in another namespace: only bridges of the host are accelerated")
+        return BridgeChoice(
+            label, nothing="it is in another namespace: only bridges of the host are accelerated"
+        )
     names = frozenset(_names(topology, bridge))
     here = [net for net in topology.networks if net.ns in (None, bridge.ns)]
     same = [net for net in here if net.name == name and net.bridge and net.bridge != bridge.name]
     taken = any(link.name == name and link.key != bridge.key for link in _bridges(topology))
-    return Choice(label, bridge.name if same or taken else name, bridge.name, names)
+    return BridgeChoice(label, bridge.name if same or taken else name, bridge.name, names)
 
 
 def _names(topology: Topology, bridge: Link) -> Iterable[str]:
     yield bridge.name
     yield from bridge.altnames
-    yield from (words_of(bridge.alias) or {}).get("net") or ()
+    yield from (parse_tag(bridge.alias) or {}).get("net") or ()
     for network in topology.networks:
         if network.bridge == bridge.name and network.ns in (None, bridge.ns):
             yield from (network.name, network.id)
@@ -150,12 +152,12 @@ def _bridges(topology: Topology) -> list[Link]:
     return [link for link in host.links.values() if link.kind == "bridge"] if host else []
 
 
-def all_choices(topology: Topology) -> tuple[Choice, ...]:
+def all_choices(topology: Topology) -> tuple[BridgeChoice, ...]:
     """Return each of the host's bridges."""
     return tuple(of_bridge(topology, link) for link in sorted(_bridges(topology), key=lambda one: one.name))
 
 
-def choice_named(topology: Topology, word: str) -> Choice | None:
+def choice_named(topology: Topology, word: str) -> BridgeChoice | None:
     """Return the choice of that name, None if there is none.
 
     "all", a bridge, a network, or the beginning of an engine's id.
@@ -171,12 +173,12 @@ def choice_named(topology: Topology, word: str) -> Choice | None:
     return of_network(topology, found[0]) if found else None
 
 
-def is_covered(choice: Choice, fast: FastPath) -> bool:
+def is_covered(choice: BridgeChoice, fast: FastPath) -> bool:
     """Return whether the fast path accelerates it, or would if not paused."""
     return fast.is_running and (ALL in fast.targets or bool(choice.names & set(fast.targets)))
 
 
-def added(choices: Iterable[Choice], fast: FastPath) -> tuple[str, ...]:
+def added(choices: Iterable[BridgeChoice], fast: FastPath) -> tuple[str, ...]:
     """Return the targets with these choices added."""
     missing = [one.target for one in choices if one.target and not is_covered(one, fast)]
     if ALL in missing:
@@ -184,15 +186,15 @@ def added(choices: Iterable[Choice], fast: FastPath) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*fast.targets, *missing)))
 
 
-def removed(choices: Iterable[Choice], fast: FastPath, topology: Topology) -> tuple[str, ...]:
+def removed(choices: Iterable[BridgeChoice], fast: FastPath, topology: Topology) -> tuple[str, ...]:
     """Return the targets without these choices.
 
     "all" becomes every other bridge that exists now.
     """
     choices = tuple(choices)
-    gone = frozenset().union(*(one.names for one in choices))
-    if ALL in gone:
+    missing = frozenset().union(*(one.names for one in choices))
+    if ALL in missing:
         return ()
     if ALL in fast.targets:
-        return tuple(one.target for one in all_choices(topology) if one.target and not one.names & gone)
-    return tuple(name for name in fast.targets if name not in gone)
+        return tuple(one.target for one in all_choices(topology) if one.target and not one.names & missing)
+    return tuple(name for name in fast.targets if name not in missing)

@@ -197,10 +197,10 @@ def detail(context: ViewContext, ref: Ref) -> Detail:
     if kind == "link":
         port = next((one for one in fast.ports if one.name == name), None)
         return _port(context, port) if port else Detail(f"{safe(name)} is no longer accelerated")
-    return Detail("fast path", (*cells.section("Fast path", _standing(fast)), *_left_out(fast)))
+    return Detail("fast path", (*cells.section("Fast path", _state_lines(fast)), *_left_out(fast)))
 
 
-def _standing(fast: FastPath) -> Iterator[Line]:
+def _state_lines(fast: FastPath) -> Iterator[Line]:
     yield "state", Cell(STATES[fast.state], _TONES.get(fast.state, "")), None
     for reason in fast.reasons:
         yield "reason", cells.text(reason, "warn"), None
@@ -209,10 +209,12 @@ def _standing(fast: FastPath) -> Iterator[Line]:
     if not fast.is_running:
         return
     for target in fast.targets:
-        gone = target in fast.unknown
+        is_missing = target in fast.unknown
         yield (
             "target",
-            cells.text(f"{target} (doesn't exist now)" if gone else target, "warn" if gone else ""),
+            cells.text(
+                f"{target} (doesn't exist now)" if is_missing else target, "warn" if is_missing else ""
+            ),
             None,
         )
     for bridge in fast.bridges:
@@ -319,13 +321,13 @@ _NONE = Cell("")
 def mark_of(context: ViewContext, bridge: Link | None) -> Cell:
     """Return the mark of a bridge, an empty cell if it isn't accelerated."""
     fast = context.fast
-    if bridge is None or not fast.is_running or not is_meant(fast, context.topology, bridge):
+    if bridge is None or not fast.is_running or not is_target(fast, context.topology, bridge):
         return _NONE
     words = "on" if fast.state == "changing" else fast.state
     return Cell(f"{MARK} {words}", _MARK_TONES[fast.state])
 
 
-def is_meant(fast: FastPath, topology: Topology, bridge: Link) -> bool:
+def is_target(fast: FastPath, topology: Topology, bridge: Link) -> bool:
     """Return whether a bridge is accelerated, or will be with its first container."""
     if bridge.ns != topology.host or bridge.kind != "bridge":
         return False

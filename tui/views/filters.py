@@ -55,8 +55,8 @@ class FlowFilter:
             "addr": partial(self._address, _SOURCES + _DESTINATIONS),
             "src": partial(self._address, _SOURCES),
             "dst": partial(self._address, _DESTINATIONS),
-            "inside": lambda value: self._whose(columns.inside()[0], value),
-            "peer": lambda value: self._whose(columns.peer()[0], value),
+            "inside": lambda value: self._named_by(columns.inside()[0], value),
+            "peer": lambda value: self._named_by(columns.peer()[0], value),
             "bytes": lambda value: self._between(columns.total("bytes"), value),
             "packets": lambda value: self._between(columns.total("packets"), value),
             **{key: partial(self._number, name) for key, name in _NUMBERS.items()},
@@ -66,10 +66,10 @@ class FlowFilter:
         """Return a mask of the rows that every term matches."""
         found = np.ones(len(self._columns), bool)
         for term in terms:
-            found &= self._holds(term) != term.inverted
+            found &= self._mask_of(term) != term.inverted
         return found
 
-    def _holds(self, term: Term) -> Mask:
+    def _mask_of(self, term: Term) -> Mask:
         by_key = self.by_key.get(term.key)
         return by_key(term.value) if by_key is not None else self._anywhere(term.text)
 
@@ -155,9 +155,9 @@ class FlowFilter:
 
         They are equal to it, lie in it, begin with it, or have an owner of that name.
         """
-        return _any(self._whose(self._columns.column(name), value) for name in names)
+        return _any(self._named_by(self._columns.column(name), value) for name in names)
 
-    def _whose(self, addresses: np.ndarray, value: str) -> Mask:
+    def _named_by(self, addresses: np.ndarray, value: str) -> Mask:
         found = query.matching(addresses, value)
         return self._owned(addresses, value) if found is None else found
 
@@ -195,44 +195,44 @@ def _any(masks: Iterable[Mask]) -> Mask:
 SIZES = frozenset({"rate", "bytes", "packets", "age", "timeout", "rtt", "hops"})
 
 
-def flows_mask_of(terms: Iterable[Term], topology: Topology, picture: FlowView) -> Mask:
+def flows_mask_of(terms: Iterable[Term], topology: Topology, flow_view: FlowView) -> Mask:
     """Return a mask of the flows that match all terms."""
-    return _Filter(topology, picture).all(terms)
+    return _Filter(topology, flow_view).all(terms)
 
 
 def remarks(text: str, known: Collection[str], inverted: bool = False) -> Iterator[str]:
     """Yield the same as `query.remarks`."""
     yield from query.remarks(text, known, inverted)
     for each in query.parse(text):
-        if each.key in SIZES and each.inverted >= inverted and not _means_something(each.value):
+        if each.key in SIZES and each.inverted >= inverted and not _is_meaningful(each.value):
             remedy = f"{each.key}:>1M or {each.key}:10k-1M"
             yield f"can't filter by {each.text}: it isn't a number or a range. Try: {remedy}"
 
 
-def _means_something(value: str) -> bool:
+def _is_meaningful(value: str) -> bool:
     least, most = bounds(value)
     return least <= most
 
 
-def flow_keys_of(topology: Topology, picture: FlowView) -> frozenset[str]:
+def flow_keys_of(topology: Topology, flow_view: FlowView) -> frozenset[str]:
     """Return the keys of all terms."""
-    return frozenset(_Filter(topology, picture).by_key)
+    return frozenset(_Filter(topology, flow_view).by_key)
 
 
 class _Filter(FlowFilter):
     """Masks over the rows of a picture."""
 
-    def __init__(self, topology: Topology, picture: FlowView) -> None:
-        super().__init__(topology, picture.index.columns)
-        self._picture = picture
-        table, index = picture.table, picture.index
+    def __init__(self, topology: Topology, flow_view: FlowView) -> None:
+        super().__init__(topology, flow_view.index.columns)
+        self._flow_view = flow_view
+        table, index = flow_view.table, flow_view.index
         sizes: dict[str, Callable[[], np.ndarray]] = {
             "rate": lambda: table.bits,
             "bytes": lambda: np.where(table.counted, table.octets.sum(axis=1).astype(float), np.nan),
             "packets": lambda: np.where(table.counted, table.packets.sum(axis=1).astype(float), np.nan),
             "age": lambda: table.age,
             "timeout": lambda: table.columns.column("timeout"),
-            "rtt": lambda: picture.ends.rtt * 1e3,
+            "rtt": lambda: flow_view.ends.rtt * 1e3,
             "hops": lambda: np.bincount(index.connection, minlength=len(index))[index.connection],
         }
         self.by_key |= {key: partial(self._sized, make) for key, make in sizes.items()}
@@ -254,7 +254,7 @@ class _Filter(FlowFilter):
 
         The fast path carries (nearly) all, a part, or nothing of them now.
         """
-        path = self._picture.table.path
+        path = self._flow_view.table.path
         if "fast".startswith(word):
             return np.asarray(path == FAST)
         if "part fast".startswith(word):
@@ -271,7 +271,7 @@ class _Filter(FlowFilter):
         return np.asarray((figures.astype(float) >= least) & (figures <= most))
 
     def _process(self, value: str) -> Mask:
-        ends = self._picture.ends
+        ends = self._flow_view.ends
         wanted = [pid for pid, name in ends.commands.items() if fits(value, name) or fits(value, str(pid))]
         return np.isin(ends.pids, wanted).any(axis=1)
 

@@ -106,7 +106,7 @@ def empty_text(view: ListView, snapshot: Snapshot) -> str:
     lacking = snapshot.host.missing_capabilities if parts else ()
     if missing := [name for name in view.capabilities if name in lacking]:
         return f"Can't read this: it needs {_listed(missing)}. {_AS_ROOT}"
-    if parts and (hidden := out_of_sight(snapshot)):
+    if parts and (hidden := hidden_reason(snapshot)):
         return f"Nothing found in the namespaces that could be read. {hidden}"
     if failed := _first(snapshot.problems, parts):
         return failed
@@ -114,7 +114,7 @@ def empty_text(view: ListView, snapshot: Snapshot) -> str:
     return f"{view.empty}\n{unmade}" if unmade else view.empty
 
 
-def nothing_to_see(snapshot: Snapshot) -> bool:
+def no_container_visible(snapshot: Snapshot) -> bool:
     """Return whether no container can be inspected; False until they are read."""
     if Part.CONTAINERS in snapshot.pending:
         return False
@@ -127,7 +127,7 @@ def _is_hidden(snapshot: Snapshot, container: Container) -> bool:
     return container.state == "running" and (net is None or not net.links)
 
 
-def out_of_sight(snapshot: Snapshot) -> str:
+def hidden_reason(snapshot: Snapshot) -> str:
     """Return why other namespaces are out of sight, "" if they aren't."""
     missing = [name for name in _TO_ENTER if name in snapshot.host.missing_capabilities]
     if not missing:

@@ -8,9 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from core.flows import PROTOCOLS, STATES, End, Flow, address_text, entry_of, flow_of, protocol_name
+from core.flows import PROTOCOLS, STATES, End, Flow, entry_of, flow_of, protocol_name, translation_text
 from core.flows.merge import AGAIN, FAST, PART, PATHS
-from core.model import Demand, Part, Ref, talk_ref
+from core.model import Demand, Part, Ref, flow_ref
 from core.text import safe
 from core.topology import Topology
 from core.topology.flow_index import CLIENTS, FlowView
@@ -50,27 +50,27 @@ COLUMNS = (
 
 
 def cells_of(
-    topology: Topology, picture: FlowView, row: int, flow: Flow, pinned: bool = False
+    topology: Topology, flow_view: FlowView, row: int, flow: Flow, pinned: bool = False
 ) -> tuple[Cell, ...]:
     """Return a flow's cells in the order of COLUMNS."""
-    table, index = picture.table, picture.index
+    table, index = flow_view.table, flow_view.index
     packets, octets = (
         (int(column[row].sum()) if table.counted[row] else None) for column in (table.packets, table.octets)
     )
-    origin, responder = (named(picture, end) for end in (flow.origin, flow.responder))
+    origin, responder = (named_end(flow_view, end) for end in (flow.origin, flow.responder))
     ns = index.columns.place(row)[0].ns
     return (
         cells.text(f"{PIN} {origin}" if pinned else origin, "accent" if pinned else ""),
-        cells.text(via(flow)),
+        cells.text(translation_text(flow)),
         cells.text(responder),
         Cell(protocol_name(flow.entry.l4_proto)),
-        cells.bits(known(float(table.bits[row]))),
+        cells.bits(none_if_nan(float(table.bits[row]))),
         path_cell(int(table.path[row])),
         state_cell(flow.entry),
         cells.text(CLIENTS[index.client[row]]),
         cells.size(octets),
-        rtt_cell(float(picture.ends.rtt[row])),
-        cells.text(processes(picture, row)),
+        rtt_cell(float(flow_view.ends.rtt[row])),
+        cells.text(processes(flow_view, row)),
         duration(float(table.age[row])),
         Cell(formatting.duration(flow.entry.timeout), sort=flow.entry.timeout),
         cells.count(packets),
@@ -78,29 +78,15 @@ def cells_of(
     )
 
 
-def named(picture: FlowView, end: End) -> str:
+def named_end(flow_view: FlowView, end: End) -> str:
     """Return an end with a name; for an address of another host its DNS name."""
-    name = end.name or picture.table.name_of(end.address)
+    name = end.name or flow_view.table.name_of(end.address)
     return str(end._replace(name=name))
 
 
-def known(value: float) -> float | None:
+def none_if_nan(value: float) -> float | None:
     """Return the value, None for NaN."""
     return None if math.isnan(value) else value
-
-
-def via(flow: Flow) -> str:
-    """Return a translation in short.
-
-    It has the destination as addressed, and the source as seen.
-    """
-    entry = flow.entry
-    words = []
-    if flow.dnat:
-        words.append(f"DNAT :{entry.orig_dport}" if entry.has_ports else f"DNAT {flow.dnat}")
-    if flow.snat:
-        words.append(f"SNAT {address_text(entry.reply_dst)}")
-    return " ".join(words)
 
 
 def path_cell(path: int) -> Cell:
@@ -125,9 +111,9 @@ def duration(seconds: float) -> Cell:
     return cells.NONE if math.isnan(seconds) else Cell(formatting.duration(seconds), sort=seconds)
 
 
-def processes(picture: FlowView, row: int) -> str:
+def processes(flow_view: FlowView, row: int) -> str:
     """Return the known processes at the two ends, without their ids."""
-    names = (picture.ends.commands.get(int(picture.ends.pids[row, end]), "") for end in (0, 1))
+    names = (flow_view.ends.commands.get(int(flow_view.ends.pids[row, end]), "") for end in (0, 1))
     return ", ".join(dict.fromkeys(name for name in names if name))
 
 
@@ -139,13 +125,15 @@ class FlowRows:
     def __init__(
         self,
         topology: Topology,
-        picture: FlowView,
+        flow_view: FlowView,
         flow_options: FlowViewOptions = DEFAULT_OPTIONS,
         order: np.ndarray | None = None,
     ) -> None:
-        self._topology, self._picture, self._options = topology, picture, flow_options
+        self._topology, self._flow_view, self._options = topology, flow_view, flow_options
         if order is None:
-            order = np.arange(len(picture)) if flow_options.per_hop else np.flatnonzero(picture.index.edge)
+            order = (
+                np.arange(len(flow_view)) if flow_options.per_hop else np.flatnonzero(flow_view.index.edge)
+            )
         self._order = order
 
     def __len__(self) -> int:
@@ -156,16 +144,16 @@ class FlowRows:
 
         Raises IndexError outside.
         """
-        picture, row = self._picture, int(self._order[index])
-        table, place = picture.index.columns.place(row)
-        now = picture.table.columns.place(row)[0]
-        flow = flow_of(entry_of(now.entries[place]), picture.index.columns.names(table.ns))
-        ref = talk_ref(table.ns, flow.entry.id)
-        return Row(ref, cells_of(self._topology, picture, row, flow, ref in self._options.pins))
+        flow_view, row = self._flow_view, int(self._order[index])
+        table, place = flow_view.index.columns.place(row)
+        now = flow_view.table.columns.place(row)[0]
+        flow = flow_of(entry_of(now.entries[place]), flow_view.index.columns.names(table.ns))
+        ref = flow_ref(table.ns, flow.entry.id)
+        return Row(ref, cells_of(self._topology, flow_view, row, flow, ref in self._options.pins))
 
     def keys(self) -> Collection[str]:
         """Return the keys that filters can use, with column titles."""
-        return flow_keys_of(self._topology, self._picture) | query.titles(COLUMNS).keys()
+        return flow_keys_of(self._topology, self._flow_view) | query.titles(COLUMNS).keys()
 
     def remarks(self, text: str, inverted: bool = False) -> Iterable[str]:
         """Yield the mistakes of a filter; only of `inverted` terms if others match."""
@@ -178,25 +166,25 @@ class FlowRows:
             return None
         places = np.flatnonzero(self._order == row)
         if not places.size:
-            connection = self._picture.index.connection
+            connection = self._flow_view.index.connection
             places = np.flatnonzero(connection[self._order] == connection[row])
         return int(places[0]) if places.size else None
 
     def _row_of(self, ref: Ref) -> int | None:
-        if ref.kind not in ("talk", "flow"):
+        if ref.kind not in ("flow", "conntrack"):
             return None
-        return self._picture.row_of(int(ref.key[0]), int(ref.key[1]))
+        return self._flow_view.row_of(int(ref.key[0]), int(ref.key[1]))
 
-    def make_ready(self) -> None:
+    def precompute(self) -> None:
         """Work out values that depend on all flows, before lines are painted."""
-        picture = self._picture
-        _ = picture.ends, picture.index.client, picture.index.connection, picture.table.bits
-        _ = picture.table.age, picture.table.columns, picture.index.columns.column("id")
+        flow_view = self._flow_view
+        _ = flow_view.ends, flow_view.index.client, flow_view.index.connection, flow_view.table.bits
+        _ = flow_view.table.age, flow_view.table.columns, flow_view.index.columns.column("id")
 
     @cached_property
     def head(self) -> Sequence[Cell]:
         """What is said about the whole."""
-        return head_of(self._topology, self._picture, self._options, self._order)
+        return head_of(self._topology, self._flow_view, self._options, self._order)
 
     @property
     def numbers(self) -> np.ndarray:
@@ -205,10 +193,10 @@ class FlowRows:
 
     # ---- another look
 
-    def seen_through(self, flow_options: FlowViewOptions) -> FlowRows:
+    def with_options(self, flow_options: FlowViewOptions) -> FlowRows:
         """Return all rows, shown with these options."""
         return (
-            self if flow_options == self._options else FlowRows(self._topology, self._picture, flow_options)
+            self if flow_options == self._options else FlowRows(self._topology, self._flow_view, flow_options)
         )
 
     def matching(self, text: str) -> FlowRows:
@@ -216,8 +204,8 @@ class FlowRows:
         terms = query.parse(text)
         if not terms or not len(self):
             return self
-        terms = query.by_name(terms, COLUMNS, flow_keys_of(self._topology, self._picture))
-        mask = flows_mask_of(terms, self._topology, self._picture)
+        terms = query.by_name(terms, COLUMNS, flow_keys_of(self._topology, self._flow_view))
+        mask = flows_mask_of(terms, self._topology, self._flow_view)
         mask[self._pinned] = True
         return self._with(self._order[mask[self._order]])
 
@@ -227,10 +215,10 @@ class FlowRows:
             return self
         from tui.views.flows_groups import group_rows
 
-        return group_rows(self._topology, self._picture, self._order, self._options, self.head)
+        return group_rows(self._topology, self._flow_view, self._order, self._options, self.head)
 
     def _with(self, order: np.ndarray) -> FlowRows:
-        return FlowRows(self._topology, self._picture, self._options, order)
+        return FlowRows(self._topology, self._flow_view, self._options, order)
 
     @cached_property
     def _pinned(self) -> np.ndarray:
@@ -244,19 +232,19 @@ class FlowRows:
 
         Pinned rows come first, rows without a value last.
         """
-        maker = self._makers().get(column)
+        maker = self._sort_keys().get(column)
         if maker is None or not len(self):
             return self
         keys = [key[self._order] for key in maker()]
-        ordered = self._order[_order_of(keys, self._picture.index.ties[self._order], reverse)]
+        ordered = self._order[_order_of(keys, self._flow_view.index.tie_breakers[self._order], reverse)]
         if self._pinned.size:
             first = np.isin(ordered, self._pinned)
             ordered = np.concatenate((ordered[first], ordered[~first]))
         return self._with(ordered)
 
-    def _makers(self) -> Mapping[str, Callable[[], Sequence[np.ndarray]]]:
+    def _sort_keys(self) -> Mapping[str, Callable[[], Sequence[np.ndarray]]]:
         """Sort keys of each column, the foremost first; NaN for rows without a value."""
-        picture, index, table = self._picture, self._picture.index, self._picture.table
+        flow_view, index, table = self._flow_view, self._flow_view.index, self._flow_view.table
         columns, now = index.columns, table.columns
         return {
             "from": lambda: _ends(columns.column("orig_src"), columns.column("orig_sport")),
@@ -266,13 +254,13 @@ class FlowRows:
             "state": lambda: (_rank(STATES)[now.state],),
             "rate": lambda: (table.bits,),
             "path": lambda: (_rank(PATHS)[table.path],),
-            "rtt": lambda: (picture.ends.rtt,),
+            "rtt": lambda: (flow_view.ends.rtt,),
             "bytes": lambda: (_blanked(table.octets.sum(axis=1).astype(float), ~table.counted),),
             "packets": lambda: (_blanked(table.packets.sum(axis=1).astype(float), ~table.counted),),
             "age": lambda: (table.age,),
             "timeout": lambda: (now.column("timeout"),),
             "client": lambda: (_blanked(_rank(CLIENTS)[index.client].astype(float), index.client == 0),),
-            "process": lambda: (_process_keys(picture),),
+            "process": lambda: (_process_keys(flow_view),),
             "ns": lambda: (
                 columns.by_table(_rank([self._topology.label(one.ns) for one in columns.tables])),
             ),
@@ -313,18 +301,18 @@ def _blanked(values: np.ndarray, blank: np.ndarray) -> np.ndarray:
     return np.where(blank, np.nan, values)
 
 
-def _process_keys(picture: FlowView) -> np.ndarray:
+def _process_keys(flow_view: FlowView) -> np.ndarray:
     """Return the rank of the first known process, NaN if none is known."""
-    pids = picture.ends.pids
+    pids = flow_view.ends.pids
     chosen = np.where(pids[:, 0] > 0, pids[:, 0], pids[:, 1])
     unique, place = np.unique(chosen, return_inverse=True)
-    ranks = _rank([picture.ends.commands.get(int(pid), "") for pid in unique] or [""])
+    ranks = _rank([flow_view.ends.commands.get(int(pid), "") for pid in unique] or [""])
     return _blanked(ranks[place].astype(float), chosen == 0)
 
 
 def rows(context: ViewContext) -> FlowRows:
     """Return the rows of this view."""
-    return FlowRows(context.topology, context.flow_picture)
+    return FlowRows(context.topology, context.flow_view)
 
 
 VIEW = ListView(
@@ -358,16 +346,16 @@ _ORDER = ("outside", "host", "beside", "other network", "itself")
 
 
 def head_of(
-    topology: Topology, picture: FlowView, flow_options: FlowViewOptions, order: np.ndarray
+    topology: Topology, flow_view: FlowView, flow_options: FlowViewOptions, order: np.ndarray
 ) -> Sequence[Cell]:
     """Return the lines above the columns.
 
     They show grouping, amounts and clients, and which namespaces don't count traffic.
     """
-    if not len(picture):
+    if not len(flow_view):
         return ()
-    lines = [Cell(_summary(picture, flow_options, order), "dim")]
-    uncounted = picture.table.uncounted
+    lines = [Cell(_summary(flow_view, flow_options, order), "dim")]
+    uncounted = flow_view.table.uncounted
     if uncounted:
         names = ", ".join(safe(topology.label(ns)) for ns in uncounted[:3])
         more = f" and {len(uncounted) - 3} more" if len(uncounted) > 3 else ""
@@ -375,13 +363,13 @@ def head_of(
     return lines
 
 
-def _summary(picture: FlowView, flow_options: FlowViewOptions, order: np.ndarray) -> str:
+def _summary(flow_view: FlowView, flow_options: FlowViewOptions, order: np.ndarray) -> str:
     count = f"{len(order):,} flow{'s' * (len(order) != 1)}"
     how = " per hop" if flow_options.per_hop else ", each once"
     words = [f"{count}{how}{_PINNED if flow_options.pins else ''}"]
-    if picture.table.measured:
-        words.append(formatting.bits(float(np.nansum(picture.table.bits[order]))))
-    kinds = np.bincount(picture.index.client[order], minlength=len(CLIENTS)).tolist()
+    if flow_view.table.measured:
+        words.append(formatting.bits(float(np.nansum(flow_view.table.bits[order]))))
+    kinds = np.bincount(flow_view.index.client[order], minlength=len(CLIENTS)).tolist()
     counts = {name: kinds[CLIENTS.index(name)] for name in _ORDER}
     called = [f"{_WORDS.get(name, name)} {count:,}" for name, count in counts.items() if count]
     words += [f"into containers: {', '.join(called)}"] if called else []

@@ -45,16 +45,16 @@ class GroupRows(ListRows):
 
 def group_rows(
     topology: Topology,
-    picture: FlowView,
+    flow_view: FlowView,
     order: Array,
     flow_options: FlowViewOptions,
     head: Sequence[Cell],
 ) -> GroupRows:
     """Group the flows of `order` as the options say."""
     if flow_options.by == "matrix":
-        return _matrix(picture, order, head)
-    codes, namer = _MAKERS[flow_options.by](topology, picture, order)
-    return _grouped(picture, order, flow_options.by, codes, namer, head)
+        return _matrix(flow_view, order, head)
+    codes, namer = _MAKERS[flow_options.by](topology, flow_view, order)
+    return _grouped(flow_view, order, flow_options.by, codes, namer, head)
 
 
 # Meaning of a code: its name, and the filter that selects its flows.
@@ -62,8 +62,8 @@ _Namer = Callable[[int], tuple[str, str]]
 _Codes = tuple[Sequence[Array], _Namer]
 
 
-def _by_container(topology: Topology, picture: FlowView, order: Array) -> _Codes:
-    index = picture.index
+def _by_container(topology: Topology, flow_view: FlowView, order: Array) -> _Codes:
+    index = flow_view.index
 
     def name(code: int) -> tuple[str, str]:
         return index.owners[code].name, term("ct", index.owners[code].name)
@@ -71,8 +71,8 @@ def _by_container(topology: Topology, picture: FlowView, order: Array) -> _Codes
     return (index.origin[order], index.responder[order]), name
 
 
-def _by_network(topology: Topology, picture: FlowView, order: Array) -> _Codes:
-    index = picture.index
+def _by_network(topology: Topology, flow_view: FlowView, order: Array) -> _Codes:
+    index = flow_view.index
 
     def name(code: int) -> tuple[str, str]:
         return index.networks[code].name, term("net", index.networks[code].name)
@@ -80,8 +80,8 @@ def _by_network(topology: Topology, picture: FlowView, order: Array) -> _Codes:
     return (index.origin_network[order], index.responder_network[order]), name
 
 
-def _by_peer(topology: Topology, picture: FlowView, order: Array) -> _Codes:
-    columns = picture.index.columns
+def _by_peer(topology: Topology, flow_view: FlowView, order: Array) -> _Codes:
+    columns = flow_view.index.columns
     addresses = columns.peer()[0][order]
     unique, codes = np.unique(row_keys(addresses[:, 0], addresses[:, 1]), return_inverse=True)
     first = np.full(len(unique), 0)
@@ -91,15 +91,15 @@ def _by_peer(topology: Topology, picture: FlowView, order: Array) -> _Codes:
         place = int(first[code])
         raw = addresses[place].astype(">u8").tobytes()
         table, _ = columns.place(int(order[place]))
-        owner = columns.names(table.ns).get(raw, "") or picture.table.names.get(raw, "")
+        owner = columns.names(table.ns).get(raw, "") or flow_view.table.names.get(raw, "")
         text = address_text(raw)
         return (f"{owner} {text}" if owner else text), f"peer:{text}"
 
     return (codes,), name
 
 
-def _by_port(topology: Topology, picture: FlowView, order: Array) -> _Codes:
-    columns = picture.index.columns
+def _by_port(topology: Topology, flow_view: FlowView, order: Array) -> _Codes:
+    columns = flow_view.index.columns
     port = np.where(columns.has_ports, columns.column("reply_sport"), 0)[order].astype(np.int64)
     codes = port | columns.column("l4_proto")[order].astype(np.int64) << 16
 
@@ -112,8 +112,8 @@ def _by_port(topology: Topology, picture: FlowView, order: Array) -> _Codes:
     return (codes,), name
 
 
-def _by_process(topology: Topology, picture: FlowView, order: Array) -> _Codes:
-    ends = picture.ends
+def _by_process(topology: Topology, flow_view: FlowView, order: Array) -> _Codes:
+    ends = flow_view.ends
     names = sorted(set(ends.commands.values()))
     places = {name: place for place, name in enumerate(names)}
     pids, place = np.unique(ends.pids[order], return_inverse=True)
@@ -126,8 +126,8 @@ def _by_process(topology: Topology, picture: FlowView, order: Array) -> _Codes:
     return (codes[:, 0], codes[:, 1]), name
 
 
-def _by_client(topology: Topology, picture: FlowView, order: Array) -> _Codes:
-    codes = picture.index.client[order].astype(np.int64)
+def _by_client(topology: Topology, flow_view: FlowView, order: Array) -> _Codes:
+    codes = flow_view.index.client[order].astype(np.int64)
 
     def name(code: int) -> tuple[str, str]:
         return CLIENTS[code], term("client", CLIENTS[code])
@@ -156,9 +156,9 @@ def _columns(by: str) -> tuple[Column, ...]:
 
 
 def _grouped(
-    picture: FlowView, order: Array, by: str, codes: Sequence[Array], name: _Namer, head: Sequence[Cell]
+    flow_view: FlowView, order: Array, by: str, codes: Sequence[Array], name: _Namer, head: Sequence[Cell]
 ) -> GroupRows:
-    table, index = picture.table, picture.index
+    table, index = flow_view.table, flow_view.index
     clients = [(index.client[order] == place) for place in _CLIENT_PLACES]
     values = np.array(
         [
@@ -173,7 +173,7 @@ def _grouped(
     rows, columns = [], _columns(by)
     for place in biggest.tolist():
         text, selects = name(int(sums.codes[place]))
-        ref = Ref("talkers", (by, selects))
+        ref = Ref("flow group", (by, selects))
         flows = int(sums.flows[place])
         line = _cells(text, flows, sums.sums[place].tolist(), top, table.measured)
         rows.append(Row(ref, line[: len(columns)]))
@@ -205,13 +205,13 @@ def _cells(name: str, flows: int, sums: Sequence[float], top: float, measured: b
     )
 
 
-def _matrix(picture: FlowView, order: Array, head: Sequence[Cell]) -> GroupRows:
+def _matrix(flow_view: FlowView, order: Array, head: Sequence[Cell]) -> GroupRows:
     """Return the traffic matrix: the busiest containers, the host, all others.
 
     Columns are in the order of names; those that carried the least so far are left out first, so that columns
     stay in place.
     """
-    index, table = picture.index, picture.table
+    index, table = flow_view.index, flow_view.table
     size = len(index.owners) + 1
     origin, responder = index.origin[order] + 1, index.responder[order] + 1
     values = np.nan_to_num(table.speeds[order, :2]) if table.measured else table.octets[order].astype(float)
@@ -222,8 +222,8 @@ def _matrix(picture: FlowView, order: Array, head: Sequence[Cell]) -> GroupRows:
     so_far = table.octets[order].sum(axis=1).astype(float)
     carried = sum_matrix(origin, responder, size, so_far)
     busy = carried.sum(axis=0) + carried.sum(axis=1)
-    talked = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
-    ranked = talked[np.argsort(-busy[talked], kind="stable")][:_MATRIX_SIDE].tolist()
+    active = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
+    ranked = active[np.argsort(-busy[active], kind="stable")][:_MATRIX_SIDE].tolist()
     called = {code: OTHERS if code == 0 else index.owners[code - 1].name for code in ranked}
     shown = np.array(sorted(ranked, key=lambda code: (code == 0, called[code])), np.intp)
     names = [called[code] for code in shown.tolist()]
@@ -234,8 +234,8 @@ def _matrix(picture: FlowView, order: Array, head: Sequence[Cell]) -> GroupRows:
           for code in shown.tolist()),
         Column("rate", "total", 11, align="right"),
     )  # fmt: skip
-    if len(talked) > len(shown):
-        words = f"the {len(shown)} busiest of {len(talked)} ends; the others are left out"
+    if len(active) > len(shown):
+        words = f"the {len(shown)} busiest of {len(active)} ends; the others are left out"
         head = (*head, Cell(words, "dim"))
     word = formatting.bits if table.measured else formatting.size
     rows = []
@@ -243,7 +243,7 @@ def _matrix(picture: FlowView, order: Array, head: Sequence[Cell]) -> GroupRows:
         line = [_figure(float(sent[code, other]), word) for other in shown.tolist()]
         selects = "" if code == 0 else term("ct", names[place])
         whole = _figure(float(sent[code, shown].sum()), word)
-        rows.append(Row(Ref("talkers", ("matrix", selects)), (cells.text(names[place]), *line, whole)))
+        rows.append(Row(Ref("flow group", ("matrix", selects)), (cells.text(names[place]), *line, whole)))
     return GroupRows(rows, columns, head)
 
 

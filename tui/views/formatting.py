@@ -121,7 +121,7 @@ def packets(per_second: float) -> str:
     return f"{figure}{prefix} p/s"
 
 
-def each_second(number: float) -> str:
+def frequency(number: float) -> str:
     """Format events per second, rare ones too: "0.05/s", "3.2/s", "1.2k/s"."""
     if 0 < number < 9.95:
         return f"{number:.{1 if number >= 0.995 else 2}f}/s"

@@ -48,7 +48,7 @@ def _row(context: ViewContext, link: Link) -> Row:
             cells.text(link.name), cells.text(context.topology.label(link.ns)), cells.text(link.kind),
             cells.state(link), cells.text(master.name if master else ""), cells.text(cells.addresses(link)),
             cells.number(link.mtu), cells.text(link.mac), cells.bits(rate.rx_bps if rate else None),
-            cells.bits(rate.tx_bps if rate else None), cells.carried(context.carried(link.key))[1],
+            cells.bits(rate.tx_bps if rate else None), cells.traffic_cells(context.traffic_of(link.key))[1],
         ),
         terms(context.topology, link),
     )  # fmt: skip
@@ -76,7 +76,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
     """Return the details of a link."""
     link = link_of(topology, ref)
     if link is None:
-        return gone("this link")
+        return missing_detail("this link")
     return Detail(
         f"{safe(link.name)} in {safe(topology.label(link.ns))}",
         common_sections(topology, link, rates),
@@ -105,7 +105,7 @@ def link_of(topology: Topology, ref: Ref) -> Link | None:
     return topology.snapshot.link((int(ref.key[0]), int(ref.key[1])))
 
 
-def gone(what: str) -> Detail:
+def missing_detail(what: str) -> Detail:
     """Return the details of an object that doesn't exist any more."""
     return Detail(f"{what} is gone", (Section("", (("", Cell("it was removed", "dim"), None),)),))
 
@@ -140,7 +140,7 @@ def _identity(topology: Topology, link: Link) -> Iterator[Line]:
     if link.qdisc:
         yield "qdisc", cells.text(link.qdisc), None
     if link.promiscuous:
-        yield "promiscuous", cells.yes(True), None
+        yield "promiscuous", cells.on_off(True), None
     for name, value in link.details.items():
         yield safe(name), cells.text(str(value)), None
 

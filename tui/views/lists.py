@@ -36,7 +36,7 @@ def lay_out(
     column: no column gets more, and those that need more come first.
     """
     wanted = [_need(column, (needs or {}).get(place)) for place, column in enumerate(columns)]
-    asked = [_asked(column, need) for column, need in zip(columns, wanted, strict=True)]
+    asked = [_limited(column, need) for column, need in zip(columns, wanted, strict=True)]
     kept = _dropped(list(enumerate(asked)), width)
     widths = [_full(column) for _, column in kept]
     _shrink(widths, kept, _room(kept, width))
@@ -83,7 +83,7 @@ def _shrink(widths: list[int], kept: list[tuple[int, Column]], room: int) -> Non
         widths[surplus.index(max(surplus))] -= 1
 
 
-def _asked(column: Column, need: int) -> Column:
+def _limited(column: Column, need: int) -> Column:
     """Return the column, at most as wide as its texts need."""
     return replace(column, width=min(column.width, need), full=min(column.full, need))
 
@@ -223,7 +223,7 @@ class ListRows:
         if not terms:
             return self
         terms = query.by_name(terms, self.columns, self._term_keys())
-        return self._of(list(_kept(self.rows, lambda row: query.matches(terms, row, self.columns))))
+        return self._of(list(_visible_rows(self.rows, lambda row: query.matches(terms, row, self.columns))))
 
     def folded(self, closed: Container[Ref]) -> ListRows:
         """Leave out the rows below those in `closed`."""
@@ -280,7 +280,7 @@ def _sorted_nodes(nodes: list[_Node], cell: Callable[[Row], Cell], reverse: bool
     return sorted(full, key=lambda node: sort_key(cell(node.row)), reverse=reverse) + blank
 
 
-def _kept(rows: Sequence[Row], let_through: Callable[[Row], bool]) -> Iterator[Row]:
+def _visible_rows(rows: Sequence[Row], let_through: Callable[[Row], bool]) -> Iterator[Row]:
     path: list[tuple[int, bool]] = []
     for row in rows:
         while path and path[-1][0] >= row.depth:

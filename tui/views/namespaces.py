@@ -10,7 +10,7 @@ from core.text import safe
 from core.topology import Topology
 from tui.views import cells
 from tui.views.cells import Line
-from tui.views.links import gone
+from tui.views.links import missing_detail
 from tui.views.lists import ListRows
 from tui.views.rows import Cell, Column, Detail, ListView, Row, ViewContext
 
@@ -91,7 +91,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
     """Return the details of a namespace."""
     space = topology.snapshot.namespaces.get(int(ref.key[0]))
     if space is None:
-        return gone("this namespace")
+        return missing_detail("this namespace")
     return Detail(
         f"namespace {safe(topology.label(space.inode))}",
         (

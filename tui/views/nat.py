@@ -20,7 +20,7 @@ from core.text import safe
 from core.topology import Topology
 from tui.views import cells, formatting
 from tui.views.cells import Line, rule_lines
-from tui.views.links import gone
+from tui.views.links import missing_detail
 from tui.views.lists import ListRows
 from tui.views.rows import TO_READ_TABLES, Cell, Column, Detail, ListView, Row, Tone, ViewContext
 
@@ -141,7 +141,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
     """Return the details of an entry: its effect, its owner, its raw rules."""
     entry = next((one for one in topology.nat if (one.ns, one.entry_id) == ref.key), None)
     if entry is None:
-        return gone("this entry")
+        return missing_detail("this entry")
     return Detail(
         f"{safe(entry.kind)}: {safe(_name(entry))}",
         (

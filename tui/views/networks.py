@@ -17,12 +17,12 @@ from core.model import (
     network_ref,
 )
 from core.rates import Rates
-from core.text import safe, words_of
+from core.text import parse_tag, safe
 from core.topology import Topology
 from tui.views import cells, findings
 from tui.views.cells import Line, bridge_lines
 from tui.views.fastpath import marked
-from tui.views.links import gone
+from tui.views.links import missing_detail
 from tui.views.lists import ListRows
 from tui.views.rows import Column, Detail, ListView, Row, ViewContext
 
@@ -71,7 +71,7 @@ def _row(context: ViewContext, network: Network) -> Row:
             cells.text(network.name), cells.text(kind_words(network)), cells.text(subnets),
             cells.text(gateways), cells.text(network.bridge), cells.number(len(topology.members(network))),
             cells.number(mtu(topology, network)), cells.text(network.engine),
-            *cells.carried(context.carried(bridge.key) if bridge else None),
+            *cells.traffic_cells(context.traffic_of(bridge.key) if bridge else None),
         ),
         {
             "name": safe(network.name), "net": safe(network.name), "id": safe(network.id),
@@ -109,7 +109,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
     """Return the details of a network."""
     network = topology.network(str(ref.key[0]))
     if network is None:
-        return gone("this network")
+        return missing_detail("this network")
     bridge = topology.bridge_link(network)
     return Detail(
         f"network {safe(network.name)}",
@@ -149,8 +149,8 @@ def _identity(topology: Topology, network: Network) -> Iterator[Line]:
         yield "parent", cells.text(network.parent), link_ref(parent.key) if parent else None
     if mtu(topology, network):
         yield "MTU", cells.number(mtu(topology, network)), None
-    ours = bridge is not None and "net" in (words_of(bridge.alias) or ())
-    yield "created by", cells.text("vnet" if ours else f"{network.engine}, driver {network.driver}"), None
+    by_vnet = bridge is not None and "net" in (parse_tag(bridge.alias) or ())
+    yield "created by", cells.text("vnet" if by_vnet else f"{network.engine}, driver {network.driver}"), None
     yield "id", cells.text(network.id), None
 
 

@@ -65,14 +65,14 @@ def _rail_rows(topology: Topology, rail: Rail) -> Iterator[tuple[Row, Place]]:
         depth = 1
         what = " ".join(cell.text for cell in (*rail.faults, *rail.facts))
         tone: Tone = rail.faults[0].tone if rail.faults else ""
-        cells = (Cell(rail.name, tone), Cell("network", "dim"), Cell(what, tone), rail.goal)
+        cells = (Cell(rail.name, tone), Cell("network", "dim"), Cell(what, tone), rail.uplink_cell)
         yield Row(rail.ref, cells, {"name": rail.name, "net": rail.name}), (rail.key, rail.ref)
     for card in rail.cards:
         for figure in card.figures:
             yield _figure_row(topology, figure, rail, depth), (rail.key, figure.ref)
-    if rail.goal_ref is not None:
-        cells = (Cell("uplink"), Cell("", "dim"), Cell(""), rail.goal)
-        yield Row(rail.goal_ref, cells, {"net": rail.name}, depth), (rail.key, rail.goal_ref)
+    if rail.uplink_ref is not None:
+        cells = (Cell("uplink"), Cell("", "dim"), Cell(""), rail.uplink_cell)
+        yield Row(rail.uplink_ref, cells, {"net": rail.name}, depth), (rail.key, rail.uplink_ref)
 
 
 def _figure_row(topology: Topology, figure: Figure, rail: Rail, depth: int) -> Row:

@@ -361,10 +361,10 @@ def remarks(text: str, known: Collection[str], inverted: bool = False) -> Iterat
 
 def matches(terms: Iterable[Term], row: Row, columns: Sequence[Column]) -> bool:
     """Return whether the row matches every term."""
-    return all(_holds(term, row, columns) is not term.inverted for term in terms)
+    return all(_matches_term(term, row, columns) is not term.inverted for term in terms)
 
 
-def _holds(term: Term, row: Row, columns: Sequence[Column]) -> bool:
+def _matches_term(term: Term, row: Row, columns: Sequence[Column]) -> bool:
     if term.key and term.value[0] in "<>":
         figures = _figures(term.key, row, columns)
         least, most = bounds(term.value)

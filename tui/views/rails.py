@@ -21,8 +21,8 @@ UNKNOWN_MARK, STOPPED_MARK = "?", "–"
 
 End = Literal["way", "wall", "none"]
 _KINDS_FIRST = ("nat", "routed", "nic-bridged", "macvlan", "overlay", "internal")
-_ASIDE_KINDS = ("host", "none")
-NO_GOAL = Cell("")
+_KINDS_WITHOUT_RAIL = ("host", "none")
+NO_UPLINK = Cell("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Rail:
     """One line of the drawing: a network, the host, or containers without a network.
 
     The last kind isn't `drawn`. `facts` are shown beside the name, the foremost first. `end` is the kind of
-    its end: a way out named `goal`, a wall, or nothing. `link` is the one whose traffic is shown.
+    its end: a way out named in `uplink_cell`, a wall, or nothing. `link` is the one whose traffic is shown.
     """
 
     key: str
@@ -59,8 +59,8 @@ class Rail:
     faults: tuple[Cell, ...] = ()
     cards: tuple[Card, ...] = ()
     end: End = "none"
-    goal: Cell = NO_GOAL
-    goal_ref: Ref | None = None
+    uplink_cell: Cell = NO_UPLINK
+    uplink_ref: Ref | None = None
     link: LinkKey | None = None
     tone: Tone = ""
     drawn: bool = True
@@ -69,11 +69,11 @@ class Rail:
 @lru_cache(maxsize=1)
 def rails(topology: Topology) -> tuple[Rail, ...]:
     """Return all rails of a host: its own, its networks', then the others."""
-    shown = [net for net in topology.networks if net.kind not in _ASIDE_KINDS]
+    shown = [net for net in topology.networks if net.kind not in _KINDS_WITHOUT_RAIL]
     shown = [net for net in shown if net.bridge or topology.members(net)]
     shown.sort(key=lambda net: (net.ns not in (None, topology.host), _rank(net), net.name, net.id))
     on_rails = [_network_rail(topology, net) for net in shown]
-    return (_host_rail(topology), *on_rails, *_aside_rails(topology, shown))
+    return (_host_rail(topology), *on_rails, *_rails_without_network(topology, shown))
 
 
 def _rank(network: Network) -> int:
@@ -94,20 +94,20 @@ def _host_rail(topology: Topology) -> Rail:
     if uplink:
         link, gateway = uplink
         words = f"uplink {link.name} → {gateway}" if gateway else f"uplink {link.name}"
-        goal, target, tone = cells.text(words), link_ref(link.key), cells.state(link).tone
+        uplink_cell, target, tone = cells.text(words), link_ref(link.key), cells.state(link).tone
     else:
-        goal, target, tone = Cell("no uplink", "dim"), None, ""
+        uplink_cell, target, tone = Cell("no uplink", "dim"), None, ""
     return Rail(
         key="host", ref=namespace_ref(topology.host), name=f"host {safe(host.hostname)}".strip(),
         facts=tuple(facts), faults=tuple(faulty), cards=_cards(topology, open_ones, None),
-        end="way" if uplink else "wall", goal=goal, goal_ref=target, tone=tone,
+        end="way" if uplink else "wall", uplink_cell=uplink_cell, uplink_ref=target, tone=tone,
         link=uplink[0].key if uplink else None,
     )  # fmt: skip
 
 
 def _network_rail(topology: Topology, network: Network) -> Rail:
     bridge = topology.bridge_link(network)
-    end, goal, goal_ref = _way_out(topology, network)
+    end, uplink_cell, uplink_ref = _rail_end(topology, network)
     mtu = networks.mtu(topology, network)
     gateways = " ".join(topology.gateways(network))
     facts = [
@@ -121,12 +121,13 @@ def _network_rail(topology: Topology, network: Network) -> Rail:
     return Rail(
         key=network.id, ref=ref_of_network(network.id), name=safe(network.name),
         facts=tuple(fact for fact in facts if fact), faults=of_network(topology, network),
-        cards=_cards(topology, topology.members(network), bridge), end=end, goal=goal, goal_ref=goal_ref,
+        cards=_cards(topology, topology.members(network), bridge), end=end,
+        uplink_cell=uplink_cell, uplink_ref=uplink_ref,
         link=bridge.key if bridge else None, tone=cells.state(bridge).tone if bridge else "dim",
     )  # fmt: skip
 
 
-def _way_out(topology: Topology, network: Network) -> tuple[End, Cell, Ref | None]:
+def _rail_end(topology: Topology, network: Network) -> tuple[End, Cell, Ref | None]:
     """Return the end of a network's rail as text, and the ref of that end."""
     # The bridge of an overlay is in a sandbox; its traffic to other hosts uses this host's way out.
     ns = topology.host if network.kind == "overlay" else network.ns or topology.host
@@ -151,7 +152,7 @@ def _way_out(topology: Topology, network: Network) -> tuple[End, Cell, Ref | Non
     if network.kind in ("nat", "routed", "macvlan", "ipvlan", "overlay"):
         kind = "NAT" if network.kind == "nat" else network.kind
         return "way", cells.text(f"{kind} → {place}" if place else kind), target
-    return "none", NO_GOAL, None
+    return "none", NO_UPLINK, None
 
 
 def _first_address(link: Link) -> str:
@@ -187,7 +188,7 @@ def _joined_later(topology: Topology, container: Container) -> tuple[bool, str]:
 
 def _figure(topology: Topology, container: Container, bridge: Link | None) -> Figure:
     link = port_of(topology, container, bridge.key) if bridge else None
-    addresses = cells.addresses(link, with_length=False) if link else _told(topology, container)
+    addresses = cells.addresses(link, with_length=False) if link else _reported_addresses(topology, container)
     facts = [cells.text(addresses)] if addresses else []
     ports = containers.published(topology, container, link)
     if ports:
@@ -200,7 +201,7 @@ def _figure(topology: Topology, container: Container, bridge: Link | None) -> Fi
     )  # fmt: skip
 
 
-def _told(topology: Topology, container: Container) -> str:
+def _reported_addresses(topology: Topology, container: Container) -> str:
     """Return the addresses of a container without a link on the rail in question."""
     addresses = topology.addresses_of(container)
     more = f" +{len(addresses) - 1}" if len(addresses) > 1 else ""
@@ -229,7 +230,7 @@ def _tone(topology: Topology, container: Container) -> Tone:
     return "" if container.state == "running" else "dim"
 
 
-def _aside_rails(topology: Topology, shown: Iterable[Network]) -> list[Rail]:
+def _rails_without_network(topology: Topology, shown: Iterable[Network]) -> list[Rail]:
     """Return the rails for containers without a network.
 
     They are closed, otherwise connected, or stopped.

@@ -10,7 +10,7 @@ from typing import Literal
 from core.model import Ref
 from tui.views import formatting
 from tui.views.fastpath import MARK, mark_of
-from tui.views.findings import nothing_to_see, out_of_sight
+from tui.views.findings import hidden_reason, no_container_visible
 from tui.views.formatting import cut, fit, width_of, wrapped
 from tui.views.rails import MARKS, Card, Figure, Rail, rails
 from tui.views.rows import Cell, Tone, ViewContext
@@ -29,7 +29,7 @@ class Item:
     """
 
     ref: Ref
-    kind: Literal["rail", "figure", "goal"]
+    kind: Literal["rail", "figure", "uplink"]
     rail: str
     band: int
     x: int
@@ -85,7 +85,7 @@ class Drawing:
             return None
         band = min((each.band for each in ahead), key=lambda band: abs(band - item.band))
         found = [each for each in ahead if each.band == band]
-        return min(found, key=lambda each: (each.kind == "goal", each.distance(x), each.y * step))
+        return min(found, key=lambda each: (each.kind == "uplink", each.distance(x), each.y * step))
 
     def along(self, item: Item, step: int) -> Item | None:
         """Return the next item on the same rail (`step` 1) or the previous one (-1)."""
@@ -125,7 +125,7 @@ class Canvas:
             x = self.put(x, y, text, ink)
         return x
 
-    def picture(self) -> Drawing:
+    def finish(self) -> Drawing:
         """Return the finished drawing."""
         lines = tuple(self._line(y) for y in range(self.height))
         return Drawing(self.width, lines, tuple(self.items))
@@ -171,14 +171,14 @@ def draw(context: ViewContext, width: int, height: int) -> Drawing:
     but never wider than `width`.
     """
     if width >= ROOMY_WIDTH:
-        picture = _drawn(context, width, roomy=True)
-        if picture.height <= height:
-            return picture
-    picture = _drawn(context, width, roomy=False)
-    if picture.height > height:
+        drawing = _drawn(context, width, roomy=True)
+        if drawing.height <= height:
+            return drawing
+    drawing = _drawn(context, width, roomy=False)
+    if drawing.height > height:
         tight = _drawn(context, width, roomy=False, gap=0)
-        return tight if tight.height <= height else picture
-    return picture
+        return tight if tight.height <= height else drawing
+    return drawing
 
 
 def _drawn(context: ViewContext, width: int, roomy: bool, gap: int = 1) -> Drawing:
@@ -190,10 +190,10 @@ def _drawn(context: ViewContext, width: int, roomy: bool, gap: int = 1) -> Drawi
     has_cards = any(rail.cards for rail in found)
     if has_cards:
         _legend(canvas)
-    if nothing_to_see(context.snapshot):
+    if no_container_visible(context.snapshot):
         canvas.height += gap * has_cards
         _hint(canvas, context, len(found) > 1)
-    return canvas.picture()
+    return canvas.finish()
 
 
 def _legend(canvas: Canvas) -> None:
@@ -204,7 +204,7 @@ def _legend(canvas: Canvas) -> None:
 
 def _hint(canvas: Canvas, context: ViewContext, has_networks: bool) -> None:
     """Explain why there is so little to see, and what to do; the demo first."""
-    x, hidden = _LEFT + 2, out_of_sight(context.snapshot)
+    x, hidden = _LEFT + 2, hidden_reason(context.snapshot)
     thing = "container" if has_networks else "virtual network"
     nothing = f"No {thing} on this host yet. It will be drawn here."
     if hidden:
@@ -244,7 +244,7 @@ class _Drawer:
             self._dense(top + 1, band, figures)
         else:
             self._cards(top + 1, band)
-        self._goal_item(top + 1, band)
+        self._uplink_item(top + 1, band)
 
     # ---- the heading and the line itself
 
@@ -274,7 +274,7 @@ class _Drawer:
 
     def _traffic(self) -> list[Span]:
         """Return the rate and its trend, for the right end of the heading."""
-        found = self.context.carried(self.rail.link) if self.rail.link else None
+        found = self.context.traffic_of(self.rail.link) if self.rail.link else None
         if found is None or self.canvas.width < ROOMY_WIDTH:
             return []
         rate, history = found
@@ -286,19 +286,19 @@ class _Drawer:
 
     def _line(self, y: int, start: str, stems: Sequence[int]) -> None:
         """Draw the rail with a stem over each card, and its end."""
-        goal = cut(self.rail.goal.text, self.canvas.width // 2)
+        uplink_cell = cut(self.rail.uplink_cell.text, self.canvas.width // 2)
         tip = {"way": "▶ ", "wall": "┫ ", "none": "╸"}[self.rail.end]
-        end = self.canvas.width - 1 - width_of(goal) - len(tip)
-        self.canvas.put(_LEFT, y, _beam(start, _LEFT, end, stems), self.ink)
+        end = self.canvas.width - 1 - width_of(uplink_cell) - len(tip)
+        self.canvas.put(_LEFT, y, _rail_text(start, _LEFT, end, stems), self.ink)
         self.canvas.put(end, y, tip, self.ink)
-        self.canvas.put(end + len(tip), y, goal, self.rail.goal.tone)
+        self.canvas.put(end + len(tip), y, uplink_cell, self.rail.uplink_cell.tone)
 
-    def _goal_item(self, y: int, band: int) -> None:
-        goal = cut(self.rail.goal.text, self.canvas.width // 2)
-        if self.rail.goal_ref is not None and self.rail.drawn:
-            x = self.canvas.width - 1 - width_of(goal)
+    def _uplink_item(self, y: int, band: int) -> None:
+        uplink_cell = cut(self.rail.uplink_cell.text, self.canvas.width // 2)
+        if self.rail.uplink_ref is not None and self.rail.drawn:
+            x = self.canvas.width - 1 - width_of(uplink_cell)
             self.canvas.items.append(
-                Item(self.rail.goal_ref, "goal", self.rail.key, band, x, y, width_of(goal), 1)
+                Item(self.rail.uplink_ref, "uplink", self.rail.key, band, x, y, width_of(uplink_cell), 1)
             )  # fmt: skip
 
     # ---- containers
@@ -326,7 +326,7 @@ class _Drawer:
         if number == 0:
             self._line(y, "╺" if last else "┏", stems)
         else:
-            beam = _beam("┗" if last else "┣", _LEFT, stems[-1], stems)
+            beam = _rail_text("┗" if last else "┣", _LEFT, stems[-1], stems)
             self.canvas.put(_LEFT, y, beam + "┑", self.ink)
 
     def _card_width(self) -> int:
@@ -340,7 +340,7 @@ class _Drawer:
         """Draw one card; return the line below it."""
         for number, figure in enumerate(card.figures):
             last = number == len(card.figures) - 1
-            draw = self._boxed if self.roomy else self._hung
+            draw = self._boxed if self.roomy else self._unboxed
             bottom = draw(figure, x, y, wide, number == 0, last)
             self.canvas.items.append(
                 Item(figure.ref, "figure", self.rail.key, band, x, y, wide, bottom - y)
@@ -366,7 +366,7 @@ class _Drawer:
         stem = "┴" if self.rail.drawn else "─"
         return f"╭{'─' * (wide // 2 - 1)}{stem}{'─' * (wide - wide // 2 - 2)}╮"
 
-    def _hung(self, figure: Figure, x: int, y: int, wide: int, first: bool, last: bool) -> int:
+    def _unboxed(self, figure: Figure, x: int, y: int, wide: int, first: bool, last: bool) -> int:
         """Draw a figure that hangs from its stem without a box."""
         branch, trunk = ("╰╴", "  ") if last else ("├╴", "│ ")
         ink = _box_ink(figure)
@@ -396,7 +396,7 @@ class _Drawer:
                 )  # fmt: skip
 
 
-def _beam(start: str, x: int, end: int, stems: Sequence[int]) -> str:
+def _rail_text(start: str, x: int, end: int, stems: Sequence[int]) -> str:
     """Draw a heavy line from `x` to before `end`, with light stems downwards."""
     cells = [start, *("━" * (end - x - 1))]
     for stem in stems:

@@ -68,12 +68,12 @@ _BY_NAME: Mapping[str, View] = {
 }
 _HOMES = {
     "namespace": "namespaces", "container": "containers", "network": "networks", "nat": "nat",
-    "talk": "flows", "talkers": "flows", "fast": "fastpath",
-    "flow": "conntrack", "route": "routes", "rule": "routes", "neighbour": "routes", "event": "events",
+    "flow": "flows", "flow group": "flows", "fast": "fastpath",
+    "conntrack": "conntrack", "route": "routes", "rule": "routes", "neighbour": "routes", "event": "events",
 }  # fmt: skip
 _DETAILS: Mapping[str, DetailOf] = {
     "namespace": namespaces.detail, "container": containers.detail, "network": networks.detail,
-    "nat": nat.detail, "flow": conntrack.detail, "route": routes.detail, "rule": routes.detail,
+    "nat": nat.detail, "conntrack": conntrack.detail, "route": routes.detail, "rule": routes.detail,
     "neighbour": routes.detail,
 }  # fmt: skip
 _LINK_DETAILS: Mapping[str, DetailOf] = {
@@ -87,11 +87,6 @@ def view_named(name: str) -> View | None:
         return _BY_NAME[name]
     found = {view.name: view for known, view in _BY_NAME.items() if name and known.startswith(name)}
     return next(iter(found.values())) if len(found) == 1 else None
-
-
-def view_numbered(number: int) -> View | None:
-    """Return the view that a number key opens."""
-    return next((view for view in VIEWS if view.number == number), None)
 
 
 def home_of(topology: Topology, ref: Ref) -> View | None:
@@ -118,15 +113,15 @@ def _detail(context: ViewContext, ref: Ref) -> Detail:
     topology = context.topology
     if ref.kind in ("event", "fast"):
         return (events.detail if ref.kind == "event" else fastpath.detail)(context, ref)
-    if ref.kind in ("talk", "talkers"):
-        return (flows_detail.detail if ref.kind == "talk" else flows_detail.talkers)(context, ref)
+    if ref.kind in ("flow", "flow group"):
+        return (flows_detail.detail if ref.kind == "flow" else flows_detail.group_detail)(context, ref)
     if ref.kind == "link":
         link = links.link_of(topology, ref)
         home = _home_of_link(topology, link) if link else "links"
         return _LINK_DETAILS[home](topology, ref, context.rates)
     if ref.kind in _DETAILS:
         return _DETAILS[ref.kind](topology, ref, context.rates)
-    return links.gone(f"this {ref.kind}")
+    return links.missing_detail(f"this {ref.kind}")
 
 
 # Actions of the dashboard that can be called by name.

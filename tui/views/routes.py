@@ -10,7 +10,7 @@ from core.text import safe
 from core.topology import Topology
 from tui.views import cells, namespaces
 from tui.views.cells import Line
-from tui.views.links import gone
+from tui.views.links import missing_detail
 from tui.views.lists import ListRows
 from tui.views.rows import Cell, Column, Detail, ListView, Row, Tone, ViewContext
 
@@ -183,7 +183,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
     net = topology.snapshot.nets.get(int(ref.key[0]))
     lines = _LINES[ref.kind](topology, net, ref) if net else None
     if not lines:
-        return gone(f"this {ref.kind}")
+        return missing_detail(f"this {ref.kind}")
     where = safe(topology.label(int(ref.key[0])))
     return Detail(
         f"{ref.kind} {safe(str(ref.key[2]))} in {where}",

@@ -259,7 +259,7 @@ class ViewContext:
     offers_demo: bool = False
 
     @property
-    def flow_picture(self) -> FlowView:
+    def flow_view(self) -> FlowView:
         """The flows as measured; where nothing measures, as in the tables."""
         if self.flows is not None:
             return self.flows
@@ -275,7 +275,7 @@ class ViewContext:
         """Return the rates of a link, None if unknown."""
         return self.rates.of(key) if self.rates else None
 
-    def carried(self, key: LinkKey) -> tuple[float, tuple[float, ...]] | None:
+    def traffic_of(self, key: LinkKey) -> tuple[float, tuple[float, ...]] | None:
         """Return a link's traffic in bits per second and its history, None if unknown.
 
         Each frame of a bridge counts once, where it enters: received by a port, or sent by the bridge's own

@@ -12,7 +12,7 @@ from core.topology import Topology
 from tui.views import cells, links
 from tui.views.cells import Line
 from tui.views.formatting import NOT_EQUAL
-from tui.views.links import common_sections, gone, link_of, speed_lines
+from tui.views.links import common_sections, link_of, missing_detail, speed_lines
 from tui.views.lists import ListRows
 from tui.views.rows import Cell, Column, Detail, ListView, Row, Section, ViewContext
 
@@ -63,9 +63,9 @@ def _row(context: ViewContext, a: Link, b: Link | None) -> Row:
     return Row(
         link_ref(a.key),
         (
-            cells.text(cells.name_and_place(topology, a)), _state(a, b),
+            cells.text(cells.name_and_namespace(topology, a)), _state(a, b),
             cells.text(master.name if master else ""),
-            *(_far_end(topology, b) if b else (Cell("unknown", "dim"), cells.NONE, cells.NONE)),
+            *(_peer_cell(topology, b) if b else (Cell("unknown", "dim"), cells.NONE, cells.NONE)),
             mtu(a, b), cells.bits(rate.tx_bps if rate else None), cells.bits(rate.rx_bps if rate else None),
             cells.trend(rate.history, rate.rx_bps + rate.tx_bps) if rate else cells.NONE,
         ),
@@ -74,7 +74,7 @@ def _row(context: ViewContext, a: Link, b: Link | None) -> Row:
     )  # fmt: skip
 
 
-def _far_end(topology: Topology, b: Link) -> tuple[Cell, Cell, Cell]:
+def _peer_cell(topology: Topology, b: Link) -> tuple[Cell, Cell, Cell]:
     return cells.text(b.name), cells.text(topology.label(b.ns)), cells.text(cells.addresses(b))
 
 
@@ -119,14 +119,14 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
     """Return the details of a veth end, of its pair, and of its peer."""
     link = link_of(topology, ref)
     if link is None:
-        return gone("this veth")
+        return missing_detail("this veth")
     peer = topology.peer(link)
     return Detail(
         f"veth {safe(link.name)} in {safe(topology.label(link.ns))}",
         (
             *cells.section("Pair", _pair(topology, link, peer)),
             *common_sections(topology, link, rates),
-            *_other_end(topology, peer, rates),
+            *_peer_sections(topology, peer, rates),
         ),
         cells.related(topology, ref),
         " ↔ ".join(safe(f"{end.name} in {topology.label(end.ns)}") for end in (link, peer) if end),
@@ -150,7 +150,7 @@ def _pair(topology: Topology, link: Link, peer: Link | None) -> Iterator[Line]:
         )
 
 
-def _other_end(topology: Topology, peer: Link | None, rates: Rates | None) -> tuple[Section, ...]:
+def _peer_sections(topology: Topology, peer: Link | None, rates: Rates | None) -> tuple[Section, ...]:
     if peer is None:
         return ()
     lines: list[Line] = [

@@ -123,7 +123,7 @@ class TabsBar(Bar):
         self.repaint()
 
     def paint(self, width: int, height: int) -> list[Strip]:
-        for titles in self._wordings():
+        for titles in self._variants():
             spans = [span for number, title in titles for span in self._tab(number, title)]
             if sum(width_of(text) for text, _ in spans) <= width:
                 break
@@ -131,7 +131,7 @@ class TabsBar(Bar):
         badge = f" {self.badge} " if self.badge and width_of(self.badge) + 2 <= room else ""
         return [both_ends(spans, [(badge, self.style_of("dim"))], width)]
 
-    def _wordings(self) -> Iterable[list[tuple[int, str]]]:
+    def _variants(self) -> Iterable[list[tuple[int, str]]]:
         yield [(number, title) for number, title, _ in self.tabs]
         yield [(number, short) for number, _, short in self.tabs]  # each as wide whichever is active
         yield [(number, title if number == self.active else "") for number, title, _ in self.tabs]
@@ -146,13 +146,13 @@ class TabsBar(Bar):
 class CrumbsBar(Bar):
     """Show how the user came here, and how much of the list is visible."""
 
-    stops: tuple[str, ...] = ()
+    crumbs: tuple[str, ...] = ()
     badge = ""
     filtered = False
 
-    def show(self, stops: tuple[str, ...], badge: str, filtered: bool) -> None:
+    def show(self, crumbs: tuple[str, ...], badge: str, filtered: bool) -> None:
         """Show the way here, and the badge at the right."""
-        self.stops, self.badge, self.filtered = stops, badge, filtered
+        self.crumbs, self.badge, self.filtered = crumbs, badge, filtered
         self.repaint()
 
     def paint(self, width: int, height: int) -> list[Strip]:
@@ -160,27 +160,29 @@ class CrumbsBar(Bar):
         badge = (
             fit(
                 f" {self.badge} ",
-                min(width // 2 if self.stops[1:] else max(width // 2, width - 14), width_of(self.badge) + 2),
+                min(width // 2 if self.crumbs[1:] else max(width // 2, width - 14), width_of(self.badge) + 2),
             )
             if self.badge
             else ""
         )
-        return [both_ends(self._way(width - width_of(badge) - 1), [(badge, self.style_of(tone))], width)]
+        return [
+            both_ends(self._crumb_spans(width - width_of(badge) - 1), [(badge, self.style_of(tone))], width)
+        ]
 
-    def _way(self, width: int) -> list[Span]:
+    def _crumb_spans(self, width: int) -> list[Span]:
         """Return the stops; if they don't fit, without those in the middle."""
-        stops = [safe(stop) for stop in self.stops]
-        while len(stops) > 2 and sum(width_of(stop) + 3 for stop in stops) + 1 > width:
-            stops = ["…", *stops[2:]]
-        if len(stops) > 1:
-            room = width - 1 - width_of(stops[-1]) - sum(width_of(stop) for stop in stops[:-2])
-            stops[-2] = cut(stops[-2], max(_LEAST_CRUMB, room - 3 * (len(stops) - 1)))
+        crumbs = [safe(stop) for stop in self.crumbs]
+        while len(crumbs) > 2 and sum(width_of(stop) + 3 for stop in crumbs) + 1 > width:
+            crumbs = ["…", *crumbs[2:]]
+        if len(crumbs) > 1:
+            room = width - 1 - width_of(crumbs[-1]) - sum(width_of(stop) for stop in crumbs[:-2])
+            crumbs[-2] = cut(crumbs[-2], max(_LEAST_CRUMB, room - 3 * (len(crumbs) - 1)))
         spans: list[Span] = [(" ", Style.null())]
         if self.screen.has_class("-small"):  # where there is no room for tabs
             spans += [("1-9", self.style_of("key")), (" ", Style.null())]
-        for stop in stops[:-1]:
+        for stop in crumbs[:-1]:
             spans += [(stop, self.style_of("dim")), (" › ", self.style_of("faint"))]
-        return [*spans, (stops[-1], self.style_of("title"))] if stops else spans
+        return [*spans, (crumbs[-1], self.style_of("title"))] if crumbs else spans
 
 
 class FooterBar(Bar):
@@ -194,19 +196,21 @@ class FooterBar(Bar):
         self.actions = tuple(actions)
         self.repaint()
 
-    def say(self, text: str, tone: str = "") -> None:
+    def show_notice(self, text: str, tone: str = "") -> None:
         """Show the text on as many lines as it takes; "" shows the keys again."""
         self.notice = text, tone
-        self.styles.height = min(len(self._said(self.size.width)), _NOTICE_LINES)
+        self.styles.height = min(len(self._notice_lines(self.size.width)), _NOTICE_LINES)
         self.repaint()
 
-    def _said(self, width: int) -> list[str]:
+    def _notice_lines(self, width: int) -> list[str]:
         return wrapped(self.notice[0], max(8, width - 2))
 
     def paint(self, width: int, height: int) -> list[Strip]:
         text, tone = self.notice
         if text:
-            return [strip_of([(f" {line}", self.style_of(tone))], width) for line in self._said(width)]
+            return [
+                strip_of([(f" {line}", self.style_of(tone))], width) for line in self._notice_lines(width)
+            ]
         spans: list[Span] = []
         room = width
         for action in self.actions:
@@ -324,13 +328,13 @@ class TimeBar(Bar):
             (f" {mark} ", clickable(self.style_of(tone), "play")),
             (f"{_time_of_day(at)} ", self.style_of("title")),
         ]
-        for words in self._wordings(at):
+        for words in self._variants(at):
             room = width - sum(width_of(text) for text, _ in left) - width_of(words)
             if room >= _LEAST_LINE:
                 break
         return [strip_of([*left, *self._line(at, max(1, room)), (words, self.style_of("dim"))], width)]
 
-    def _wordings(self, at: Position) -> list[str]:
+    def _variants(self, at: Position) -> list[str]:
         """Return the texts for the right end, the longest first."""
         place, speed = f" {at.place + 1}/{at.count}", f" {at.speed:g}x"
         seconds = f" {span_of(at.seconds)} of {span_of(at.length)}"

@@ -11,7 +11,7 @@ from textual.strip import Strip
 from core.model import Ref
 from core.rates import MINUTES, WINDOWS
 from core.text import safe
-from tui.views.cells import drawn, scale
+from tui.views.cells import curve_text, scale
 from tui.views.formatting import cut, fit, width_of, wrapped
 from tui.views.rows import Cell, Detail, Section, Tone, Trend
 from tui.widgets.lines import LinesPane, Span, strip_of
@@ -148,7 +148,7 @@ def _trend_lines(label: str, trend: Trend, column: int, width: int, window: int)
     text, rest = trend.text, [*scale(trend, window)]
     while rest and width_of(f"{text}, {rest[0]}") <= width - column - 2:
         text = f"{text}, {rest.pop(0)}"
-    curve = drawn(trend, window, width, rest)
+    curve = curve_text(trend, window, width, rest)
     yield from _wrapped(label, Cell(text, trend.tone), None, column, width)
     if curve:
         yield DetailLine("", curve, "accent")

@@ -15,7 +15,7 @@ from tui.widgets.lines import Painted, Span, strip_of
 
 
 @dataclass(slots=True)
-class Typed:
+class LineEditor:
     """The text, and the place in it that typing goes to."""
 
     text: str = ""
@@ -25,7 +25,7 @@ class Typed:
         """Set another text, with the cursor at its end."""
         self.text, self.place = text, len(text)
 
-    def feed(self, event: events.Key) -> bool:
+    def feed_key(self, event: events.Key) -> bool:
         """Take one key; False where it does not edit text."""
         edit = _EDITS.get(event.key)
         if edit is not None:
@@ -54,11 +54,11 @@ class Typed:
         self._remove(kept.rfind(" ") + 1, self.place)
 
 
-_EDITS: dict[str, Callable[[Typed], None]] = {
+_EDITS: dict[str, Callable[[LineEditor], None]] = {
     "backspace": lambda typed: typed._remove(typed.place - 1, typed.place),
     "delete": lambda typed: typed._remove(typed.place, typed.place + 1),
     "ctrl+u": lambda typed: typed._remove(0, typed.place),
-    "ctrl+w": Typed._remove_word,
+    "ctrl+w": LineEditor._remove_word,
     "left": lambda typed: typed._move(typed.place - 1),
     "right": lambda typed: typed._move(typed.place + 1),
     "home": lambda typed: typed._move(0),
@@ -86,7 +86,7 @@ class Field:
     options: tuple[str, ...] = ()
     touched: bool = False
     hidden: bool = False
-    typed: Typed = field(default_factory=Typed)
+    typed: LineEditor = field(default_factory=LineEditor)
     choices: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,10 +95,10 @@ class Field:
     @property
     def value(self) -> str:
         """What is meant."""
-        return self.typed.text + self.rest
+        return self.typed.text + self.completion
 
     @property
-    def rest(self) -> str:
+    def completion(self) -> str:
         """The rest of the option that was begun."""
         text = self.typed.text
         if not text or text in self.options:
@@ -110,7 +110,7 @@ class Field:
         if not self.touched and text != self.typed.text:
             self.typed.put(text)
 
-    def feed(self, event: events.Key) -> bool:
+    def feed_key(self, event: events.Key) -> bool:
         """Take one key; whether the field may hold something else now."""
         if self.options and event.key in ("left", "right", "space"):
             self._choose(-1 if event.key == "left" else 1)
@@ -119,7 +119,7 @@ class Field:
             self.typed.put("")
             self.touched = True
         before = self.typed.text
-        taken = self.typed.feed(event)
+        taken = self.typed.feed_key(event)
         self.touched = self.touched or self.typed.text != before
         return taken
 
@@ -160,12 +160,12 @@ class FormPane(Painted):
         """Its place among those in sight."""
         return min(self._place, len(self.shown) - 1)
 
-    def go(self, step: int) -> None:
+    def move(self, step: int) -> None:
         """Go to another field."""
         self._place = (self.place + step) % len(self.shown)
         self.repaint()
 
-    def note(self, notes: Sequence[tuple[str, str]]) -> None:
+    def set_notes(self, notes: Sequence[tuple[str, str]]) -> None:
         """Say these (text, tone) under the fields."""
         self.notes = tuple(notes)
         self.repaint()
@@ -216,14 +216,14 @@ class FormPane(Painted):
         before, under, after = safe(text[:place]), safe(text[place : place + 1]), safe(text[place + 1 :])
         while before and width_of(before + under + after) >= room:
             before = before[1:]
-        rest = safe(one.rest)
+        completion = safe(one.completion)
         if not under:
-            under, rest = rest[:1] or " ", rest[1:]
+            under, completion = completion[:1] or " ", completion[1:]
         yield before, self.style_of("" if one.touched else "cursor")
         yield under, self.style_of("caret")
         yield after, self.style_of("")
-        yield rest, self.style_of("dim")
-        used = width_of(before + under + after + rest)
+        yield completion, self.style_of("dim")
+        used = width_of(before + under + after + completion)
         left = max(0, room - used - 2)
         aside, tone = (error, "bad") if error else (self._aside(one, left), "dim")
         yield "  " + cut(aside, left), self.style_of(tone)
@@ -281,7 +281,7 @@ class Prompt(Painted):
         """`complete` completes what was typed after ":"."""
         super().__init__()
         self.kind: Kind = "/"
-        self._typed = Typed()
+        self._typed = LineEditor()
         self._complete = complete
 
     @property
@@ -302,7 +302,7 @@ class Prompt(Painted):
 
     # ---- typing
 
-    def feed(self, event: events.Key) -> Outcome:
+    def feed_key(self, event: events.Key) -> Outcome:
         """Handle one key; returns its effect."""
         if event.key == "enter":
             return "accepted"
@@ -310,9 +310,9 @@ class Prompt(Painted):
             return "given up"
         before = self.text
         if event.key == "tab":
-            self._make_whole()
+            self._apply_completion()
         else:
-            self._typed.feed(event)
+            self._typed.feed_key(event)
         self.repaint()
         return "typed" if self.text != before else ""
 
@@ -320,7 +320,7 @@ class Prompt(Painted):
         """Insert text at the cursor; of several lines only the first."""
         self._typed.insert(text)
 
-    def _make_whole(self) -> None:
+    def _apply_completion(self) -> None:
         if self.kind == ":":
             self._typed.put(self._complete(self.text))
 

@@ -135,7 +135,7 @@ class LinesPane(Painted, can_focus=True):
         self.cursor = 0
         self.top = 0
         self._dragging = False
-        self._unseen = False
+        self._unpainted = False
 
     # ---- what subclasses say
 
@@ -194,29 +194,29 @@ class LinesPane(Painted, can_focus=True):
 
     def repaint(self) -> None:
         """Paint, unless the next step does."""
-        if not self._unseen:
+        if not self._unpainted:
             super().repaint()
 
     # ---- moving
 
-    def move_unseen(self, action: str) -> None:
+    def move_unpainted(self, action: str) -> None:
         """Move one of several steps, of which only the last is painted and reported."""
-        self._unseen = True
+        self._unpainted = True
         try:
             getattr(self, f"action_{action}")()
         finally:
-            self._unseen = False
+            self._unpainted = False
 
     def move_to(self, line: int) -> None:
         """Put the cursor on a line, and bring it in sight."""
         count = self.line_count()
         self.cursor = max(0, min(line, count - 1))
-        self.bring_in_sight()
+        self.scroll_to_cursor()
         self.repaint()
-        if count and not self._unseen:
+        if count and not self._unpainted:
             self.moved()
 
-    def bring_in_sight(self) -> None:
+    def scroll_to_cursor(self) -> None:
         """Scroll just as far as the cursor's line needs."""
         self.top = max(self.cursor - self.page + 1, min(self.top, self.cursor))
 
@@ -238,18 +238,18 @@ class LinesPane(Painted, can_focus=True):
         self.move_to(self.line_count() - 1)
 
     def action_half_down(self) -> None:
-        self._turn(self.page // 2)
+        self._scroll_page(self.page // 2)
 
     def action_half_up(self) -> None:
-        self._turn(-(self.page // 2))
+        self._scroll_page(-(self.page // 2))
 
     def action_page_down(self) -> None:
-        self._turn(self.page - 1)
+        self._scroll_page(self.page - 1)
 
     def action_page_up(self) -> None:
-        self._turn(1 - self.page)
+        self._scroll_page(1 - self.page)
 
-    def _turn(self, lines: int) -> None:
+    def _scroll_page(self, lines: int) -> None:
         self.top += lines
         self.move_to(self.cursor + lines)
 

@@ -19,7 +19,7 @@ from tui.views.rails_drawing import Span as Inked
 from tui.views.rows import Column, Row, Rows, head_of
 from tui.widgets.lines import LinesPane, Span, strip_of
 
-NOTHING: Rows = ListRows((), ())
+NO_ROWS: Rows = ListRows((), ())
 
 _GUTTER = 1
 _NEIGHBOURS = 200  # lines around a vanished thing to search for a remaining one
@@ -63,32 +63,32 @@ class TableView(LinesPane):
 
     def __init__(self, **arguments: str | None) -> None:
         super().__init__(**arguments)
-        self.rows: Rows = NOTHING
+        self.rows: Rows = NO_ROWS
         self.columns: tuple[Column, ...] = ()
         self.sort, self.reverse = "", False
         self.closed: frozenset[Ref] = frozenset()
         self.message = ""
         self._placed: tuple[PlacedColumn, ...] = ()
-        self._deep = False
+        self._has_depth = False
 
     # ---- what is shown
 
     def show(self, columns: tuple[Column, ...], rows: Rows, ref: Ref | None, top: int) -> None:
         """Show another list, with the cursor on `ref` and scrolled to `top` if possible."""
         self.columns = columns
-        self._take(rows)
+        self._set_rows(rows)
         place = rows.index(ref) if ref is not None else None
         self.cursor, self.top = place or 0, top
-        self.bring_in_sight()
+        self.scroll_to_cursor()
         self._announce()
 
-    def _take(self, rows: Rows) -> None:
+    def _set_rows(self, rows: Rows) -> None:
         self.rows = rows
         self.header_height = 1 + len(head_of(rows))
 
     def clear(self, message: str) -> None:
         """Show nothing but that message."""
-        self._take(NOTHING)
+        self._set_rows(NO_ROWS)
         self.cursor, self.top, self.message = 0, 0, message
         self.repaint()
 
@@ -102,7 +102,7 @@ class TableView(LinesPane):
         in_sight = 0 <= offset < self.page
         place = 0 if pinned and not self.cursor else _new_place(self.rows, rows, self.cursor)
         top = None if in_sight else _new_place(self.rows, rows, self.top)
-        self._take(rows)
+        self._set_rows(rows)
         self.cursor = place
         if not (pinned and not self.top and not was):
             self.top = place - offset if top is None else top
@@ -139,9 +139,9 @@ class TableView(LinesPane):
     @property
     def foldable(self) -> bool:
         """Whether lines in sight stand under others."""
-        return bool(self.closed) or self._deep
+        return bool(self.closed) or self._has_depth
 
-    def columns_in_sight(self) -> list[str]:
+    def visible_columns(self) -> list[str]:
         """Return the names of the visible columns."""
         return [placed.column.name for placed in self._placed]
 
@@ -178,21 +178,21 @@ class TableView(LinesPane):
 
     def _paint_head(self, width: int) -> Iterator[Strip]:
         """Paint the summary lines, with the number of dropped columns on the first."""
-        words = self._left_out()
+        words = self._dropped_columns()
         for cell in head_of(self.rows):
             room = max(0, width - width_of(words))
             title = strip_of([(" " * _GUTTER + safe(cell.text), self.style_of(cell.tone))], room)
             yield Strip.join([title, strip_of([(words, self.style_of("warn"))], min(width, width_of(words)))])
             words = ""
 
-    def _left_out(self) -> str:
+    def _dropped_columns(self) -> str:
         placed = {one.place for one in self._placed}
         missing = sum(one.counted for place, one in enumerate(self.columns) if place not in placed)
         return f"  {missing} column{'s' * (missing != 1)} not shown " if missing else ""
 
     def paint_lines(self, first: int, last: int, width: int) -> list[Strip]:
         shown = [self.rows.row(place) for place in range(first, min(last + 1, len(self.rows)))]
-        self._deep = any(row.depth for row in shown)
+        self._has_depth = any(row.depth for row in shown)
         below = [*shown[1:], None]
         return [
             self._line(row, self._mark(row, after), first + number == self.cursor, width)
@@ -295,7 +295,7 @@ class MainPane(TableView):
 
     def __init__(self, **arguments: str | None) -> None:
         super().__init__(**arguments)
-        self.picture = _BLANK
+        self.drawing = _BLANK
         self._column = 0  # the column that moving up and down keeps to
 
     @property
@@ -306,7 +306,7 @@ class MainPane(TableView):
     @property
     def item(self) -> Item | None:
         """The item of the picture that the cursor stands on."""
-        return self.picture.items[self.cursor] if self.cursor < len(self.picture.items) else None
+        return self.drawing.items[self.cursor] if self.cursor < len(self.drawing.items) else None
 
     @property
     def foldable(self) -> bool:
@@ -316,13 +316,13 @@ class MainPane(TableView):
 
     def show(self, columns: tuple[Column, ...], rows: Rows, ref: Ref | None, top: int) -> None:
         """Show other rows; see TableView."""
-        self._take(rows)
+        self._set_rows(rows)
         self._draw()
         super().show(columns, rows, ref, top)
         self._remember_column()
 
-    def _take(self, rows: Rows) -> None:
-        super()._take(rows)
+    def _set_rows(self, rows: Rows) -> None:
+        super()._set_rows(rows)
         if isinstance(rows, RailRows):
             self.header_height = 0
 
@@ -342,29 +342,29 @@ class MainPane(TableView):
         else:
             super().update(rows, pinned)
         self._draw()
-        self.top = max(0, min(top, self.picture.height - self.page))
+        self.top = max(0, min(top, self.drawing.height - self.page))
         self._announce(changed=self.ref != was)
 
     def _draw(self) -> None:
         """Draw for the current size; narrower if a scroll bar is needed."""
         rails, (width, height) = self.rails, self.size
         if rails is None or not width or not height:
-            self.picture = _BLANK
+            self.drawing = _BLANK
             return
-        self.picture = rails.draw(width, height)
-        if self.picture.height > height:
-            self.picture = rails.draw(width - 1, height)
+        self.drawing = rails.draw(width, height)
+        if self.drawing.height > height:
+            self.drawing = rails.draw(width - 1, height)
 
     def on_resize(self) -> None:
         """Draw for the new size."""
         self._draw()
-        self.bring_in_sight()
+        self.scroll_to_cursor()
         self.repaint()
 
     # ---- lines
 
     def line_count(self) -> int:
-        return self.picture.height if self.rails else super().line_count()
+        return self.drawing.height if self.rails else super().line_count()
 
     def paint_header(self, width: int) -> list[Strip]:
         return [] if self.rails else super().paint_header(width)
@@ -376,7 +376,7 @@ class MainPane(TableView):
 
     def _drawn_line(self, y: int, width: int) -> Strip:
         """Return a line of the drawing, with the selected item highlighted."""
-        line, item = self.picture.lines[y], self.item
+        line, item = self.drawing.lines[y], self.item
         plain = self._strip(line, "", width)
         if item is None or not item.y <= y < item.y + item.height:
             return plain
@@ -395,25 +395,25 @@ class MainPane(TableView):
         if self.rails is None:
             super().move_to(line)
             return
-        self.cursor = max(0, min(line, len(self.picture.items) - 1))
-        self.bring_in_sight()
+        self.cursor = max(0, min(line, len(self.drawing.items) - 1))
+        self.scroll_to_cursor()
         self.repaint()
-        if self.item is not None and not self._unseen:
+        if self.item is not None and not self._unpainted:
             self.moved()
 
-    def bring_in_sight(self) -> None:
+    def scroll_to_cursor(self) -> None:
         """Scroll just enough to show the selected item; to the top for the first."""
         if self.rails is None:
-            super().bring_in_sight()
+            super().scroll_to_cursor()
             return
         item = self.item
         if item is not None:
             lowest = 0 if self.cursor == 0 else item.y
             self.top = max(item.y + item.height - self.page, min(self.top, lowest))
 
-    def _go(self, item: Item | None, keep_column: bool = False) -> None:
+    def _select_item(self, item: Item | None, keep_column: bool = False) -> None:
         if item is not None:
-            self.move_to(self.picture.items.index(item))
+            self.move_to(self.drawing.items.index(item))
             if not keep_column:
                 self._remember_column()
 
@@ -427,50 +427,50 @@ class MainPane(TableView):
         if item is None or self.rails is None:
             super().action_cursor_down()
         else:
-            self._go(self.picture.below(item, self._column), keep_column=True)
+            self._select_item(self.drawing.below(item, self._column), keep_column=True)
 
     def action_cursor_up(self) -> None:
         item = self.item
         if item is None or self.rails is None:
             super().action_cursor_up()
         else:
-            self._go(self.picture.above(item, self._column), keep_column=True)
+            self._select_item(self.drawing.above(item, self._column), keep_column=True)
 
     def action_left(self) -> None:
         if self.rails is None:
             super().action_left()
         elif self.item is not None:
-            self._go(self.picture.along(self.item, -1))
+            self._select_item(self.drawing.along(self.item, -1))
 
     def action_right(self) -> None:
         if self.rails is None:
             super().action_right()
         elif self.item is not None:
-            self._go(self.picture.along(self.item, 1))
+            self._select_item(self.drawing.along(self.item, 1))
 
     def action_last(self) -> None:
         if self.rails is None:
             super().action_last()
         else:
-            self.move_to(len(self.picture.items) - 1)
+            self.move_to(len(self.drawing.items) - 1)
 
-    def _turn(self, lines: int) -> None:
+    def _scroll_page(self, lines: int) -> None:
         item = self.item
         if self.rails is None or item is None:
-            super()._turn(lines)
+            super()._scroll_page(lines)
         else:
             wanted = item.y + lines
-            self._go(min(self.picture.items, key=lambda each: abs(each.y - wanted)))
+            self._select_item(min(self.drawing.items, key=lambda each: abs(each.y - wanted)))
 
     def on_click(self, event: events.Click) -> None:
         """Select the clicked thing, open it at a double click."""
         if self.rails is None:
             return
         event.prevent_default()
-        item = self.picture.at(event.x, event.y + self.top)
+        item = self.drawing.at(event.x, event.y + self.top)
         if item is None or self._on_scroll_bar(event):
             return
         if event.chain == 1:
-            self._go(item)
+            self._select_item(item)
         elif event.chain == 2:
             self.action_open()

@@ -15,12 +15,12 @@ from textual.message import Message
 from tui.command import CommandError
 from tui.screens.dialogs import Dialog, Line, PreviewPane
 from tui.services import FastPathPreview, FastPathService
-from tui.views.fast_targets import Choice
+from tui.views.fast_targets import BridgeChoice
 from tui.views.formatting import wrapped
 
-Phase = Literal["looking", "asking", "running", "ended"]
+Phase = Literal["reading", "asking", "running", "ended"]
 _KEYS = {
-    "looking": " Esc: close ", "asking": " y: apply · n: cancel · s: strict {} · PgDn PgUp: scroll ",
+    "reading": " Esc: close ", "asking": " y: apply · n: cancel · s: strict {} · PgDn PgUp: scroll ",
     "running": " running… ", "ended": " Esc: close ",
 }  # fmt: skip
 
@@ -28,9 +28,9 @@ _KEYS = {
 class WorkProgress(Message):
     """A result of the thread: a preview, progress, the end, or an error."""
 
-    def __init__(self, what: FastPathPreview | str | CommandError, ended: bool = False) -> None:
+    def __init__(self, result: FastPathPreview | str | CommandError, ended: bool = False) -> None:
         super().__init__()
-        self.what, self.ended = what, ended
+        self.result, self.ended = result, ended
 
 
 class AccelerateScreen(Dialog[str]):
@@ -38,13 +38,15 @@ class AccelerateScreen(Dialog[str]):
 
     AUTO_FOCUS = ""
 
-    def __init__(self, choices: tuple[Choice, ...], on: bool, fast_path_service: FastPathService) -> None:
+    def __init__(
+        self, choices: tuple[BridgeChoice, ...], on: bool, fast_path_service: FastPathService
+    ) -> None:
         super().__init__()
         self._choices, self._on, self._fast_path_service = choices, on, fast_path_service
-        self.phase: Phase = "looking"
+        self.phase: Phase = "reading"
         self.preview: FastPathPreview | None = None
         self._strict: bool | None = None
-        self._words = [("reading the host…", "dim")]
+        self._notes = [("reading the host…", "dim")]
         self._text = PreviewPane(self._lines)
 
     def compose(self) -> ComposeResult:
@@ -53,12 +55,12 @@ class AccelerateScreen(Dialog[str]):
             yield self._text
 
     def on_mount(self) -> None:
-        self._say()
-        self._work(self._look)
+        self._show_notes()
+        self._run_in_thread(self._read_preview)
 
-    def _say(self, *words: tuple[str, str]) -> None:
+    def _show_notes(self, *words: tuple[str, str]) -> None:
         """Show these lines below the preview, and the keys that mean something now."""
-        self._words = list(words) or self._words
+        self._notes = list(words) or self._notes
         self._text.show(self._lines)
         strict = "on" if self.preview and self.preview.strict else "off"
         keys = _KEYS[self.phase] if self._on else _KEYS[self.phase].replace("s: strict {} · ", "")
@@ -66,11 +68,11 @@ class AccelerateScreen(Dialog[str]):
 
     # ---- on the thread
 
-    def _work(self, work: Callable[[], None]) -> None:
+    def _run_in_thread(self, work: Callable[[], None]) -> None:
         # Not a daemon: it is completed even if the program ends meanwhile.
-        threading.Thread(target=lambda: self._guarded(work), name="accelerate").start()
+        threading.Thread(target=lambda: self._catch_errors(work), name="accelerate").start()
 
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def _catch_errors(self, work: Callable[[], None]) -> None:
         try:
             work()
         except CommandError as error:
@@ -78,46 +80,46 @@ class AccelerateScreen(Dialog[str]):
         except Exception as error:
             self._post_result(CommandError(f"can't change the fast path: {error!r}"))
 
-    def _look(self) -> None:
+    def _read_preview(self) -> None:
         self._post_result(
             self._fast_path_service.preview(
                 self._choices, self._on, self._fast_path_service.read_topology(), self._strict
             )
         )
 
-    def _do(self) -> None:
+    def _switch(self) -> None:
         assert self.preview is not None
         self._post_result(self._fast_path_service.perform(self.preview, self._post_result), ended=True)
 
-    def _post_result(self, what: Any, ended: bool = False) -> None:
+    def _post_result(self, result: Any, ended: bool = False) -> None:
         with suppress(RuntimeError):  # the program has ended
-            self.post_message(WorkProgress(what, ended))
+            self.post_message(WorkProgress(result, ended))
 
     # ---- what was found out
 
     def on_work_progress(self, message: WorkProgress) -> None:
         """Show it."""
-        what = message.what
-        if isinstance(what, FastPathPreview):
-            self.preview = what
-            self.phase = "asking" if what.can_be_done else "ended"
-            self._words = []
-            self._say()
-        elif isinstance(what, CommandError):
+        result = message.result
+        if isinstance(result, FastPathPreview):
+            self.preview = result
+            self.phase = "asking" if result.can_be_done else "ended"
+            self._notes = []
+            self._show_notes()
+        elif isinstance(result, CommandError):
             self.phase = "ended"
-            self._say((str(what), "bad"))
+            self._show_notes((str(result), "bad"))
         elif message.ended:
-            self.dismiss(what)
+            self.dismiss(result)
         else:
-            self._say((what, "accent"))
+            self._show_notes((result, "accent"))
 
     def _lines(self, width: int) -> list[Line]:
         lines = list(_preview_lines(self.preview, width)) if self.preview else []
         if self.phase == "asking":
-            return [*lines, [], [("Apply? y / n", "accent")], *([(one, tone)] for one, tone in self._words)]
+            return [*lines, [], [("Apply? y / n", "accent")], *([(one, tone)] for one, tone in self._notes)]
         return [
             *lines,
-            *([(part, tone)] for words, tone in self._words for part in ["", *wrapped(words, width)]),
+            *([(part, tone)] for words, tone in self._notes for part in ["", *wrapped(words, width)]),
         ]
 
     # ---- keys
@@ -131,15 +133,15 @@ class AccelerateScreen(Dialog[str]):
             self._text.scroll_by(scrolled[event.key])
         elif self.phase == "asking" and event.key == "y":
             self.phase = "running"
-            self._say(("Running…", "accent"))
-            self._work(self._do)
+            self._show_notes(("Running…", "accent"))
+            self._run_in_thread(self._switch)
         elif self.phase == "asking" and event.key == "s" and self._on and self.preview:
             self._strict = not self.preview.strict
-            self.phase = "looking"
-            self._say(("reading the host…", "dim"))
-            self._work(self._look)
+            self.phase = "reading"
+            self._show_notes(("reading the host…", "dim"))
+            self._run_in_thread(self._read_preview)
         elif self.phase == "asking" and event.key == "enter":
-            self._say(("y: apply, n: cancel", "warn"))
+            self._show_notes(("y: apply, n: cancel", "warn"))
             self._text.reveal(len(self._text.text))
         elif self.phase != "running" and event.key in ("n", "escape", "q", "enter"):
             self.dismiss(None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from core.model import Container, LinkKey, Ref
-from core.plan import ipam, ours
+from core.plan import ipam, vnet_state
 from core.plan.requests import Attach, Detach, Move
 from core.text import safe
 from core.topology import Topology
@@ -62,8 +62,8 @@ def _of_link(topology: Topology, key: LinkKey) -> Selected:
 
 def _name(topology: Topology, name: str, bridge: str) -> str:
     """Return a network's name: from vnet's tag, if its bridge has one."""
-    mine = ours(topology.snapshot, topology.host).networks.values()
-    return next((one.name for one in mine if bridge and one.bridge == bridge), name)
+    vnet = vnet_state(topology.snapshot, topology.host).networks.values()
+    return next((one.name for one in vnet if bridge and one.bridge == bridge), name)
 
 
 def by_label(containers: Iterable[Container]) -> dict[str, Container]:
@@ -87,19 +87,19 @@ def able(topology: Topology) -> list[Container]:
     return [one for one in topology.containers.values() if one.netns not in (None, topology.host)]
 
 
-def our_names(topology: Topology) -> tuple[str, ...]:
+def vnet_networks(topology: Topology) -> tuple[str, ...]:
     """Return the names of vnet's networks."""
-    return tuple(sorted(ours(topology.snapshot, topology.host).networks))
+    return tuple(sorted(vnet_state(topology.snapshot, topology.host).networks))
 
 
-def others_names(topology: Topology) -> tuple[str, ...]:
+def foreign_networks(topology: Topology) -> tuple[str, ...]:
     """Return the networks of the host that neither vnet nor an engine made."""
-    mine = {one.bridge for one in ours(topology.snapshot, topology.host).networks.values()}
+    vnet = {one.bridge for one in vnet_state(topology.snapshot, topology.host).networks.values()}
     found = [one for one in topology.networks if one.engine == "kernel" and one.ns == topology.host]
-    return tuple(sorted(safe(one.name) for one in found if one.bridge not in mine))
+    return tuple(sorted(safe(one.name) for one in found if one.bridge not in vnet))
 
 
-def dockers_names(topology: Topology) -> tuple[str, ...]:
+def docker_networks(topology: Topology) -> tuple[str, ...]:
     """Return Docker's networks that containers can be attached to."""
     docker = topology.snapshot.engines.get("docker")
     networks = docker.networks if docker else ()
@@ -111,22 +111,22 @@ def networks_for(topology: Topology, container: Container | None) -> tuple[str, 
 
     Docker's are listed for its own containers, or if no container is given.
     """
-    theirs = dockers_names(topology) if container is None or container.runtime == "docker" else ()
+    theirs = docker_networks(topology) if container is None or container.runtime == "docker" else ()
     there = set(networks_with(topology, container)) if container else set()
-    return tuple(one for one in dict.fromkeys([*our_names(topology), *theirs]) if one not in there)
+    return tuple(one for one in dict.fromkeys([*vnet_networks(topology), *theirs]) if one not in there)
 
 
 def networks_with(topology: Topology, container: Container) -> tuple[str, ...]:
     """Return the networks to detach a container from: our own, then Docker's."""
-    members = ours(topology.snapshot, topology.host).members
-    mine = sorted(one.network for one in members if one.container == container.uid)
+    members = vnet_state(topology.snapshot, topology.host).members
+    vnet = sorted(one.network for one in members if one.container == container.uid)
     theirs = [one.network for one in container.endpoints] if container.runtime == "docker" else []
-    return tuple(dict.fromkeys([*mine, *(one for one in theirs if one not in _NO_NETWORKS)]))
+    return tuple(dict.fromkeys([*vnet, *(one for one in theirs if one not in _NO_NETWORKS)]))
 
 
 def free_address(topology: Topology, network: str) -> str:
     """Return the next free address of a network; "" if Docker chooses it."""
-    found = ours(topology.snapshot, topology.host).networks.get(network)
+    found = vnet_state(topology.snapshot, topology.host).networks.get(network)
     used = ipam.used_addresses(topology.snapshot)
     try:
         return ipam.next_address(found.subnets[0], used) if found and found.subnets else ""
@@ -204,7 +204,7 @@ def _fill_move(topology: Topology, values: Values, ref: Ref | None) -> FormState
     filled = _fill_leaving(topology, values, ref)
     container = by_label(able(topology)).get(filled.proposals["container"])
     network = values.get("network", filled.proposals["network"])
-    same = our_names(topology) if network in our_names(topology) else dockers_names(topology)
+    same = vnet_networks(topology) if network in vnet_networks(topology) else docker_networks(topology)
     others = tuple(one for one in networks_for(topology, container) if one in same)
     to = values.get("to", next(iter(others), ""))
     return FormState(
@@ -214,7 +214,7 @@ def _fill_move(topology: Topology, values: Values, ref: Ref | None) -> FormState
 
 
 def _is_dockers(network: str, topology: Topology) -> bool:
-    return network in dockers_names(topology) and network not in our_names(topology)
+    return network in docker_networks(topology) and network not in vnet_networks(topology)
 
 
 def _link(topology: Topology, container: Container | None) -> str:
@@ -240,15 +240,15 @@ def _leaving(values: Values, topology: Topology) -> str:
     """
     if not values["network"]:
         who = f"{values['container']}: it wasn't" if values["container"] else "a container: none was"
-        why = f"attached by vnet-tui or Docker ({_which(topology)})"
+        why = f"attached by vnet-tui or Docker ({_describe_networks(topology)})"
         raise CommandError(f"can't detach {who} {why}. Try: d for other links")
     return uid_of(values["container"], able(topology))
 
 
-def _which(topology: Topology) -> str:
+def _describe_networks(topology: Topology) -> str:
     """Explain which networks containers can be attached to, and which not."""
-    able_to = [*our_names(topology), *dockers_names(topology)]
-    foreign = others_names(topology)
+    able_to = [*vnet_networks(topology), *docker_networks(topology)]
+    foreign = foreign_networks(topology)
     words = f"only networks created by vnet-tui or Docker take containers: {', '.join(able_to) or 'none yet'}"
     if not foreign:
         return words
@@ -258,7 +258,7 @@ def _which(topology: Topology) -> str:
 def _attach(values: Values, topology: Topology) -> Attach:
     container = _container(values, topology)
     if not values["network"]:
-        why = f"there is no network for it ({_which(topology)})"
+        why = f"there is no network for it ({_describe_networks(topology)})"
         raise CommandError(f"can't attach {values['container']}: {why}. Try: n, which creates one")
     return Attach(container, values["network"], words(values["address"]), values.get("link", ""))
 
@@ -270,6 +270,6 @@ def _detach(values: Values, topology: Topology) -> Detach:
 def _move(values: Values, topology: Topology) -> Move:
     container = _leaving(values, topology)
     if not values["to"]:
-        why = f"there is no other network for it ({_which(topology)})"
+        why = f"there is no other network for it ({_describe_networks(topology)})"
         raise CommandError(f"can't move {values['container']}: {why}. Try: n, which creates one")
     return Move(container, values["network"], values["to"], words(values["address"]))

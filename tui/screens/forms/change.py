@@ -44,7 +44,7 @@ class Form:
     """A form.
 
     `fill` gets the typed values, `requests` the values of all visible fields; both may raise CommandError. A
-    form that `asks` has no fields and wants a yes.
+    form that `is_question` has no fields and wants a yes.
     """
 
     title: str
@@ -52,7 +52,7 @@ class Form:
     requests: Callable[[Values, Topology], Sequence[Request]]
     fields: tuple[Field, ...] = ()
     fill: Callable[[Topology, Values], FormState] = lambda topology, values: FormState()
-    asks: bool = False
+    is_question: bool = False
 
 
 def form_about(
@@ -88,8 +88,8 @@ def number(text: str, what: str, example: int) -> int:
     return int(text or 0)
 
 
-_STALE = 2.0  # seconds after which the host is read again while the user types
-_LOOKING: list[Line] = [[("reading the host…", "dim")]]
+_MAX_AGE = 2.0  # seconds after which the host is read again while the user types
+_READING: list[Line] = [[("reading the host…", "dim")]]
 
 Phase = Literal["planning", "running", "ended"]
 
@@ -107,9 +107,9 @@ class PlannedForm:
 class WorkDone(Message):
     """Something that a thread has found out, or the exception that it ended with."""
 
-    def __init__(self, what: Any) -> None:
+    def __init__(self, result: Any) -> None:
         super().__init__()
-        self.what = what
+        self.result = result
 
 
 class ChangeScreen(Dialog[ChangeResult | None]):
@@ -125,13 +125,13 @@ class ChangeScreen(Dialog[ChangeResult | None]):
         super().__init__()
         self.form, self.change_service = form, change_service
         self.fields = FormPane(form.fields)
-        self.preview = PreviewPane(lambda width: _LOOKING)
+        self.preview = PreviewPane(lambda width: _READING)
         self.phase: Phase = "planning"
-        self.worked: PlannedForm | None = None
+        self.planned: PlannedForm | None = None
         self._done = NOT_BEGUN
         self._topology: Topology | None = None
-        self._looked = 0.0
-        self._closer = False
+        self._read_at = 0.0
+        self._is_zoomed = False
         self._worker = Worker(lambda kind, result: self._post_result(result))
 
     def compose(self) -> ComposeResult:
@@ -139,11 +139,11 @@ class ChangeScreen(Dialog[ChangeResult | None]):
             box.border_title = f" {self.form.title} "
             yield self.fields
             yield self.preview
-        box.set_class(self.form.asks, "-asks")
+        box.set_class(self.form.is_question, "-asks")
 
     def on_mount(self) -> None:
         self._worker.start()
-        self._ask()
+        self._request_plan()
         self._show_keys()
 
     def on_unmount(self) -> None:
@@ -154,20 +154,20 @@ class ChangeScreen(Dialog[ChangeResult | None]):
 
     def _fit(self) -> None:
         """Fit the form's height to its fields if the preview lies below it."""
-        wide = self.has_class("-wide") and not self.form.asks
+        wide = self.has_class("-wide") and not self.form.is_question
         width = max(20, self.fields.size.width)
         most = max(6, self.size.height * 11 // 20)
         self.fields.styles.height = "1fr" if wide else min(most, self.fields.height_for(width))
 
     def _show_keys(self) -> None:
         accepts = "Enter: apply · Tab: next · Esc: cancel"
-        if self.worked is None:
+        if self.planned is None:
             accepts = "reading… · Esc: close"
-        elif self.form.asks and isinstance(self.worked.plan, Refused):
+        elif self.form.is_question and isinstance(self.planned.plan, Refused):
             accepts = "Esc: close"
-        elif self.form.asks:
+        elif self.form.is_question:
             accepts = "y: apply · n: cancel"
-        elif self._closer:
+        elif self._is_zoomed:
             accepts = "Enter or y: apply · Esc: back"
         keys = {
             "planning": f" {accepts} · PgDn PgUp: scroll ",
@@ -189,17 +189,17 @@ class ChangeScreen(Dialog[ChangeResult | None]):
             if event.key in ("escape", "enter", "q"):
                 self.dismiss(None)
         elif self.phase == "planning":
-            self._answer(event) if self.form.asks or self._closer else self._edit(event)
+            self._answer(event) if self.form.is_question or self._is_zoomed else self._edit(event)
 
     def _answer(self, event: events.Key) -> None:
         """Handle yes, no and scrolling; Enter means yes only after fields."""
         steps = {"j": 1, "down": 1, "k": -1, "up": -1}
-        if event.key == "y" or (event.key == "enter" and self._closer):
-            self.begin()
+        if event.key == "y" or (event.key == "enter" and self._is_zoomed):
+            self.execute()
         elif event.key == "enter":
-            self.say(("y: apply, n: cancel", "warn"))
+            self.show_notes(("y: apply, n: cancel", "warn"))
         elif event.key in ("n", "escape", "q"):
-            self._look_closer(False) if self._closer else self.dismiss(None)
+            self._zoom_preview(False) if self._is_zoomed else self.dismiss(None)
         elif event.key in steps:
             self.preview.scroll_by(steps[event.key])
 
@@ -207,28 +207,28 @@ class ChangeScreen(Dialog[ChangeResult | None]):
         if event.key == "escape":
             self.dismiss(None)
         elif event.key in ("enter", "ctrl+s"):
-            self.begin()
+            self.execute()
         elif event.key in ("tab", "down", "shift+tab", "up"):
             self.fields.current.typed.put(self.fields.current.value)
-            self.fields.go(1 if event.key in ("tab", "down") else -1)
-        elif self.fields.current.feed(event):
+            self.fields.move(1 if event.key in ("tab", "down") else -1)
+        elif self.fields.current.feed_key(event):
             self._changed()
 
     def on_paste(self, event: events.Paste) -> None:
         """Put what is pasted into the field."""
         event.stop()
-        if self.phase == "planning" and not self.form.asks:
+        if self.phase == "planning" and not self.form.is_question:
             self.fields.current.paste(event.text)
             self._changed()
 
     def _changed(self) -> None:
         self.fields.repaint()
-        self._ask()
+        self._request_plan()
 
-    def _look_closer(self, closer: bool) -> None:
+    def _zoom_preview(self, zoomed: bool) -> None:
         """Show only the commands if the fields leave no room, or everything again."""
-        self._closer = closer
-        self.fields.display = not closer
+        self._is_zoomed = zoomed
+        self.fields.display = not zoomed
         self.preview.top = 0
         self._show_keys()
 
@@ -244,14 +244,14 @@ class ChangeScreen(Dialog[ChangeResult | None]):
         """Return the values that the user typed, without proposals."""
         return {one.name: one.value for one in self.form.fields if one.touched}
 
-    def _ask(self) -> None:
+    def _request_plan(self) -> None:
         typed = self._typed()
-        self._worker.ask("plan", lambda: self.work_out(typed))
+        self._worker.submit("plan", lambda: self.make_plan(typed))
 
-    def work_out(self, typed: dict[str, str]) -> PlannedForm:
+    def make_plan(self, typed: dict[str, str]) -> PlannedForm:
         """Make the plan of typed values. Raises CommandError."""
-        if self._topology is None or time.monotonic() - self._looked > _STALE:
-            self._topology, self._looked = (
+        if self._topology is None or time.monotonic() - self._read_at > _MAX_AGE:
+            self._topology, self._read_at = (
                 self.change_service.read_topology(self.form.parts),
                 time.monotonic(),
             )
@@ -269,93 +269,95 @@ class ChangeScreen(Dialog[ChangeResult | None]):
             plan = Refused((str(error),))
         return PlannedForm(values, filled, requests, plan)
 
-    def _post_result(self, what: Any) -> None:
+    def _post_result(self, result: Any) -> None:
         with suppress(RuntimeError):  # the event loop has ended
-            self.post_message(WorkDone(what))
+            self.post_message(WorkDone(result))
 
     def on_work_done(self, message: WorkDone) -> None:
         """Handle the result of a thread."""
-        match message.what:
-            case PlannedForm() as worked:
-                self._take(worked)
+        match message.result:
+            case PlannedForm() as planned:
+                self._show_planned(planned)
             case ChangeResult() as ended:
-                self._conclude(ended)
+                self._show_outcome(ended)
             case int() as done:
                 self._done = done
                 self._show_plan()
             case Exception() as error:
                 self._fail(error)
 
-    def _take(self, worked: PlannedForm) -> None:
+    def _show_planned(self, planned: PlannedForm) -> None:
         """Show a plan; if the fields have changed, the next one is on its way."""
         if self.phase != "planning":
             return
         for one in self.form.fields:
-            one.options = worked.filled.options.get(one.name, one.options)
-            one.hidden = one.name in worked.filled.hidden
-            one.propose(worked.filled.proposals.get(one.name, ""))
-        self.worked = worked
-        if not self._is_current(worked):
-            self._ask()
+            one.options = planned.filled.options.get(one.name, one.options)
+            one.hidden = one.name in planned.filled.hidden
+            one.propose(planned.filled.proposals.get(one.name, ""))
+        self.planned = planned
+        if not self._is_current(planned):
+            self._request_plan()
         self._show_plan()
         self._show_keys()
 
-    def _is_current(self, worked: PlannedForm) -> bool:
+    def _is_current(self, planned: PlannedForm) -> bool:
         """Return whether the plan is that of the current values."""
-        held = {one.name: one.value for one in self.form.fields if not one.hidden}
-        return held == worked.values
+        shown = {one.name: one.value for one in self.form.fields if not one.hidden}
+        return shown == planned.values
 
     def _show_plan(self) -> None:
         """Show the plan, or why there is none."""
-        if self.worked is None:
+        if self.planned is None:
             return
-        plan = self.worked.plan
+        plan = self.planned.plan
         if isinstance(plan, Refused):
-            self.say(*((reason, "bad") for reason in plan.reasons if not self.form.asks))
-            self.preview.show(lambda width: self._nothing(width, plan) if self.form.asks else [])
+            self.show_notes(*((reason, "bad") for reason in plan.reasons if not self.form.is_question))
+            self.preview.show(lambda width: self._refusal_lines(width, plan) if self.form.is_question else [])
             return
         if self._done == NOT_BEGUN:
-            self.say()
+            self.show_notes()
         self.preview.show(
-            lambda width: change_lines(plan.title, plan.steps, plan.hits, plan.warnings, self._done, width)
+            lambda width: change_lines(
+                plan.title, plan.steps, plan.side_effects, plan.warnings, self._done, width
+            )
         )
         ticks = [place for place, line in enumerate(self.preview.text) if line and line[0][0] == "▶ "]
         if ticks:
             self.preview.reveal(ticks[0])
 
-    def _nothing(self, width: int, refused: Refused) -> list[Line]:
+    def _refusal_lines(self, width: int, refused: Refused) -> list[Line]:
         return [[(part, "bad")] for one in refused.reasons for part in wrapped(safe(one), width)]
 
-    def say(self, *notes: tuple[str, str]) -> None:
+    def show_notes(self, *notes: tuple[str, str]) -> None:
         """Show (text, tone) notes under the fields."""
-        if self._closer and notes and self.phase != "running":
-            self._look_closer(False)
-        self.fields.note(notes)
+        if self._is_zoomed and notes and self.phase != "running":
+            self._zoom_preview(False)
+        self.fields.set_notes(notes)
         self._fit()
 
     # ---- doing it
 
-    def begin(self) -> None:
+    def execute(self) -> None:
         """Do what is shown; where the commands are not in sight, show them first."""
-        worked = self.worked
-        if worked is None or not self._is_current(worked):
-            self.say(("The commands weren't on screen yet: press the key again.", "warn"))
+        planned = self.planned
+        if planned is None or not self._is_current(planned):
+            self.show_notes(("The commands weren't on screen yet: press the key again.", "warn"))
             return
-        if isinstance(worked.plan, Refused) or not worked.plan.steps:
+        if isinstance(planned.plan, Refused) or not planned.plan.steps:
             return
         if not self.preview.shows_commands:
-            if not self.form.asks:
-                self._look_closer(True)
+            if not self.form.is_question:
+                self._zoom_preview(True)
             self.call_after_refresh(self._reveal_commands)
             return
         self.phase, self._done = "running", 0
         self._show_keys()
-        self.say(("Running…", "accent"))
-        plan = worked.plan
+        self.show_notes(("Running…", "accent"))
+        plan = planned.plan
         # Not a daemon: it is completed even if the program ends meanwhile.
-        threading.Thread(target=lambda: self._post_result(self._run(worked, plan)), name="change").start()
+        threading.Thread(target=lambda: self._post_result(self._run(planned, plan)), name="change").start()
 
-    def _run(self, worked: PlannedForm, plan: Plan) -> ChangeResult | Exception:
+    def _run(self, planned: PlannedForm, plan: Plan) -> ChangeResult | Exception:
         count = 0
 
         def progress(operation: Operation) -> None:
@@ -364,7 +366,7 @@ class ChangeScreen(Dialog[ChangeResult | None]):
             count += 1
 
         try:
-            return self.perform(worked.requests, plan, progress)
+            return self.perform(planned.requests, plan, progress)
         except Exception as error:
             return error
 
@@ -374,12 +376,12 @@ class ChangeScreen(Dialog[ChangeResult | None]):
         """Do it; on a thread of its own. Raises CommandError."""
         return self.change_service.change(requests, self.form.parts, plan, progress)
 
-    def _conclude(self, ended: ChangeResult) -> None:
+    def _show_outcome(self, ended: ChangeResult) -> None:
         """Show how it ended."""
         if ended.end == "":
-            self._ask_again(ended)
+            self._show_new_plan(ended)
         elif ended.end == self.success:
-            requests = self.worked.requests if self.worked else ()
+            requests = self.planned.requests if self.planned else ()
             made = [one.name for one in requests if isinstance(one, CreateNetwork | CreateContainer)]
             self.dismiss(replace(ended, made=next(iter(made), "")))
         else:
@@ -390,18 +392,22 @@ class ChangeScreen(Dialog[ChangeResult | None]):
         """The end that was wanted."""
         return "done"
 
-    def _ask_again(self, ended: ChangeResult) -> None:
+    def _show_new_plan(self, ended: ChangeResult) -> None:
         """Show the plan again, as it isn't the one that was agreed to."""
-        assert self.worked is not None
+        assert self.planned is not None
         self.phase, self._done, self._topology = "planning", NOT_BEGUN, None
-        self.worked = PlannedForm(self.worked.values, self.worked.filled, self.worked.requests, ended.plan)
+        self.planned = PlannedForm(
+            self.planned.values, self.planned.filled, self.planned.requests, ended.plan
+        )
         self._show_plan()
         self._show_keys()
         if isinstance(ended.plan, Refused):
-            reasons = () if self.form.asks else ended.plan.reasons
-            self.say(("The host has changed meanwhile.", "warn"), *((reason, "bad") for reason in reasons))
+            reasons = () if self.form.is_question else ended.plan.reasons
+            self.show_notes(
+                ("The host has changed meanwhile.", "warn"), *((reason, "bad") for reason in reasons)
+            )
         else:
-            self.say(("The host has changed meanwhile. The new plan:", "warn"))
+            self.show_notes(("The host has changed meanwhile. The new plan:", "warn"))
 
     def _fail(self, error: Exception) -> None:
         """Show an error of planning or execution."""
@@ -412,12 +418,12 @@ class ChangeScreen(Dialog[ChangeResult | None]):
         if is_running:
             self._end([(message, "bad")])
         else:
-            self.say((message, "bad"))
+            self.show_notes((message, "bad"))
 
     def _end(self, notes: Sequence[tuple[str, str]]) -> None:
         self.phase = "ended"
         self._show_keys()
-        self.say(*notes)
+        self.show_notes(*notes)
 
 
 def _check_choices(form: Form, values: Mapping[str, str], typed: Mapping[str, str]) -> None:

@@ -83,10 +83,10 @@ class UndoScreen(ChangeScreen):
     """The undo of one change, previewed; a yes does it."""
 
     def __init__(self, past: PastChange, change_service: ChangeService) -> None:
-        super().__init__(Form("Undo", "light", lambda values, topology: (), asks=True), change_service)
+        super().__init__(Form("Undo", "light", lambda values, topology: (), is_question=True), change_service)
         self._past = past
 
-    def work_out(self, typed: dict[str, str]) -> PlannedForm:
+    def make_plan(self, typed: dict[str, str]) -> PlannedForm:
         return PlannedForm({}, FormState(), (), undo_plan(self._past))
 
     def perform(
@@ -109,8 +109,8 @@ def undo_plan(past: PastChange) -> Plan | Refused:
         return Refused(
             ("can't undo it: it has no undo, as the kernel doesn't take back a forgotten connection",)
         )
-    if past.under:
-        return Refused((_UNDER, *past.under))
+    if past.dependents:
+        return Refused((_UNDER, *past.dependents))
     return Plan(f"undo: {past.title}", undo_of(past.begun))
 
 
@@ -315,7 +315,7 @@ class ConfirmScreen(Dialog[str]):
         if event.key in ("y", "n") and not self._answered:
             self._answered = True
             self._text.show(lambda width: [[("Running…", "accent")]])
-            work = self._keep if event.key == "y" else self._undo_now
+            work = self._confirm if event.key == "y" else self._undo_now
             threading.Thread(target=lambda: self._end(work), name="keep").start()
 
     def _end(self, work: Callable[[], str]) -> None:
@@ -326,7 +326,7 @@ class ConfirmScreen(Dialog[str]):
         with suppress(RuntimeError):  # the program has ended
             self.app.call_from_thread(self.dismiss, sentence)
 
-    def _keep(self) -> str:
+    def _confirm(self) -> str:
         kept = self._change_service.confirm(self._waiting.entry_id)
         return f"Kept: {self._waiting.title}" if kept else _TOO_LATE
 

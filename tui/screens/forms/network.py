@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 
 from core.model import Container, Link, Ref
-from core.plan import ipam, ours
+from core.plan import ipam, vnet_state
 from core.plan.ports import free_port
 from core.plan.requests import (
     KINDS,
@@ -25,7 +25,15 @@ from core.plan.requests import (
 from core.plan.tags import pair
 from core.topology import Topology
 from tui.command import CommandError
-from tui.screens.forms.attach import able, by_label, free_address, networks_with, our_names, selected, uid_of
+from tui.screens.forms.attach import (
+    able,
+    by_label,
+    free_address,
+    networks_with,
+    selected,
+    uid_of,
+    vnet_networks,
+)
 from tui.screens.forms.change import Form, FormState, Values, form_about, number, words
 from tui.widgets.form import Field
 
@@ -73,7 +81,7 @@ def _fill(topology: Topology, values: Values) -> FormState:
 def _name(topology: Topology) -> str:
     net = topology.snapshot.nets.get(topology.host)
     taken = {network.name for network in topology.networks}
-    taken |= set(ours(topology.snapshot, topology.host).networks)
+    taken |= set(vnet_state(topology.snapshot, topology.host).networks)
     taken |= {link.name.removeprefix("br-") for link in net.links.values()} if net else set()
     return next(name for number in count(1) if (name := f"net{number}") not in taken)
 
@@ -133,7 +141,7 @@ def container_form(ref: Ref | None) -> Form:
 
 
 def _fill_container(topology: Topology, values: Values, ref: Ref | None) -> FormState:
-    networks, containers = our_names(topology), by_label(topology.containers.values())
+    networks, containers = vnet_networks(topology), by_label(topology.containers.values())
     chosen = selected(topology, ref)
     model = values.get("model", "bridged" if chosen.network in networks else "closed")
     network = values.get("network", chosen.network_in(networks))
@@ -175,7 +183,7 @@ def join_form(ref: Ref | None) -> Form:
 
 def _fill_join(topology: Topology, values: Values, ref: Ref | None) -> FormState:
     """Return the form's state; networks that are joined already are listed last."""
-    names, joined = our_names(topology), ours(topology.snapshot, topology.host).joined
+    names, joined = vnet_networks(topology), vnet_state(topology.snapshot, topology.host).joined
     network = values.get("network", selected(topology, ref).network_in(names))
     others = tuple(
         sorted((one for one in names if one != network), key=lambda one: pair(network, one) in joined)
@@ -235,7 +243,7 @@ def _publish_request(values: Values, topology: Topology) -> Publish:
 def delete_form(ref: Ref) -> Form:
     """Return the form that asks whether to delete the selected object."""
     title = "Unpublish" if ref.kind == "nat" else "Delete"
-    return Form(title, "whole", lambda values, topology: (_delete_request(ref, topology),), asks=True)
+    return Form(title, "whole", lambda values, topology: (_delete_request(ref, topology),), is_question=True)
 
 
 def _delete_request(ref: Ref, topology: Topology) -> Request:
@@ -243,7 +251,7 @@ def _delete_request(ref: Ref, topology: Topology) -> Request:
     chosen = selected(topology, ref)
     if ref.kind == "link" and chosen.container and chosen.container.runtime == "docker":
         theirs = set(networks_with(topology, chosen.container)) - set(
-            ours(topology.snapshot, topology.host).networks
+            vnet_state(topology.snapshot, topology.host).networks
         )
         if chosen.network in theirs:
             return Detach(chosen.container.uid, chosen.network)
@@ -252,11 +260,11 @@ def _delete_request(ref: Ref, topology: Topology) -> Request:
 
 def forget_form(request: DeleteFlow) -> Form:
     """Return the form that asks whether to delete a connection from conntrack."""
-    return Form("Delete a connection", "light", lambda values, topology: (request,), asks=True)
+    return Form("Delete a connection", "light", lambda values, topology: (request,), is_question=True)
 
 
 def counting_form(namespaces: tuple[int, ...]) -> Form | None:
     """Return the form for namespaces that don't count, None without any."""
     request = CountTraffic(namespaces)
     title = "Traffic accounting"
-    return Form(title, "light", lambda values, topology: (request,), asks=True) if namespaces else None
+    return Form(title, "light", lambda values, topology: (request,), is_question=True) if namespaces else None

@@ -9,7 +9,7 @@ from core.plan.links import BRIDGE_SETTINGS, PORT_FLAGS
 from core.plan.requests import ChangeBridge, ChangeLink, ChangePort, Request, Tune
 from core.plan.tuning import LARGEST_SIZE, PLAIN_SIZE, USUAL_SIZE, TuningState, tuned
 from core.plan.untracked import states
-from core.text import safe, words_of
+from core.text import parse_tag, safe
 from core.topology import Topology
 from tui.command import CommandError
 from tui.screens.forms.change import Form, FormState, Values, form_about, number
@@ -79,19 +79,19 @@ def _fill(values: Values, links: dict[str, Link], first: LinkKey | None) -> Form
     others = [name for name, one in links.items() if one.kind != "loopback"] or list(links)
     label = next((name for name, one in links.items() if one.key == first), next(iter(others), ""))
     link = links.get(values.get("link", label))
-    held = {"link": label} | (dict(_held(link)) if link else {})
+    held = {"link": label} | (dict(_current_values(link)) if link else {})
     every = {"state", "mtu", "name", "alias", *(f"bridge.{name}" for name in BRIDGE_SETTINGS)}
     every |= {f"port.{name}" for name in PORT_FLAGS}
     return FormState(held, {"link": tuple(links)}, frozenset(every - held.keys()))
 
 
-def _held(link: Link) -> Iterator[tuple[str, str]]:
+def _current_values(link: Link) -> Iterator[tuple[str, str]]:
     """Yield a link's current values, without vnet's tags and the name of lo."""
     yield "state", _UP[link.admin_up]
     yield "mtu", str(link.mtu)
     if link.kind != "loopback":
         yield "name", link.name
-    if words_of(link.alias) is None:
+    if parse_tag(link.alias) is None:
         yield "alias", link.alias
     if link.kind == "bridge":
         for name, (_, _, least, most) in BRIDGE_SETTINGS.items():
@@ -115,7 +115,9 @@ def _requests(values: Values, links: dict[str, Link]) -> Iterator[Request]:
     link = links.get(values["link"])
     if link is None:
         raise CommandError(f'can\'t change "{safe(values["link"])}": there is no link of that name here')
-    changed = {key: values[key] for key, held in _held(link) if key in values and values[key] != held}
+    changed = {
+        key: values[key] for key, held in _current_values(link) if key in values and values[key] != held
+    }
     for key, value in changed.items():
         kind, _, name = key.partition(".")
         if kind == "bridge":
@@ -184,12 +186,12 @@ def _fill_tune(topology: Topology, values: Values, ref: Ref | None) -> FormState
     bridges, meant = _bridges(topology), _bridge_of(topology, ref)
     label = next((name for name, one in bridges.items() if one == meant), next(iter(bridges), ""))
     bridge = bridges.get(values.get("bridge", label))
-    held = _tune_held(tuned(topology, bridge)) if bridge else {}
+    held = _current_tuning(tuned(topology, bridge)) if bridge else {}
     hidden = set() if bridge and states(topology, bridge) else {"no_track_dns"}
     return FormState({"bridge": label} | held, {"bridge": tuple(bridges)}, frozenset(hidden))
 
 
-def _tune_held(now: TuningState) -> dict[str, str]:
+def _current_tuning(now: TuningState) -> dict[str, str]:
     """Return the current values of the fields, "" if links differ."""
     size = "" if now.big_tcp is None else str(now.big_tcp) if now.big_tcp > PLAIN_SIZE else "off"
     return {
@@ -206,7 +208,7 @@ def _request(values: Values, topology: Topology) -> Tune:
     bridge = _bridges(topology).get(values["bridge"])
     if bridge is None:
         raise CommandError(f'can\'t tune "{safe(values["bridge"])}": the host has no bridge of that name')
-    held = _tune_held(tuned(topology, bridge))
+    held = _current_tuning(tuned(topology, bridge))
     changed = {name: values[name] for name, now in held.items() if values.get(name, "") not in ("", now)}
     if not changed:
         raise CommandError("can't tune: nothing differs. Try: change a field")
