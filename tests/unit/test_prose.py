@@ -104,7 +104,7 @@ FRAMED = {
     "BuildError": "core/lab/lab.py LabError",
     "CannotPlan": "core/plan/__init__.py plan_all",
     "CompileError": "tui/cli/fastpath_session.py _start",
-    "CorruptFile": "tui/command.py load_whole",
+    "CorruptFile": "tui/command.py load_with_fast_flows",
     "EngineError": "core/apply/run.py _sentence",
     "Exhausted": "core/plan/__init__.py plan_all",
     "LabError": "core/lab/lab.py LabError",
@@ -115,11 +115,11 @@ FRAMED = {
     "NftError": "core/apply/run.py _sentence",
     "RefusedByEngine": "core/collect/engines.py _malformed",
     "Rejected": "bpf/handlers.py _reload",
-    "TooLarge": "tui/command.py load_whole",
-    "UnpackError": "tui/command.py load_whole",
+    "TooLarge": "tui/command.py load_with_fast_flows",
+    "UnpackError": "tui/command.py load_with_fast_flows",
     "Unreachable": "core/collect/engine_http.py _stopped",
     "WriteError": "core/files.py WriteError",
-    "WrongValue": "tui/command.py load_whole",
+    "WrongValue": "tui/command.py load_with_fast_flows",
     "_Malformed": "core/collect/conntrack.py _ignored_problem",
 }
 _STYLE = re.compile(r"(cannot|can not|unable to|failed to|could not|couldn't)\b", re.IGNORECASE)
