@@ -68,7 +68,7 @@ def test_the_recording_shows_all_models_flows_and_changes(moments: list[Moment])
         "is gone",
         "the MTU of",
         "a rule was added",
-        "switched off",
+        "was set down",
         "is up (was down)",
     ):
         assert words in sentences
