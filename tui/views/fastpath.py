@@ -15,7 +15,7 @@ from tui.views.lists import ListRows
 from tui.views.rows import Cell, Column, Detail, ListView, Row, Section, Tone, ViewContext
 
 COLUMNS = (
-    Column("name", "link / verdict", 25, grow=1),
+    Column("name", "link / verdict", 25),
     Column("state", "", 9),
     Column("packets", "packets", 8, align="right"),
     Column("share", "share", 6, align="right", priority=1),
