@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ def trap(machine: Machine, kind: str, user: int = 1234) -> Iterator[Path]:
     with TemporaryDirectory(prefix="vnet-hostile-") as folder:
         os.chown(folder, user, user)
         Path(folder).chmod(0o755)
+        _copy_fuse(Path(folder, "device"))
         command = machine.words(
             *_SETPRIV, f"--reuid={user}", sys.executable, "-P", hostile.__file__, kind, folder
         )
@@ -32,6 +34,13 @@ def trap(machine: Machine, kind: str, user: int = 1234) -> Iterator[Path]:
                 yield Path(folder)
             finally:
                 process.kill()
-                os.close(
-                    os.open(f"{folder}/fifo", os.O_RDWR)
-                )  # releases a process that waits for it nevertheless
+                # Releases a process that waits for it nevertheless.
+                os.close(os.open(f"{folder}/fifo", os.O_RDWR))
+
+
+def _copy_fuse(path: Path) -> None:
+    """Make a node of /dev/fuse that every user may open; without udev only root may open the original."""
+    device = Path("/dev/fuse")
+    if device.exists():
+        os.mknod(path, stat.S_IFCHR, device.stat().st_rdev)
+        path.chmod(0o666)
