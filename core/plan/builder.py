@@ -272,7 +272,7 @@ class PlanBuilder:
             if found:
                 names = ", ".join(f"{one.runtime}:{safe(one.name)}" for one in found)
                 raise CannotPlan([f'"{safe(text)}" matches several containers. Try: one of {names}'])
-        raise CannotPlan([f'there is no container "{safe(text)}"'])
+        raise CannotPlan([f'there is no container "{safe(text)}". Try: vnet-tui show containers'])
 
     def add_target(self, target: Target) -> None:
         """Add a container that the steps so far create."""

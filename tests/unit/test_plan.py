@@ -194,7 +194,8 @@ def test_refusals(request_: Request, reason: str) -> None:
     ("request_", "sentence"),
     [
         (Attach("web", "shop"), "can't attach web to shop: web is already attached to shop"),
-        (Attach("\x1b[1m", "shop"), 'can\'t attach \\x1b[1m to shop: there is no container "\\x1b[1m"'),
+        (Attach("\x1b[1m", "shop"), 'can\'t attach \\x1b[1m to shop: there is no container "\\x1b[1m". '
+         "Try: vnet-tui show containers"),
         (CreateNetwork(""), 'can\'t create the network "": the network\'s name is empty'),
         (ChangeLink(LinkKey(HOST, 999)), "can't change the link: it no longer exists"),
         (Delete(link_ref(LinkKey(HOST, 999))), "can't delete the link: it no longer exists"),
