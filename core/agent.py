@@ -30,7 +30,7 @@ _MAX_TRIES = 20  # per process of a container
 _MAX_TRIES_CLEARING = 15
 _ENGINES = {"docker": engines.read_docker, "podman": engines.read_podman}
 _SELECT_TIMEOUT = 1.0
-_TASKS = {"rules": "restore vnet's rules", "containers": "attach containers again"}
+_TASKS = {"rules": "restore vnet-tui's rules", "containers": "attach containers again"}
 
 
 class Agent:
@@ -119,7 +119,7 @@ class RuleRestorer:
                 return
             with Executor() as executor:
                 SetRules(text, text).execute(executor)
-        self._log("rules of vnet's own table were missing: restored")
+        self._log("rules of vnet-tui's own table were missing: restored")
 
     def _is_complete(self, text: str) -> bool:
         if text != self._text:

@@ -66,7 +66,7 @@ def unusable(path: Path, error: OSError) -> str:
     elif error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "free some space or "
     return (
-        f"can't write the journal to {path}, so nothing was changed: {error.strerror}. "
+        f"can't open the journal in {path}: {error.strerror}; nothing was changed. "
         f"Try: {remedy}set VNET_STATE to a directory that you can write to"
     )
 

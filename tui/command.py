@@ -81,7 +81,7 @@ def is_recording(path: Path) -> bool:
         return False
 
 
-CHECK_FIRST = "it contains addresses and names: check it before you send it"
+CHECK_FIRST = "it contains addresses and names, so check it before you send it"
 
 
 def free_path(what: str, hostname: str, ending: str) -> Path:

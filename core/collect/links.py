@@ -316,8 +316,7 @@ def _if_supported[Result](read: Callable[[Netlink], Result], sock: Netlink, defa
 
 
 def _problem(namespace: Namespace, error: OSError) -> Problem:
-    name = namespace.names[0] if namespace.names else str(namespace.inode)
-    what = f"can't read the links of namespace {name}"
+    what = "can't read the links of this namespace"
     if isinstance(error, PermissionError):
         why = f"entering it needs CAP_SYS_ADMIN ({error.strerror})"
         return Problem("links", what, why, "run it as root", namespace.inode)

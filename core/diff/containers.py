@@ -188,10 +188,10 @@ def _without_own(
     reports = (("removed", unpublished, "is no longer published"), ("added", published, "is published"))
     for action, names, text in reports:
         for name in sorted(names):
-            log.add(action, namespace_ref(ns), f"port {name} of {log.label(ns)} {text} by vnet")
+            log.add(action, namespace_ref(ns), f"port {name} of {log.label(ns)} {text} by vnet-tui")
     fewer, more = (sum(not _port(rule) for rule in rules) for rules in own)
     if (fewer or more) and not unpublished | published:
-        sentence = f"vnet's own rules in {log.label(ns)} were updated: {more} added, {fewer} removed"
+        sentence = f"vnet-tui's own rules in {log.label(ns)} were updated: {more} added, {fewer} removed"
         log.add("changed", namespace_ref(ns), sentence)
     others = [[rule for rule in rules if rule.table != TABLE] for rules in (removed, added)]
     return others[0], others[1]

@@ -41,7 +41,7 @@ class SetRules(Operation):
         return (replace(self, text=self.before, before=self.text),)
 
     def describe(self) -> str:
-        return f"replace the rules of vnet's own table in {self.place}"
+        return f"replace the rules of vnet-tui's own table in {self.place}"
 
     def affects(self) -> tuple[str, ...]:
         return (f"rules of {self.place}",)

@@ -75,6 +75,8 @@ def plan_all(
 def describe(request: Request, topology: Topology) -> str:
     """Return what a request does: "attach web to shop", safe to print."""
     values = {one.name: _value(getattr(request, one.name), topology) for one in fields(request)}
+    if container := topology.containers.get(values.get("container", "")):
+        values["container"] = safe(container.name)  # forms give "netns:web" for web
     return PHRASES[type(request)].format_map(values)
 
 

@@ -288,7 +288,7 @@ def _has_ended(uid: str, builder: PlanBuilder) -> bool:
 def _member(target: Target, network: str, builder: PlanBuilder) -> VnetMember:
     found = next((member for member in builder.vnet.members if _is_of(member, target, network)), None)
     if found is None:
-        raise CannotPlan([f"vnet hasn't attached {safe(target.name)} to {safe(network)}"])
+        raise CannotPlan([f"vnet-tui hasn't attached {safe(target.name)} to {safe(network)}"])
     return found
 
 

@@ -272,7 +272,8 @@ class PlanBuilder:
             if found:
                 names = ", ".join(f"{one.runtime}:{safe(one.name)}" for one in found)
                 raise CannotPlan([f'"{safe(text)}" matches several containers. Try: one of {names}'])
-        raise CannotPlan([f'there is no container "{safe(text)}". Try: vnet-tui show containers'])
+        named = f'there is no container "{safe(text)}"' if text else "no container is given"
+        raise CannotPlan([f"{named}. Try: vnet-tui show containers"])
 
     def add_target(self, target: Target) -> None:
         """Add a container that the steps so far create."""
@@ -292,8 +293,8 @@ class PlanBuilder:
         if found is None:
             known = ", ".join(map(safe, sorted(self.vnet.networks))) or "none yet"
             exists = any(name in (one.name, one.bridge) for one in self.topology.networks)
-            reason = "wasn't made by vnet" if exists else "doesn't exist"
-            raise CannotPlan([f'the network "{safe(name)}" {reason} (networks of vnet: {known})'])
+            reason = "wasn't made by vnet-tui" if exists else "doesn't exist"
+            raise CannotPlan([f'the network "{safe(name)}" {reason} (networks of vnet-tui: {known})'])
         return found
 
     def add_member(self, member: VnetMember) -> None:

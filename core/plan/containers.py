@@ -111,7 +111,7 @@ def _names(alias: str) -> tuple[str, ...]:
     """Return the names in the tag of a loopback link."""
     values = parse_tag(alias)
     if values is None and alias:
-        raise CannotPlan(["the loopback link of that namespace already has an alias instead of vnet's tag"])
+        raise CannotPlan(["the loopback link of that namespace has an alias of its own, not vnet-tui's tag"])
     return (values or {}).get("name", ())
 
 
@@ -172,8 +172,8 @@ def _describe_processes(space: Namespace) -> str:
     first = f"process {space.pids[0]}{f' ({command})' if command else ''}"
     who = f"{first} and {more} more keep running" if more else f"{first} keeps running"
     return (
-        f"{who} without a network: while one of them runs, an undo restores the name and the links of the "
-        "same namespace; later it creates an empty one"
+        f"{who} without a network. An undo restores the name and the links of this namespace while one of "
+        "its processes runs; after that, it creates an empty namespace"
     )
 
 

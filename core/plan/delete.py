@@ -26,7 +26,7 @@ def plan_delete(request: Delete, builder: PlanBuilder) -> str:
         case Ref("nat", (int(_), str(entry_id))):
             return _unpublish(entry_id, builder)
         case Ref(kind, _):
-            raise CannotPlan([f"vnet doesn't delete objects of the kind {safe(kind)}"])
+            raise CannotPlan([f"vnet-tui doesn't delete objects of the kind {safe(kind)}"])
 
 
 def _delete_link(key: LinkKey, builder: PlanBuilder) -> str:
@@ -57,7 +57,7 @@ def _describe_effects(link: Link, builder: PlanBuilder) -> None:
     This can be containers, published ports and the uplink.
     """
     topology, name = builder.topology, safe(link.name)
-    builder.warn(f"vnet didn't create {name}: the program that did may need it, or create it again")
+    builder.warn(f"vnet-tui didn't create {name}: the program that did may need it, or create it again")
     ends = topology.ports_of(link.key) if link.kind == "bridge" else [link]
     sides = [side for end in ends for side in (end, topology.peer(end)) if side]
     cut = {one.uid: safe(one.name) for side in sides for one in _containers_of(side, builder)}
@@ -143,6 +143,6 @@ def _unpublish(entry_id: str, builder: PlanBuilder) -> str:
     comments = {one.comment for one in rules if one.table == TABLE}
     found = [port for port in builder.vnet.ports if port.comment() in comments]
     if not found:
-        raise CannotPlan(["vnet only removes ports that it published itself"])
+        raise CannotPlan(["vnet-tui only removes ports that it published itself"])
     unpublish(found, builder)
     return f"unpublish {found[0].port_id}"

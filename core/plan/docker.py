@@ -33,7 +33,7 @@ def create_docker_network(request: CreateNetwork, builder: PlanBuilder) -> str:
             "the Docker Engine doesn't answer. Try: systemctl start docker",
         ),
         when(find_docker_network(request.name, builder), f"Docker already has a network {request.name}"),
-        when(request.name in builder.vnet.networks, f"vnet already has a network {request.name}"),
+        when(request.name in builder.vnet.networks, f"vnet-tui already has a network {request.name}"),
         when(unsupported, "Docker only makes NAT and internal networks. Try: the engine vnet"),
         when(request.vlan_filtering, "Docker doesn't make VLAN-aware bridges. Try: the engine vnet"),
         *(validate.subnet(one, builder.prefixes) for one in request.subnets),

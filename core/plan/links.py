@@ -48,6 +48,7 @@ def _link(key: LinkKey, builder: PlanBuilder) -> tuple[Link, NetnsTarget]:
 def plan_change_link(request: ChangeLink, builder: PlanBuilder) -> str:
     link, place = _link(request.key, builder)
     before = len(builder.steps)
+    require(when(request == ChangeLink(request.key), "no setting is given. Try: vnet-tui link set --help"))
     if request.mtu is not None and request.mtu != link.mtu:
         _change_mtu(link, request.mtu, place, builder)
     if request.alias is not None and request.alias != link.alias:
@@ -74,8 +75,8 @@ def _change_mtu(link: Link, mtu: int, place: NetnsTarget, builder: PlanBuilder) 
 def _change_alias(link: Link, alias: str, place: NetnsTarget, builder: PlanBuilder) -> None:
     name = safe(link.name)
     require(
-        when(parse_tag(link.alias) is not None, f"the alias of {name} is a tag that vnet needs"),
-        when(parse_tag(alias) is not None, 'aliases that begin with "vnet:" are reserved for vnet\'s tags'),
+        when(parse_tag(link.alias) is not None, f"the alias of {name} is a tag that vnet-tui needs"),
+        when(parse_tag(alias) is not None, 'aliases that begin with "vnet:" are reserved for vnet-tui'),
         when(len(alias.encode()) > ALIAS_BYTES, f"the alias is longer than {ALIAS_BYTES} bytes"),
         when(any(char in alias for char in "\0\n"), "an alias can't contain a line break"),
     )
@@ -168,7 +169,7 @@ def plan_change_port(request: ChangePort, builder: PlanBuilder) -> str:
 @plan_steps.register
 def plan_change_mtu(request: ChangeMtu, builder: PlanBuilder) -> str:
     network = builder.vnet.networks.get(request.name)
-    require(when(network is None, f"vnet has no network {safe(request.name)}"))
+    require(when(network is None, f"vnet-tui has no network {safe(request.name)}"))
     assert network is not None
     uplink = builder.topology.uplink(builder.topology.host) if network.kind != "internal" else None
     require(validate.mtu(request.mtu, ipv6=any(":" in one for one in network.subnets)))

@@ -89,11 +89,11 @@ def _bridge_name(name: str) -> str:
 
 def _check_name_is_free(name: str, builder: PlanBuilder) -> str:
     engine = next((network.engine for network in _engines_networks(builder) if network.name == name), "")
-    owner = "vnet" if name in builder.vnet.networks else engine
+    owner = "vnet-tui" if name in builder.vnet.networks else engine
     vnet_bridges = {network.bridge for network in builder.before.networks.values()}
     others = [one for one in builder.topology.networks if one.ns == builder.topology.host]
     if not owner and any(name in (one.name, one.bridge) and one.bridge not in vnet_bridges for one in others):
-        return f"there is already a network {name}, which vnet didn't make. Try: another name"
+        return f"there is already a network {name}, which vnet-tui didn't make. Try: another name"
     return f"{owner} already has a network {name}" if owner else ""
 
 
@@ -270,7 +270,7 @@ def _release_others(network: VnetNetwork, bridge: Link, builder: PlanBuilder) ->
     for port in builder.topology.ports_of(bridge.key):
         if port.name not in ports and port.name != network.uplink:
             builder.add_side_effect(
-                f"{safe(port.name)}, which vnet didn't attach, is detached from {network.bridge}"
+                f"{safe(port.name)}, which vnet-tui didn't attach, is detached from {network.bridge}"
             )
             release_port(builder, port, builder.netns_target(port.ns))
 

@@ -198,7 +198,7 @@ def _warn_of_unreachable(
     bridge, first = builder.link(endpoint.bridge), ports[0]
     localnet = bool(bridge and bridge.bridge and bridge.bridge.route_localnet)
     if not localnet and any(map(_uses_loopback, ports)):
-        builder.warn(f"{first.port_id} isn't reachable at 127.0.0.1: vnet didn't create {endpoint.bridge}")
+        builder.warn(f"{first.port_id} isn't reachable at 127.0.0.1: {endpoint.bridge} isn't vnet-tui's")
     unreachable = [] if _has_hairpin(first, target, builder) else [f"{safe(target.name)} itself"]
     if builder.snapshot.host.sysctls.get(BRIDGE_NF_SYSCTL) != "1":
         unreachable.append(f"other containers on {endpoint.bridge}")
@@ -306,7 +306,7 @@ def plan_unpublish(request: Unpublish, builder: PlanBuilder) -> str:
     found = [port for port in builder.vnet.ports if port.port_id == requested]
     if not found:
         known = ", ".join(dict.fromkeys(port.port_id for port in builder.vnet.ports)) or "none"
-        raise CannotPlan([f"vnet doesn't publish {safe(requested)} (published ports: {known})"])
+        raise CannotPlan([f"vnet-tui doesn't publish {safe(requested)} (published ports: {known})"])
     unpublish(found, builder)
     return f"unpublish {requested}"
 
@@ -377,7 +377,7 @@ def port_conflict(port: VnetPort, now: VnetState, topology: Topology) -> str:
         if not redirect.partly:
             return (
                 f"{port.l4_proto} port {_common_ports(redirect.ports, number)} of the host is in use: a rule "
-                f"in {redirect.table} (not vnet's) {redirect.to}. "
+                f"in {redirect.table} (not vnet-tui's) {redirect.to}. "
                 f"Try: another port{_suggestion(port, topology)}"
             )
     for listener in topology.snapshot.host.listening:
@@ -397,7 +397,7 @@ def partial_conflicts(port: VnetPort, topology: Topology) -> Iterator[str]:
         if redirect.partly:
             yield (
                 f"some packets to {port.l4_proto} port {port.host_ports} may not reach {port.port_id}: "
-                f"a rule in {redirect.table} (not vnet's) {redirect.to}"
+                f"a rule in {redirect.table} (not vnet-tui's) {redirect.to}"
             )
 
 

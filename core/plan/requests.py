@@ -274,6 +274,6 @@ PHRASES: dict[type, str] = {
     DeleteFlow: "delete the connection {sentence}",
     CountTraffic: "count the traffic of connections",
     Tune: "tune {key}",
-    Join: "route between {network} and {other}",
-    Separate: "disconnect {network} from {other}",
+    Join: "join {network} and {other}",
+    Separate: "separate {network} from {other}",
 }

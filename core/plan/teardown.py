@@ -82,7 +82,7 @@ def as_operation(route: Route, net: NetState, place: NetnsTarget) -> AddRoute:
     hops = tuple(_hop(hop, net) for hop in route.nexthops)
     if unsupported or not all(hop.link for hop in hops):
         options = f" ({', '.join(unsupported)})" if unsupported else ""
-        reason = f"vnet couldn't add the route to {route.dst}{options} again"
+        reason = f"vnet-tui couldn't add the route to {route.dst}{options} again"
         raise CannotPlan([f"{reason}. Try: delete it first with ip route"])
     several = len(hops) > 1
     return AddRoute(

@@ -55,7 +55,7 @@ class AttachedNamespace:
 
     @property
     def on(self) -> bool:
-        """Return whether vnet's rules replace Docker's.
+        """Return whether vnet-tui's rules replace Docker's.
 
         Docker may have added its own again since.
         """
@@ -111,8 +111,8 @@ def switch_dns_tracking(builder: PlanBuilder, bridge: Link, on: bool, only: tupl
     if on and changed:
         names = ", ".join(one.name for one in changed)
         builder.warn(
-            f"vnet's rules replace Docker's DNS rules in {names} until the container stops or you undo this: "
-            "names are resolved as before"
+            f"vnet-tui's rules replace Docker's DNS rules in {names} until the container stops or you undo "
+            "this: names are resolved as before"
         )
         builder.warn(f"conntrack no longer tracks connections in {names}")
         builder.warn(

@@ -30,7 +30,7 @@ def name(text: str, what: str = "name") -> str:
     if not text:
         return f"the {what} is empty"
     if size > NAME_BYTES:
-        return f"the {what} {_shown(text)} has {size} bytes: the kernel allows {NAME_BYTES}"
+        return f"the {what} {_shown(text)} has {size} bytes (the kernel allows {NAME_BYTES})"
     if text in (".", ".."):
         return f"the {what} can't be {text}: that is a directory"
     if text.startswith("-"):
@@ -154,7 +154,7 @@ def mtu(value: int, ipv6: bool = False) -> str:
     least = LEAST_MTU[6 if ipv6 else 4]
     if least <= value <= MOST_MTU:
         return ""
-    return f"the MTU {value} is out of range: {least} to {MOST_MTU}{' with IPv6' if ipv6 else ''}"
+    return f"the MTU {value} is out of range ({least} to {MOST_MTU}{' with IPv6' if ipv6 else ''})"
 
 
 def mtu_of_path(value: int, link: str, most: int) -> str:
@@ -174,7 +174,7 @@ def ports(text: str) -> str:
         return f"{shown} isn't a port. Try: one such as 8080 or 8000-8010"
     first, last = port_range(text)
     if not 1 <= first <= 65535 or not 1 <= last <= 65535:
-        return f"{shown} is out of range: ports are 1 to 65535"
+        return f"{shown} is out of range (1 to 65535)"
     if last < first:
         return f"{shown} is in reverse order. Try: {last}-{first}"
     if last - first >= _MOST_PORTS:

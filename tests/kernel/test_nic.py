@@ -249,11 +249,11 @@ def test_setting_a_link_down_loses_no_settings(configured: PlanHost) -> None:
     [
         (
             ("ip nexthop add id 5 via 192.0.2.1 dev up0", "ip route add 10.9.0.0/16 nhid 5"),
-            "vnet couldn't add the route to 10.9.0.0/16 (nhid 5) again",
+            "vnet-tui couldn't add the route to 10.9.0.0/16 (nhid 5) again",
         ),
         (
             ("ip route add 10.9.0.0/16 via 192.0.2.1 dev up0 realms 3/4",),
-            "vnet couldn't add the route to 10.9.0.0/16 (realms 3/4) again",
+            "vnet-tui couldn't add the route to 10.9.0.0/16 (realms 3/4) again",
         ),
         (
             ("ip link add mv0 link up0 type macvlan",),

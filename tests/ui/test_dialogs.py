@@ -39,6 +39,7 @@ async def test_the_first_enter_shows_the_commands_if_they_are_hidden(size: tuple
     async with change_dashboard(size) as (person, changes):
         await keys(person, "n")
         assert "ip link add" not in person.text
+        await person.eventually("Enter: show commands")
         await person.press("enter")
         await person.eventually("ip link add")
         assert not changes.done and "Enter or y: apply" in person.text

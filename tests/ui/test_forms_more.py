@@ -70,7 +70,7 @@ async def test_detaching(inside_host: ThrowawayHost) -> None:
         assert (links(inside_host), links(inside_host, "web"), rules(inside_host)) == before
         await keys(person, "D")
         await keys(person, *name)
-        await shows(person, f"can't detach {name}: it wasn't")
+        await shows(person, f"can't detach {name}: neither vnet-tui")
 
 
 async def test_networks_that_vnet_tui_did_not_create_are_refused(inside_host: ThrowawayHost) -> None:
@@ -82,7 +82,7 @@ async def test_networks_that_vnet_tui_did_not_create_are_refused(inside_host: Th
         await keys(person, "a")
         await keys(person, *name)
         await shows(person, "br-own")
-        await shows(person, "not vnet's")
+        await shows(person, "not possible: ")
 
 
 async def test_d_on_an_attached_veth_detaches(inside_host: ThrowawayHost) -> None:
@@ -160,7 +160,7 @@ async def test_rules_of_other_programs_are_not_removed(inside_host: ThrowawayHos
     async with host_dashboard() as person:
         await select(person, "nat", "port:7070")
         await keys(person, "d")
-        reason = "vnet only removes ports that it published itself"
+        reason = "vnet-tui only removes ports that it published itself"
         await dialog_shows(person, f"can't delete the NAT entry tcp 7070 -> 192.0.2.7:70: {reason}")
         await person.press("y")
         assert len(person.app.screen_stack) == 2

@@ -7,7 +7,7 @@ from core.model import namespace_ref
 from tui.screens.dialogs import NOT_BEGUN, change_lines, lines_of
 
 ADVICE = (
-    "vnet doesn't edit other tools' rules; to allow it, run: iptables -I FORWARD 1; iptables -I FORWARD 2"
+    "vnet-tui doesn't edit other tools' rules; to allow it, run: iptables -I FORWARD 1; iptables -I FORWARD 2"
 )
 
 

@@ -264,9 +264,9 @@ def test_a_rewritten_own_table_is_reported_by_its_effect() -> None:
     port = replace(base, rule_id="nft/9", text="dnat", comment="vnet publish tcp/8080 80 netns:web")
     before, after = with_rules(*old), with_rules(*new)
     assert sentences(after, before) == []
-    assert sentences(with_rules(*new, port), before) == ["port tcp/8080 of host is published by vnet"]
+    assert sentences(with_rules(*new, port), before) == ["port tcp/8080 of host is published by vnet-tui"]
     more = with_rules(*new, replace(base, rule_id="nft/99", text="accept"))
-    assert sentences(more, before) == ["vnet's own rules in host were updated: 1 added, 0 removed"]
+    assert sentences(more, before) == ["vnet-tui's own rules in host were updated: 1 added, 0 removed"]
 
 
 def test_the_fast_paths_own_table_is_reported_once() -> None:

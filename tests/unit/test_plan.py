@@ -144,7 +144,7 @@ def test_an_internal_network_forwards_nothing() -> None:
 @pytest.mark.parametrize(
     ("request_", "reason"),
     [
-        (CreateNetwork("shop"), "vnet already has a network shop"),
+        (CreateNetwork("shop"), "vnet-tui already has a network shop"),
         (CreateNetwork("a/b"), '"/"'),
         (CreateNetwork("new", "bogus"), "unknown kind"),
         (CreateNetwork("new", subnets=("10.9.0.0/25",)), "overlaps with network shop"),
@@ -181,7 +181,7 @@ def test_an_internal_network_forwards_nothing() -> None:
         (Publish("web", "80", host_ip="203.0.113.1"), "isn't an address of this host"),
         (Publish("web", "80", host_ip="::1"), "::1"),
         (Publish("bare", "80"), "has no address"),
-        (Unpublish("80"), "vnet doesn't publish tcp/80"),
+        (Unpublish("80"), "vnet-tui doesn't publish tcp/80"),
         (Join("shop", "shop"), "the same network"),
         (Join("shop", "none"), 'network "none" doesn\'t exist'),
     ],
@@ -196,6 +196,8 @@ def test_refusals(request_: Request, reason: str) -> None:
         (Attach("web", "shop"), "can't attach web to shop: web is already attached to shop"),
         (Attach("\x1b[1m", "shop"), 'can\'t attach \\x1b[1m to shop: there is no container "\\x1b[1m". '
          "Try: vnet-tui show containers"),
+        (Attach("", "shop"), 'can\'t attach "" to shop: no container is given. Try: vnet-tui show '
+         "containers"),
         (CreateNetwork(""), 'can\'t create the network "": the network\'s name is empty'),
         (ChangeLink(LinkKey(HOST, 999)), "can't change the link: it no longer exists"),
         (Delete(link_ref(LinkKey(HOST, 999))), "can't delete the link: it no longer exists"),
@@ -204,10 +206,11 @@ def test_refusals(request_: Request, reason: str) -> None:
          "Try: docker rm app"),
         (Delete(namespace_ref(HOST)), "can't delete the namespace host: only named namespaces can be "
          "deleted"),
-        (Delete(nat_ref(HOST, "x")), "can't delete the NAT entry: vnet only removes ports that it published "
-         "itself"),
-        (Delete(Ref("route", (1,))), "can't delete the route: vnet doesn't delete objects of the kind route"),
-        (Join("shop", "shop"), "can't route between shop and shop: they are the same network"),
+        (Delete(nat_ref(HOST, "x")), "can't delete the NAT entry: vnet-tui only removes ports that it "
+         "published itself"),
+        (Delete(Ref("route", (1,))), "can't delete the route: vnet-tui doesn't delete objects of the "
+         "kind route"),
+        (Join("shop", "shop"), "can't join shop and shop: they are the same network"),
     ],
 )  # fmt: skip
 def test_a_refusal_says_what_is_impossible(request_: Request, sentence: str) -> None:
@@ -318,6 +321,15 @@ def test_a_port_that_a_container_has_on_one_family_is_free_on_the_other() -> Non
     assert "tcp/8092 is already published, by api" in refused(Publish("web", "8092", "80"), topology(made))
 
 
+def test_a_refusal_names_the_container_not_its_id() -> None:
+    now = topology(host())
+    uid = next(uid for uid, one in now.containers.items() if one.name == "web")
+    assert uid != "web"
+    assert (
+        describe(Publish(uid, "80"), now) == describe(Publish("web", "80"), now) == "publish port 80 of web"
+    )
+
+
 def redirecting_host(**fields: Any) -> Topology:
     """A host where another program's rule redirects tcp port 8080 to 10.8.0.3."""
     made = host()
@@ -333,7 +345,7 @@ def redirecting_host(**fields: Any) -> Topology:
 
 def test_a_port_that_another_rule_redirects_is_refused() -> None:
     reason = refused(Publish("web", "8080", "80"), redirecting_host())
-    assert "tcp port 8080 of the host is in use: a rule in table ip hostnat (not vnet's)" in reason
+    assert "tcp port 8080 of the host is in use: a rule in table ip hostnat (not vnet-tui's)" in reason
     assert "redirects it to 10.8.0.3:80. Try: another port (8081 is free)" in reason
     assert "port 8080 " in refused(Publish("web", "8000-8100"), redirecting_host())
     assert "port 8070-8080 " in refused(Publish("web", "8000-8080"), redirecting_host(dport="8070-8090"))
@@ -408,8 +420,9 @@ def test_changes_of_links_bridges_and_ports() -> None:
     now = topology(host())
     keys = {one.name: one.key for one in now.snapshot.nets[HOST].links.values()}
     assert "already has these settings" in refused(ChangeLink(keys["eth0"], mtu=1500), now)
-    assert "a tag that vnet needs" in refused(ChangeLink(keys["br-shop"], alias="x"), now)
-    assert "reserved for vnet's tags" in refused(ChangeLink(keys["eth0"], alias="vnet:net=x"), now)
+    assert "no setting is given" in refused(ChangeLink(keys["eth0"]), now)
+    assert "a tag that vnet-tui needs" in refused(ChangeLink(keys["br-shop"], alias="x"), now)
+    assert "reserved for vnet-tui" in refused(ChangeLink(keys["eth0"], alias="vnet:net=x"), now)
     assert "unknown setting" in refused(ChangeBridge(keys["br-shop"], "colour", 1), now)
     assert "200 to 3000" in refused(ChangeBridge(keys["br-shop"], "forward_delay", 1), now)
     assert "isn't a bridge" in refused(ChangeBridge(keys["eth0"], "stp_state", 1), now)
@@ -472,10 +485,10 @@ def test_names_of_other_networks_are_refused() -> None:
     made.bridge("br-store", ["10.77.0.1/24"])
     now = topology(made)
     refused = plan(CreateNetwork("br-store"), now)
-    assert isinstance(refused, Refused) and "vnet didn't make" in refused.reasons[0]
+    assert isinstance(refused, Refused) and "vnet-tui didn't make" in refused.reasons[0]
     assert any("br-store2" in one for one in planned(CreateNetwork("store"), now).warnings)
     unknown = plan(RemoveNetwork("shopp"), now)
-    assert isinstance(unknown, Refused) and "shop" in unknown.reasons[0].partition("networks of vnet")[2]
+    assert isinstance(unknown, Refused) and "shop" in unknown.reasons[0].partition("networks of vnet-tui")[2]
 
 
 def test_deleting_a_foreign_bridge_lists_what_depends_on_it() -> None:
@@ -491,7 +504,7 @@ def test_deleting_a_foreign_bridge_lists_what_depends_on_it() -> None:
     assert any(
         one.startswith("published ports that stop working") and "8080" in one for one in deleting.side_effects
     )
-    assert any("vnet didn't create br-store" in one for one in deleting.warnings)
+    assert any("vnet-tui didn't create br-store" in one for one in deleting.warnings)
 
 
 def test_another_table_drops_in_the_singular() -> None:

@@ -198,7 +198,7 @@ def _invalid_notes(found: Preconditions, strict: bool) -> Iterator[str]:
     elif rules:
         yield (
             f"These rules match on invalid packets, but don't see packets that the fast path forwards: "
-            f"{rules}. --strict (s in the dashboard) pauses it instead."
+            f"{rules}. --strict (s in the dashboard) pauses the fast path instead."
         )
 
 

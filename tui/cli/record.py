@@ -128,7 +128,7 @@ def bundle(path: Path, source: str | None) -> int:
         kept = BundleContents(Topology(snapshot), fast=fast)
     else:
         kept = _read_this_host()
-    _print_progress(f"{save(path, bundle_of(path.name, kept))}: {CHECK_FIRST}\n")
+    _print_progress(f"{save(path, bundle_of(path.name, kept))}; {CHECK_FIRST}\n")
     return 0
 
 

@@ -309,6 +309,6 @@ def _dump(options: argparse.Namespace) -> int:
     if options.file == "-":
         sys.stdout.buffer.write(content)
     else:
-        print(f"{save(Path(options.file), content)}: {CHECK_FIRST}", file=sys.stderr)
+        print(f"{save(Path(options.file), content)}; {CHECK_FIRST}", file=sys.stderr)
     print_problems(Topology(snapshot), TOPICS)
     return 0

@@ -420,10 +420,10 @@ class Dashboard(Layout):
     def action_help(self) -> None:
         from tui.screens.dialogs import help_overlay
 
-        listed = [
-            (str(view.number or ""), f"{view.list.title}  :{view.list.name} :{view.list.aliases[0]}")
-            for view in registry.VIEWS
-        ]
+        listed = []
+        for number, view in ((view.number, view.list) for view in registry.VIEWS):
+            names = dict.fromkeys((view.name, view.aliases[0]))
+            listed.append((str(number or ""), f"{view.title}  {' '.join(f':{name}' for name in names)}"))
         listed.append(("", ":web1  the container, network, link or namespace of that name"))
         self.app.push_screen(help_overlay(self.view, listed, self.key_scopes() | {"change"}))
 

@@ -112,7 +112,7 @@ class RecordController:
         except CommandError as error:
             self._screen.notify(safe(str(error)), severity="error", markup=False, timeout=_NOTICE)
             return
-        words = f"W{words[1:]}. It contains addresses and names: check it before you send it."
+        words = f"W{words[1:]}. It contains addresses and names, so check it before you send it."
         self._screen.notify(words, markup=False, timeout=_NOTICE)
 
     def _bundled(self, path: Path) -> str:

@@ -233,15 +233,15 @@ def _container(values: Values, topology: Topology) -> str:
     return uid_of(values["container"], able(topology))
 
 
-def _leaving(values: Values, topology: Topology) -> str:
-    """Return the uid of the container to detach.
+def _leaving(verb: str, values: Values, topology: Topology) -> str:
+    """Return the uid of the container to detach or move.
 
     Raises CommandError.
     """
     if not values["network"]:
-        who = f"{values['container']}: it wasn't" if values["container"] else "a container: none was"
-        why = f"attached by vnet-tui or Docker ({_describe_networks(topology)})"
-        raise CommandError(f"can't detach {who} {why}. Try: d for other links")
+        who, which = (values["container"], "it") if values["container"] else ("a container", "one")
+        why = f"neither vnet-tui nor Docker attached {which} to a network"
+        raise CommandError(f"can't {verb} {who}: {why}. Try: d for other links")
     return uid_of(values["container"], able(topology))
 
 
@@ -249,10 +249,8 @@ def _describe_networks(topology: Topology) -> str:
     """Explain which networks containers can be attached to, and which not."""
     able_to = [*vnet_networks(topology), *docker_networks(topology)]
     foreign = foreign_networks(topology)
-    words = f"only networks created by vnet-tui or Docker take containers: {', '.join(able_to) or 'none yet'}"
-    if not foreign:
-        return words
-    return f"{words}; {', '.join(foreign)} {'is' if len(foreign) == 1 else 'are'} not vnet's"
+    words = f"possible networks, created by vnet-tui or Docker: {', '.join(able_to) or 'none yet'}"
+    return f"{words}; not possible: {', '.join(foreign)}" if foreign else words
 
 
 def _attach(values: Values, topology: Topology) -> Attach:
@@ -264,11 +262,11 @@ def _attach(values: Values, topology: Topology) -> Attach:
 
 
 def _detach(values: Values, topology: Topology) -> Detach:
-    return Detach(_leaving(values, topology), values["network"])
+    return Detach(_leaving("detach", values, topology), values["network"])
 
 
 def _move(values: Values, topology: Topology) -> Move:
-    container = _leaving(values, topology)
+    container = _leaving("move", values, topology)
     if not values["to"]:
         why = f"there is no other network for it ({_describe_networks(topology)})"
         raise CommandError(f"can't move {values['container']}: {why}. Try: n, which creates one")

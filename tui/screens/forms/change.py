@@ -151,6 +151,7 @@ class ChangeScreen(Dialog[ChangeResult | None]):
 
     def on_resize(self) -> None:
         self._fit()
+        self.call_after_refresh(self._show_keys)
 
     def _fit(self) -> None:
         """Fit the form's height to its fields if the preview lies below it."""
@@ -160,21 +161,26 @@ class ChangeScreen(Dialog[ChangeResult | None]):
         self.fields.styles.height = "1fr" if wide else min(most, self.fields.height_for(width))
 
     def _show_keys(self) -> None:
-        accepts = "Enter: apply · Tab: next · Esc: cancel"
+        does = "show commands" if self._hides_commands() else "apply"
+        accepts = f"Enter: {does} · Tab: next · Esc: cancel"
         if self.planned is None:
             accepts = "reading… · Esc: close"
         elif self.form.is_question and isinstance(self.planned.plan, Refused):
             accepts = "Esc: close"
         elif self.form.is_question:
-            accepts = "y: apply · n: cancel"
+            accepts = f"y: {does} · n: cancel"
         elif self._is_zoomed:
-            accepts = "Enter or y: apply · Esc: back"
+            accepts = f"Enter or y: {does} · Esc: back"
         keys = {
             "planning": f" {accepts} · PgDn PgUp: scroll ",
             "running": " running… ",
             "ended": " Esc: close · PgDn PgUp: scroll ",
         }
         self.query_one("#change-box").border_subtitle = keys[self.phase]
+
+    def _hides_commands(self) -> bool:
+        """Whether there are commands, none of them on screen: the first Enter shows them."""
+        return self.preview.first_command is not None and not self.preview.shows_commands
 
     # ---- keys
 
@@ -185,6 +191,7 @@ class ChangeScreen(Dialog[ChangeResult | None]):
         if event.key in ("pagedown", "pageup"):
             page = max(1, self.preview.page - 1)
             self.preview.scroll_by(page if event.key == "pagedown" else -page)
+            self._show_keys()
         elif self.phase == "ended":
             if event.key in ("escape", "enter", "q"):
                 self.dismiss(None)
@@ -202,6 +209,7 @@ class ChangeScreen(Dialog[ChangeResult | None]):
             self._zoom_preview(False) if self._is_zoomed else self.dismiss(None)
         elif event.key in steps:
             self.preview.scroll_by(steps[event.key])
+            self._show_keys()
 
     def _edit(self, event: events.Key) -> None:
         if event.key == "escape":
@@ -299,6 +307,7 @@ class ChangeScreen(Dialog[ChangeResult | None]):
             self._request_plan()
         self._show_plan()
         self._show_keys()
+        self.call_after_refresh(self._show_keys)
 
     def _is_current(self, planned: PlannedForm) -> bool:
         """Return whether the plan is that of the current values."""
@@ -432,7 +441,7 @@ def _check_choices(form: Form, values: Mapping[str, str], typed: Mapping[str, st
         if one.choices and one.name in values and typed.get(one.name, one.choices[0]) not in one.choices:
             given = f'"{safe(typed[one.name])}"' if typed[one.name] else "an empty value"
             choices = ", ".join(one.choices)
-            raise CommandError(f"can't use {given} as {one.label}: it isn't a choice. Try: {choices}")
+            raise CommandError(f"can't use {given} as {one.label}: unknown choice. Try: {choices}")
 
 
 def _after(ended: ChangeResult) -> tuple[str, str]:

@@ -211,7 +211,7 @@ def _request(values: Values, topology: Topology) -> Tune:
     held = _current_tuning(tuned(topology, bridge))
     changed = {name: values[name] for name, now in held.items() if values.get(name, "") not in ("", now)}
     if not changed:
-        raise CommandError("can't tune: nothing differs. Try: change a field")
+        raise CommandError(f"can't tune {safe(values['bridge'])}: nothing differs. Try: change a field")
     return Tune(
         bridge.key,
         _size(changed["big_tcp"]) if "big_tcp" in changed else None,
