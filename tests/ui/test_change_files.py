@@ -279,7 +279,7 @@ def test_a_guarded_change_is_confirmed_or_undone(machine: Machine) -> None:
     assert machine.run("ping -c1 -W1 192.0.2.1")
     ok(machine, f"undo {whole['change']['id']}")
     assert machine_state(machine) == before
-    assert "no change waits" in refused(machine, "confirm")
+    assert "no change is waiting" in refused(machine, "confirm")
     done = machine.vnet("network", "create", "lan", "--kind", "nic-bridged", "--uplink", "up0")
     assert "vnet-tui confirm" in done.stderr
     assert ok(machine, "confirm") == "kept\n"
@@ -296,7 +296,7 @@ def test_an_undone_change_is_not_waiting_while_its_guard_ends(machine: Machine) 
     machine.run(f"kill -STOP {guard}")
     try:
         ok(machine, f"undo {first.partition('-')[0]}")
-        assert "no change waits" in refused(machine, "confirm")
+        assert "no change is waiting" in refused(machine, "confirm")
         read_json(machine, "network create lan --kind nic-bridged --uplink up0")
         assert ok(machine, "confirm") == "kept\n"
     finally:

@@ -33,7 +33,7 @@ def print_dry_run(plan: Plan, as_json: bool) -> None:
         return
     print_notes(plan)
     if not plan.steps:
-        print("vnet-tui: nothing to do: nothing differs", file=sys.stderr)
+        print("vnet-tui: nothing to do", file=sys.stderr)
     for step in plan.steps:
         print(printable(step.command()))
 
@@ -68,7 +68,7 @@ def print_outcome(plan: Plan, outcome: Outcome | None, as_json: bool) -> int:
     if as_json:
         print_json(document(plan, outcome))
     elif outcome is None:
-        print("nothing to do: nothing differs")
+        print("nothing to do")
     elif outcome.done and is_final(plan.steps):
         print("done; this can't be undone")
     elif outcome.done:
@@ -203,7 +203,7 @@ def confirm(options: argparse.Namespace) -> int:
     entry = journal.id_of(options.entry) or (waiting[0] if len(waiting) == 1 else "")
     if not entry:
         several = f"several wait: {', '.join(waiting)}. Try: vnet-tui confirm ID"
-        reason = several if waiting else "no change waits to be confirmed"
+        reason = several if waiting else "no change is waiting for confirmation"
         raise CommandError(f"can't confirm a change: {reason}")
     return _confirm(entry, options.json)
 
