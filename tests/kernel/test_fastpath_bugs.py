@@ -119,11 +119,19 @@ def test_a_port_is_reused_while_the_old_connection_expires(lab: FastLab, family:
 
 
 def test_two_containers_use_the_same_source_port(lab: FastLab) -> None:
-    """Both use one source port to one destination: no port is used twice."""
-    if lab.fast is not None:
-        lab.fast.ask("capture", address=V4["b"])
+    """Three use one source port to one destination: no port is used twice."""
+    if lab.fast is None:
+        _use_the_same_source_port(lab)
+        return
+    lab.fast.ask("capture", address=V4["b"])
+    try:
+        _use_the_same_source_port(lab)
+    finally:
+        lab.fast.ask("release", address=V4["b"])
+
+
+def _use_the_same_source_port(lab: FastLab) -> None:
     seen = []
-    exchange = partial(datagram, again=lab.fast is None)
     with lab.socket("far", socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("", 7200))
         server.settimeout(PATIENCE)
@@ -133,6 +141,8 @@ def test_two_containers_use_the_same_source_port(lab: FastLab) -> None:
             client.settimeout(PATIENCE)
         before = lab.counted("v-a"), lab.counted("v-b")
         for turn in range(20):
+            # The kernel forwards both first datagrams of a connection, with and without the fast path.
+            exchange = partial(datagram, again=lab.fast is None or turn == 0)
             for place, client in enumerate(clients):
                 text = b"%d %d" % (place, turn)
                 data, source = exchange(server, partial(client.sendto, text, (V4["far"], 7200)))
@@ -142,8 +152,6 @@ def test_two_containers_use_the_same_source_port(lab: FastLab) -> None:
             client.close()
     assert len(set(seen)) == 3 and len({source for _, source in seen}) == 3
     assert lab.took_fast("v-a", since=before[0]) and lab.counted("v-b") == before[1]
-    if lab.fast is not None:
-        lab.fast.ask("release", address=V4["b"])
 
 
 def _transfer(here: socket.socket, there: socket.socket, size: int) -> bool:

@@ -314,7 +314,7 @@ def test_a_dump_of_a_dump(dump: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.vnet"
     first, second = (run("--from", str(dump), "dump", str(copy)).stderr for _ in range(2))
     assert first.startswith(f"wrote {copy}, ") and "in place of the file" not in first
-    assert f", in place of the file that was there: {CHECK_FIRST}\n" in second
+    assert f", in place of the file that was there; {CHECK_FIRST}\n" in second
     assert copy.stat().st_mode & 0o777 == 0o600
     assert to_json(unpack(copy.read_bytes())) == to_json(small_host())
     assert [path.name for path in tmp_path.iterdir()] == ["copy.vnet"]
