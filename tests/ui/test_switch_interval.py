@@ -14,6 +14,7 @@ import pytest
 from tests.ui.driver import dashboard
 
 _CALLS = 20  # system calls of a redraw
+_ATTEMPTS = 10
 _DEFAULT_INTERVAL = 0.005  # seconds: Python's default
 
 
@@ -63,4 +64,6 @@ async def test_the_event_loop_resumes_quickly_after_system_calls() -> None:
     sys.setswitchinterval(_DEFAULT_INTERVAL)
     async with dashboard():
         interval = sys.getswitchinterval()
-    assert seconds_of_calls(interval) < seconds_of_calls(_DEFAULT_INTERVAL) / 2
+    assert interval < _DEFAULT_INTERVAL / 2
+    # On a busy machine the kernel may not run the computing thread at all during a measurement.
+    assert any(seconds_of_calls(interval) < seconds_of_calls(_DEFAULT_INTERVAL) / 2 for _ in range(_ATTEMPTS))
