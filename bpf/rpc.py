@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bpf.runfile import netns_inode, socket_path
+from core.text import failure_sentence
 
 _MAX_REQUEST = 1 << 20
 TIMEOUT = 20.0  # seconds: on a slow machine a daemon that reads rules answers late
@@ -74,8 +75,7 @@ def refusal(what: str, why: str | Exception, remedy: str = "") -> Answer:
 def refusal_text(answer: Answer) -> str:
     """Return a refusal as a sentence: "can't VERB OBJECT: REASON. Try: COMMAND"."""
     what = answer.get("what") or "can't execute the request"
-    why, remedy = answer.get("why"), answer.get("try")
-    return f"{what}{f': {why}' if why else ''}{f'. Try: {remedy}' if remedy else ''}"
+    return failure_sentence(what, answer.get("why") or "", answer.get("try") or "")
 
 
 def ask(request: dict[str, Any], inode: int | None = None, timeout: float = TIMEOUT) -> Answer:

@@ -49,6 +49,15 @@ def safe(text: str) -> str:
     return _UNSAFE.sub(_escaped, text)
 
 
+def failure_sentence(what: str, why: str, remedy: str) -> str:
+    """Return "WHAT: WHY. Try: REMEDY" without the empty parts.
+
+    `what` is "can't VERB OBJECT".
+    """
+    reason = f"{what}: {why}" if why else what
+    return f"{reason}. Try: {remedy}" if remedy else reason
+
+
 def quoted(word: str) -> str:
     r"""Quote text as one word for a shell, on one line and safe to print.
 

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from core.lab.blueprint import READY, LabSettings
+from core.text import failure_sentence
 from core.tools import ENGINES, python_environment
 
 _STATE = "/run/vnet-tui"  # in the lab's own /run, so removed with the lab
@@ -29,7 +30,7 @@ class LabError(Exception):
 
     def __init__(self, reason: str, try_: str = "") -> None:
         self.reason, self.try_ = reason, try_
-        super().__init__(f"can't build the demo lab: {reason}" + (f". Try: {try_}" if try_ else ""))
+        super().__init__(failure_sentence("can't build the demo lab", reason, try_))
 
 
 class Lab:

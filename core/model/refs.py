@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from core.text import failure_sentence
+
 
 class LinkKey(NamedTuple):
     """A link's key: the inode of its network namespace, and its ifindex there."""
@@ -87,8 +89,7 @@ class Problem:
     @property
     def sentence(self) -> str:
         """Return "WHAT: WHY. Try: TRY_" without the empty parts."""
-        reason = f"{self.what}: {self.why}" if self.why else self.what
-        return f"{reason}. Try: {self.try_}" if self.try_ else reason
+        return failure_sentence(self.what, self.why, self.try_)
 
 
 Severity = Literal["bad", "warn"]

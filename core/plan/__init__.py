@@ -74,10 +74,12 @@ def plan_all(
 
 def describe(request: Request, topology: Topology) -> str:
     """Return what a request does: "attach web to shop", safe to print."""
-    values = {one.name: _value(getattr(request, one.name), topology) for one in fields(request)}
+    values = {one.name: getattr(request, one.name) for one in fields(request)}
     if container := topology.containers.get(values.get("container", "")):
-        values["container"] = safe(container.name)  # forms give "netns:web" for web
-    return PHRASES[type(request)].format_map(values)
+        values["container"] = container.name  # forms give "netns:web" for web
+    return PHRASES[type(request)].format_map(
+        {name: _value(value, topology) for name, value in values.items()}
+    )
 
 
 def _value(value: object, topology: Topology) -> str:

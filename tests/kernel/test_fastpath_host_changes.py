@@ -19,10 +19,8 @@ from bpf.attachments import Attachments
 from core.netlink.netns import entered
 from tests.support.fastpath import (
     FastPath,
-    Guard,
     Talk,
     attached,
-    leftovers,
     map_count,
     two_containers_and_an_uplink,
 )
@@ -35,26 +33,12 @@ _PASS = bytes.fromhex("b7000000000000009500000000000000")  # r0 = 0; exit
 _DROP = bytes.fromhex("b7000000020000009500000000000000")  # r0 = TC_ACT_SHOT; exit
 
 
-@pytest.fixture
-def bridge_host(host: ThrowawayHost) -> Iterator[ThrowawayHost]:
-    two_containers_and_an_uplink(host)
-    with Guard(host, "world", "eth0"):
-        yield host
-        assert eventually(lambda: not leftovers(host)), leftovers(host)
-
-
-def _is_fast(fast: FastPath, talk: Talk, port: str = "v-a") -> bool:
-    before = fast.count("FAST", port)
-    talk.say(10)
-    return fast.count("FAST", port) >= before + 10
-
-
 def test_a_container_is_accelerated_from_its_first_flow(bridge_host: ThrowawayHost) -> None:
     with FastPath(bridge_host, "br0") as fast:
         bridge_host.container("late", "br0", "10.9.0.9/24", "10.9.0.1")
         assert eventually(lambda: "v-late" in attached(bridge_host))
         with Talk(bridge_host, "late", "b", "10.9.0.3") as talk:
-            assert eventually(lambda: _is_fast(fast, talk, "v-late"))
+            assert eventually(lambda: fast.forwards(talk, "v-late"))
         subprocess.run(["ip", "netns", "del", bridge_host.full("late")], check=True)
         assert eventually(lambda: "v-late" not in [row["name"] for row in fast.status()["ports"]])
         assert attached(bridge_host) == {"v-a", "v-b", "up0"}
@@ -80,7 +64,7 @@ def test_many_containers_start_and_end_under_load(bridge_host: ThrowawayHost) ->
         finally:
             _batch(f"netns del {name}" for name in names.values())
         assert eventually(lambda: attached(bridge_host) == {"v-a", "v-b", "up0"})
-        assert eventually(lambda: _is_fast(fast, talk))
+        assert eventually(lambda: fast.forwards(talk))
 
 
 @contextmanager
@@ -122,17 +106,17 @@ def test_addresses_and_macs_inside_containers_are_followed(bridge_host: Throwawa
         bridge_host.run("ip route replace default via 10.9.0.1", inside="a")
         with Talk(bridge_host, "a", "b", "10.9.0.3", 7001) as talk:
             assert talk.seen_from[0] == "10.9.0.77"
-            assert eventually(lambda: _is_fast(fast, talk))
+            assert eventually(lambda: fast.forwards(talk))
             bridge_host.run("ip link set eth0 address 02:00:00:00:00:77", inside="a")
             bridge_host.run("ip neigh flush all", inside="b")
-            assert eventually(lambda: _is_fast(fast, talk))
+            assert eventually(lambda: fast.forwards(talk))
 
 
 def test_a_spoofed_source_is_not_accelerated(bridge_host: ThrowawayHost) -> None:
     """a sends from b's address by a raw socket, from its own link."""
     with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "b", "world", "192.0.2.2", udp=True) as talk:
         talk.say(3)
-        assert eventually(lambda: _is_fast(fast, talk, "v-b"))
+        assert eventually(lambda: fast.forwards(talk, "v-b"))
         local = talk.client.getsockname()
         script = (
             "from scapy.all import IP, UDP, Ether, sendp; import sys\n"
@@ -159,7 +143,7 @@ def test_an_uplink_goes_down_and_up(bridge_host: ThrowawayHost) -> None:
         bridge_host.run("ip link set up0 up")
         assert eventually(lambda: "up0" in attached(bridge_host))
         with Talk(bridge_host, "a", "world", "192.0.2.2") as talk:
-            assert eventually(lambda: _is_fast(fast, talk))
+            assert eventually(lambda: fast.forwards(talk))
 
 
 def test_programs_and_filters_of_other_tools_stay(bridge_host: ThrowawayHost) -> None:
@@ -197,7 +181,7 @@ def test_no_other_program_is_bypassed(bridge_host: ThrowawayHost, link: str, whe
     with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "world", "192.0.2.2", udp=True) as talk:
         try:
             talk.say(3)
-            assert eventually(lambda: _is_fast(fast, talk))
+            assert eventually(lambda: fast.forwards(talk))
             with entered(f"/run/netns/{bridge_host.name}"):
                 held = syscall.attach_tcx(dropping, ifindex, where)
             talk.client.settimeout(0.3)
@@ -277,11 +261,11 @@ def test_a_kernel_without_tcx(bridge_host: ThrowawayHost, tmp_path: Path) -> Non
         FastPath(bridge_host, "br0", run=["-c", supervisor]) as fast,
     ):
         out.say(3)
-        assert eventually(lambda: _is_fast(fast, out)) and eventually(lambda: _is_fast(fast, out, "up0"))
+        assert eventually(lambda: fast.forwards(out)) and eventually(lambda: fast.forwards(out, "up0"))
         assert _at_clsact(bridge_host) == {"v-a", "v-b", "up0"}
         assert fast.ask("reload")["ok"]
         out.say(20)
-        assert eventually(lambda: _is_fast(fast, out))
+        assert eventually(lambda: fast.forwards(out))
         bridge_host.run("ip link del v-b")
         assert eventually(lambda: "v-b" not in [row["name"] for row in fast.status()["ports"]])
         counters = syscall.map_by_id(fast.ask("maps")["maps"]["counters"])
@@ -293,7 +277,7 @@ def test_a_kernel_without_tcx(bridge_host: ThrowawayHost, tmp_path: Path) -> Non
             os.close(counters)
         assert _at_clsact(bridge_host) == {"v-a", "up0"}
         with FastPath(bridge_host, "br0") as again:
-            assert eventually(lambda: _is_fast(again, out))
+            assert eventually(lambda: again.forwards(out))
             assert not _at_clsact(bridge_host)
         out.say(20)
         assert not _at_clsact(bridge_host)
@@ -370,19 +354,19 @@ def test_a_single_next_hop_object_is_a_plain_route(bridge_host: ThrowawayHost) -
         bridge_host.run("ip nexthop add id 7 via 192.0.2.2 dev up0")
         bridge_host.run("ip nexthop add id 8 group 7")
         bridge_host.run("ip route replace 203.0.113.0/24 nhid 7")
-        assert eventually(lambda: _is_fast(fast, talk))
+        assert eventually(lambda: fast.forwards(talk))
         bridge_host.run("ip route replace 203.0.113.0/24 nhid 8")
         before = fast.count("MULTIPATH", "v-a")
         assert eventually(lambda: talk.say() or fast.count("MULTIPATH", "v-a") > before)
         bridge_host.run("ip route replace 203.0.113.0/24 nhid 7")
-        assert eventually(lambda: _is_fast(fast, talk))
+        assert eventually(lambda: fast.forwards(talk))
 
 
 def test_packets_for_a_static_forwarding_entry_go_to_its_port(bridge_host: ThrowawayHost) -> None:
     """With a static forwarding table entry the container gets nothing."""
     mac = bridge_host.json("ip -j link show eth0", inside="b")[0]["address"]
     with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "b", "10.9.0.3", udp=True) as talk:
-        assert eventually(lambda: _is_fast(fast, talk))
+        assert eventually(lambda: fast.forwards(talk))
         bridge_host.run(f"bridge fdb replace {mac} dev v-a master static sticky")
         talk.client.settimeout(0.3)
         talk.server.settimeout(0.3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,33 +12,16 @@ import pytest
 from bpf import syscall
 from tests.support.fastpath import (
     FastPath,
-    Guard,
     Talk,
     attached,
     leftovers,
     map_count,
     marked,
-    two_containers_and_an_uplink,
 )
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def bridge_host(host: ThrowawayHost) -> Iterator[ThrowawayHost]:
-    two_containers_and_an_uplink(host)
-    with Guard(host, "world", "eth0"):
-        yield host
-        assert eventually(lambda: not leftovers(host)), leftovers(host)
-
-
-def is_fast(fast: FastPath, talk: Talk, port: str = "v-a") -> bool:
-    """Return whether packets at that port are forwarded by the fast path now."""
-    before = fast.count("FAST", port)
-    talk.say(10)
-    return fast.count("FAST", port) >= before + 10
 
 
 def test_switched_and_translated_traffic_is_forwarded_and_all_is_restored(
@@ -53,8 +35,8 @@ def test_switched_and_translated_traffic_is_forwarded_and_all_is_restored(
             Talk(bridge_host, "a", "world", "192.0.2.2") as out,
         ):
             assert out.seen_from[0] == "192.0.2.1"
-            assert eventually(lambda: is_fast(fast, inside)) and eventually(lambda: is_fast(fast, out))
-            assert eventually(lambda: is_fast(fast, out, "up0"))
+            assert eventually(lambda: fast.forwards(inside)) and eventually(lambda: fast.forwards(out))
+            assert eventually(lambda: fast.forwards(out, "up0"))
             assert len(marked(bridge_host)) == 2
             fast.ask("off")
             assert fast.supervisor.wait(PATIENCE) == 0
@@ -69,7 +51,7 @@ def test_the_previous_state_is_restored(bridge_host: ThrowawayHost) -> None:
         out.say(3)
         before = _state_of(bridge_host)
         with FastPath(bridge_host, "br0") as fast:
-            assert eventually(lambda: is_fast(fast, out))
+            assert eventually(lambda: fast.forwards(out))
             during = _state_of(bridge_host)
             assert all(during[what] != before[what] for what in ("rules", "tc"))
             assert during["sysctls"] == before["sysctls"]
@@ -97,7 +79,7 @@ def test_ipv6_is_forwarded_and_translated(bridge_host: ThrowawayHost, udp: bool)
         Talk(bridge_host, "a", "world", "2001:db8::2", udp=udp, family=socket.AF_INET6) as out,
     ):
         out.say(3)
-        assert eventually(lambda: is_fast(fast, out))
+        assert eventually(lambda: fast.forwards(out))
         assert out.seen_from[0] == "2001:db8::1"
 
 
@@ -112,7 +94,7 @@ def test_killed_processes_leave_nothing_and_connections_continue(
         with FastPath(bridge_host, "br0") as fast:
             inside.say(100)
             out.say(100)
-            assert eventually(lambda: is_fast(fast, out))
+            assert eventually(lambda: fast.forwards(out))
             fast.kill(*whom)
             fast.supervisor.wait(PATIENCE)
             out.say(50)
@@ -151,26 +133,26 @@ def test_the_daemon_ends_with_the_process_that_it_is_tied_to(bridge_host: Throwa
 
 def test_the_lease_of_a_stopped_daemon_expires(bridge_host: ThrowawayHost) -> None:
     with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "b", "10.9.0.3") as talk:
-        assert eventually(lambda: is_fast(fast, talk))
+        assert eventually(lambda: fast.forwards(talk))
         counters = syscall.map_by_id(fast.ask("maps")["maps"]["counters"])
         fast.kill("daemon", number=signal.SIGSTOP)
         leased = eventually(lambda: talk.say(20) or map_count(counters, "LEASE"))
         os.close(counters)
         fast.kill("daemon", number=signal.SIGCONT)
         assert leased
-        assert eventually(lambda: is_fast(fast, talk))
+        assert eventually(lambda: fast.forwards(talk))
 
 
 def test_a_program_is_replaced_without_loss(bridge_host: ThrowawayHost) -> None:
     with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "world", "192.0.2.2", udp=True) as talk:
         talk.say(3)
-        assert eventually(lambda: is_fast(fast, talk))
+        assert eventually(lambda: fast.forwards(talk))
         before = fast.status()["program"]
         for _ in range(5):
             assert fast.ask("reload")["ok"]
             talk.say(20)
         assert fast.status()["program"] != before
-        assert eventually(lambda: is_fast(fast, talk))
+        assert eventually(lambda: fast.forwards(talk))
 
 
 def test_the_cost_is_measured_only_on_request(bridge_host: ThrowawayHost) -> None:
@@ -180,18 +162,18 @@ def test_the_cost_is_measured_only_on_request(bridge_host: ThrowawayHost) -> Non
         assert fast.status(measure=True)["ns_per_packet"] is None, "of the first packets, which take longest"
         talk.say(100)
         assert fast.status(measure=True)["ns_per_packet"] > 0
-        assert eventually(lambda: is_fast(fast, talk))
+        assert eventually(lambda: fast.forwards(talk))
         assert fast.status(flows=True)["flows"] >= 2
         assert "ns_per_packet" not in fast.status()
 
 
 def test_captured_packets_are_left_to_the_kernel(bridge_host: ThrowawayHost) -> None:
     with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "b", "10.9.0.3") as talk:
-        assert eventually(lambda: is_fast(fast, talk))
+        assert eventually(lambda: fast.forwards(talk))
         assert fast.ask("capture", address="10.9.0.3")["captured"] == ["10.9.0.3"]
         before = fast.count("FAST")
         talk.say(10)
         assert fast.count("FAST") == before and fast.count("CAPTURED") >= 10
         assert not fast.ask("capture", address="nonsense")["ok"]
         assert fast.ask("release", address="10.9.0.3")["captured"] == []
-        assert eventually(lambda: is_fast(fast, talk))
+        assert eventually(lambda: fast.forwards(talk))

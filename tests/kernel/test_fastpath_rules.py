@@ -39,14 +39,8 @@ def fast(bridge_host: ThrowawayHost) -> Iterator[FastPath]:
 @pytest.fixture
 def out(bridge_host: ThrowawayHost, fast: FastPath) -> Iterator[Talk]:
     with Talk(bridge_host, "a", "world", "192.0.2.2") as talk:
-        assert eventually(lambda: _is_fast(fast, talk))
+        assert eventually(lambda: fast.forwards(talk))
         yield talk
-
-
-def _is_fast(fast: FastPath, talk: Talk) -> bool:
-    before = fast.count("FAST", "v-a")
-    talk.say(10)
-    return fast.count("FAST", "v-a") >= before + 10
 
 
 def _generation(fast: FastPath) -> int:
@@ -94,7 +88,7 @@ def test_rules_unrelated_to_a_flow_lose_no_packet(
     for number in range(1, 6):
         bridge_host.run(f"nft add rule inet own forward ip saddr 198.51.100.{number} drop")
         out.say(20)
-    assert eventually(lambda: _is_fast(fast, out))
+    assert eventually(lambda: fast.forwards(out))
 
 
 ELSEWHERE = (
@@ -116,7 +110,7 @@ def test_rules_that_no_accelerated_packet_reaches_do_not_pause(
 ) -> None:
     for rule in ELSEWHERE:
         bridge_host.run(rule)
-    assert eventually(lambda: _is_fast(fast, out))
+    assert eventually(lambda: fast.forwards(out))
     assert fast.status()["reasons"] == []
     bridge_host.run("iptables-legacy -F FORWARD")
     bridge_host.run("ip link set up0 down")
@@ -132,7 +126,7 @@ def test_changed_elements_of_other_sets_do_not_pause(
     bridge_host.run(["nft", "add set inet own seen { type ipv4_addr; }"])
     bridge_host.run(["nft", "add set inet own blocked { type ipv4_addr; }"])
     bridge_host.run("nft add rule inet own forward ip saddr @blocked drop")
-    assert eventually(lambda: _is_fast(fast, out))
+    assert eventually(lambda: fast.forwards(out))
     for name in ("seen", "blocked"):
         before, paused = fast.count("FAST"), fast.count("PAUSED")
         for number in range(1, 100):
@@ -172,7 +166,7 @@ def test_constantly_changing_elements_do_not_pause_it_with_many_rules(
     bridge_host.run("nft add rule inet own forward ip saddr @blocked drop")
     bridge_host.run("nft add rule inet own forward ip saddr vmap @verdicts")
     _write_many(bridge_host)
-    assert eventually(lambda: _is_fast(fast, out))
+    assert eventually(lambda: fast.forwards(out))
     lines = [each.format("198.18.0.9") for each in ELEMENTS[kind]]
     before, paused = fast.count("FAST", "v-a"), fast.count("PAUSED")
     said = 0
@@ -193,7 +187,7 @@ def test_it_forwards_between_changes_of_a_few_of_many_rules(
     bridge_host.run("nft add chain inet own few")
     bridge_host.run("nft add rule inet own forward jump few")
     _write_many(bridge_host)
-    assert eventually(lambda: _is_fast(fast, out))
+    assert eventually(lambda: fast.forwards(out))
     lines = ("add rule inet own few ip saddr 198.18.0.9 drop", "flush chain inet own few")
     before = fast.count("FAST", "v-a")
     with Repeated(bridge_host, "host", lines, 10, NFT) as going_on:
@@ -209,9 +203,9 @@ def test_with_very_many_rules_it_resumes_after_a_change(
 ) -> None:
     """Reading them takes longer than the lease."""
     _write_many(bridge_host)
-    assert eventually(lambda: _is_fast(fast, out))
+    assert eventually(lambda: fast.forwards(out))
     bridge_host.run("nft add rule inet own forward ip saddr 198.51.100.1 drop")
-    assert eventually(lambda: _is_fast(fast, out))
+    assert eventually(lambda: fast.forwards(out))
 
 
 def test_strict_pauses_on_rules_about_invalid_packets(
@@ -219,7 +213,7 @@ def test_strict_pauses_on_rules_about_invalid_packets(
 ) -> None:
     bridge_host.run("nft add rule inet own forward ct state established,related accept")
     bridge_host.run("nft add rule inet own forward ct state invalid drop")
-    assert eventually(lambda: _is_fast(fast, out))
+    assert eventually(lambda: fast.forwards(out))
     fast.ask("targets", targets=["br0"], strict=True)
     assert eventually(lambda: fast.is_on("paused"))
     (reason,) = fast.status()["reasons"]
@@ -228,11 +222,11 @@ def test_strict_pauses_on_rules_about_invalid_packets(
     out.say(10)
     assert fast.count("FAST") == before
     bridge_host.run("nft flush chain inet own forward")
-    assert eventually(lambda: _is_fast(fast, out)) and fast.status()["strict"]
+    assert eventually(lambda: fast.forwards(out)) and fast.status()["strict"]
     bridge_host.run("nft add rule inet own forward ct state invalid drop")
     assert eventually(lambda: fast.is_on("paused"))
     fast.ask("targets", targets=["br0"], strict=False)
-    assert eventually(lambda: _is_fast(fast, out))
+    assert eventually(lambda: fast.forwards(out))
 
 
 def test_a_rule_that_matches_single_packets_pauses_it_and_is_named(
@@ -246,14 +240,14 @@ def test_a_rule_that_matches_single_packets_pauses_it_and_is_named(
     out.say(10)
     assert fast.count("FAST") == before and fast.count("PAUSED") >= 10
     bridge_host.run("nft flush chain inet own forward")
-    assert eventually(lambda: _is_fast(fast, out))
+    assert eventually(lambda: fast.forwards(out))
 
 
 def test_an_icmp_error_of_a_connection_does_not_admit_its_data(
     bridge_host: ThrowawayHost, fast: FastPath
 ) -> None:
     with Talk(bridge_host, "a", "world", "192.0.2.2", udp=True) as talk:
-        assert eventually(lambda: _is_fast(fast, talk))
+        assert eventually(lambda: fast.forwards(talk))
         before = _generation(fast)
         bridge_host.run("nft insert rule inet own forward iifname up0 meta l4proto udp drop")
         assert eventually(lambda: _generation(fast) not in (0, before))
@@ -290,14 +284,14 @@ def test_other_programs_bits_of_the_mark_are_restored(
     out.say(5)
     bridge_host.run("nft flush chain inet own forward")
     bridge_host.run("nft add rule inet own forward ct mark and 0xff == 7 drop")
-    assert eventually(lambda: _is_fast(fast, out))
+    assert eventually(lambda: fast.forwards(out))
 
 
 def test_without_rules_between_ports_frames_are_forwarded_by_mac(bridge_host: ThrowawayHost) -> None:
     """With br_netfilter off conntrack doesn't see them; a bridge rule ends that."""
     bridge_host.run("sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0")
     with FastPath(bridge_host, "br0") as fast, Talk(bridge_host, "a", "b", "10.9.0.3") as talk:
-        assert eventually(lambda: _is_fast(fast, talk))
+        assert eventually(lambda: fast.forwards(talk))
         assert not marked(bridge_host)
         bridge_host.run("nft add table bridge own")
         bridge_host.run(["nft", "add chain bridge own forward { type filter hook forward priority 0; }"])
@@ -314,17 +308,17 @@ def test_flushing_all_rules_leaves_our_table_and_the_traffic(
         bridge_host.run("nft flush ruleset")
         talk.say(50)
         assert "inet vnet_fastpath" in bridge_host.run("nft list tables")
-        assert eventually(lambda: _is_fast(fast, talk))
+        assert eventually(lambda: fast.forwards(talk))
 
 
 def test_deleted_connections_become_fast_again(bridge_host: ThrowawayHost, fast: FastPath) -> None:
     with Talk(bridge_host, "a", "b", "10.9.0.3") as talk:
-        assert eventually(lambda: _is_fast(fast, talk))
+        assert eventually(lambda: fast.forwards(talk))
         bridge_host.run("conntrack -D -s 10.9.0.2", check=False)
         talk.say(20)
         bridge_host.run("conntrack -F", check=False)
         talk.say(20)
-        assert eventually(lambda: _is_fast(fast, talk))
+        assert eventually(lambda: fast.forwards(talk))
 
 
 def _unacknowledged(end: socket.socket) -> int:
@@ -348,4 +342,4 @@ def test_a_generation_is_not_reused_while_old_marks_have_it(
     assert not marked(bridge_host)
     out.say(5)
     assert marked(bridge_host)
-    assert eventually(lambda: _is_fast(fast, out))
+    assert eventually(lambda: fast.forwards(out))

@@ -72,6 +72,12 @@ class FastPath:
         rows = {row["name"]: row["verdicts"] for row in found["ports"]}
         return int((rows.get(port, {}) if port else found["verdicts"]).get(verdict, 0))
 
+    def forwards(self, talk: Talk, port: str = "v-a") -> bool:
+        """Return whether it forwards the packets of a connection that arrive at that port now."""
+        before = self.count("FAST", port)
+        talk.say(10)
+        return self.count("FAST", port) >= before + 10
+
     def is_on(self, on: str = "on") -> bool:
         """Return whether this is the state."""
         return bool(self.status()["state"] == on)

@@ -328,6 +328,9 @@ def test_a_refusal_names_the_container_not_its_id() -> None:
     assert (
         describe(Publish(uid, "80"), now) == describe(Publish("web", "80"), now) == "publish port 80 of web"
     )
+    made = host()
+    made.container("docker", "app", BARE, id="ab" * 32)
+    assert describe(Publish(f"docker:{'ab' * 32}", "80"), topology(made)) == "publish port 80 of app"
 
 
 def redirecting_host(**fields: Any) -> Topology:
