@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.collect import nft_netlink
 from core.collect.iptables import read_iptables
-from core.collect.nft import read_nft, read_table
+from core.collect.nft import Ruleset, read_nft, read_table
 from core.collect.nft_netlink import Table, read_tables
 from core.model import Chain, Firewall, FirewallRule, Namespace, Problem
 from core.netlink.netns import NamespaceGone, entered, entry_of
@@ -39,9 +39,10 @@ class _Reading:
     chains: list[Chain] = field(default_factory=list)
     rules: list[FirewallRule] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    sets: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def result(self) -> Firewall:
-        return Firewall(self.ns, tuple(self.chains), tuple(self.rules), tuple(self.problems))
+        return Firewall(self.ns, tuple(self.chains), tuple(self.rules), tuple(self.problems), self.sets)
 
     def problem(self, what: str, why: str, try_: str) -> None:
         self.problems.append(Problem("nat", what, why, try_, self.ns))
@@ -116,7 +117,7 @@ def _read_filtering(reading: _Reading) -> None:
     others = [chain for chain in chains if (chain.family, chain.table) != _VNET_TABLE]
     reading.chains, reading.rules = others, rules
     if len(others) < len(chains):
-        reading.attempt(lambda: _add(reading, *read_table(_VNET_TABLE)))
+        reading.attempt(lambda: _add(reading, read_table(_VNET_TABLE)))
 
 
 def _read_tables(reading: _Reading) -> None:
@@ -127,12 +128,13 @@ def _read_tables(reading: _Reading) -> None:
         rest += _read_iptables_nft(reading, family, [table for table in tables if table.family == family])
     others = [(table.family, table.name) for table in tables if table.family not in _LEGACY]
     if wanted := {*rest, *others}:
-        reading.attempt(lambda: _add(reading, *read_nft(wanted)))
+        reading.attempt(lambda: _add(reading, read_nft(wanted)))
 
 
-def _add(reading: _Reading, chains: Iterable[Chain], rules: Iterable[FirewallRule]) -> None:
-    reading.chains += chains
-    reading.rules += rules
+def _add(reading: _Reading, found: Ruleset) -> None:
+    reading.chains += found.chains
+    reading.rules += found.rules
+    reading.sets |= found.sets
 
 
 def _read_iptables_nft(reading: _Reading, family: str, tables: list[Table]) -> list[tuple[str, str]]:
@@ -166,4 +168,5 @@ def _read_legacy(reading: _Reading, family: str) -> None:
 
 def _add_legacy(reading: _Reading, family: str) -> None:
     saved = read_iptables(family, "iptables-legacy")
-    _add(reading, saved.chains, saved.rules)
+    reading.chains += saved.chains
+    reading.rules += saved.rules

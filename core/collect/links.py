@@ -150,6 +150,7 @@ def _net_state(
         routes=routes.read_routes(sock),
         neighbours=routes.read_neighbours(sock),
         nsids=resolver.resolve(sock, namespace, {link.lower_nsid for link in links.values()}),
+        settings=_if_supported(routes.read_ip_settings, sock, ()),
         **parts,
     )
 

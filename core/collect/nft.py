@@ -95,8 +95,17 @@ _TO = re.compile(r"(?:dnat|snat|redirect) to (\S+)")
 _CHAIN_LINES = ("\t\ttype ", "\t\tcomment ")
 
 
-def read_nft(tables: Collection[TableName]) -> tuple[list[Chain], list[FirewallRule]]:
-    """Read chains and rules of these tables in the thread's network namespace.
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """Chains, rules and the elements of sets, as in core.model.Firewall."""
+
+    chains: list[Chain]
+    rules: list[FirewallRule]
+    sets: dict[str, tuple[str, ...]]
+
+
+def read_nft(tables: Collection[TableName]) -> Ruleset:
+    """Read chains, rules and sets of these tables in the thread's network namespace.
 
     `tables` are (family, name). `nft -j` gives the meaning of rules (libnftables-json(5)), `nft -a` their
     text. Raises ToolFailed.
@@ -106,9 +115,7 @@ def read_nft(tables: Collection[TableName]) -> tuple[list[Chain], list[FirewallR
     return _parse(json_text, printed, tables)
 
 
-def _parse(
-    json_text: str, printed: str, tables: Collection[TableName]
-) -> tuple[list[Chain], list[FirewallRule]]:
+def _parse(json_text: str, printed: str, tables: Collection[TableName]) -> Ruleset:
     try:
         objects = [
             (kind, item)
@@ -116,14 +123,15 @@ def _parse(
             for kind, item in entry.items()
             if kind == "table" or (item.get("family"), item.get("table")) in tables
         ]
-        return _chains(objects), list(_rules(objects, _rule_texts(printed)))
+        rules = list(_rules(objects, _rule_texts(printed)))
+        return Ruleset(_chains(objects), rules, dict(_sets(objects)))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = f"it isn't as libnftables-json(5) describes it ({type(error).__name__}: {error})"
         try_ = "run `nft -j list ruleset` to see it"
         raise ToolFailed("can't parse the output of nft", why, try_) from error
 
 
-def read_table(name: TableName) -> tuple[list[Chain], list[FirewallRule]]:
+def read_table(name: TableName) -> Ruleset:
     """Read one existing table, without the rules' text; with libnftables if installed."""
     command = ("list", "table", *name)
     json_text = _run_by_library(" ".join(command)) or run_tool("nft", "-j", *command, package="nftables")
@@ -152,6 +160,17 @@ def _chains(objects: list[tuple[str, Any]]) -> list[Chain]:
         )
         for kind, chain in objects if kind == "chain"
     ]  # fmt: skip
+
+
+def _sets(objects: list[tuple[str, Any]]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the elements of sets and maps whose key is one field."""
+    for kind, item in objects:
+        if kind in ("set", "map") and isinstance(item.get("type"), str):
+            keys = (one[0] if kind == "map" else one for one in item.get("elem", ()))
+            elements = tuple(_text(key) for key in keys)
+            if None not in elements:
+                known = tuple(text for text in elements if text is not None)
+                yield f"{item['family']}/{item['table']}/{item['name']}", known
 
 
 def _rules(objects: list[tuple[str, Any]], texts: Texts) -> Iterator[FirewallRule]:

@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 from core.collect.link_kinds import address
-from core.model import Neighbour, NextHop, PolicyRule, Route
+from core.model import IpSettings, Neighbour, NextHop, PolicyRule, Route
 from core.model.link import METRICS, RTO_MIN
 from core.netlink.client import Netlink, attributes, s32, text, u16, u32
 
@@ -124,6 +124,35 @@ def read_routes(sock: Netlink) -> tuple[Route, ...]:
     """Return all IPv4 and IPv6 routes of all tables, in the kernel's order."""
     found = (_route(message.payload) for message in sock.dump(_RTM_GETROUTE, _GET_ROUTES))
     return tuple(_with_expiry(entry, left) for entry, left in found if entry)
+
+
+_RTM_GETNETCONF, _IFINDEX_ALL = 82, -1
+_NETCONFA_IFINDEX, _NETCONFA_FORWARDING, _NETCONFA_RP_FILTER, _NETCONFA_PROXY_NEIGH = 1, 2, 3, 5
+
+
+def read_ip_settings(sock: Netlink) -> tuple[IpSettings, ...]:
+    """Return the settings of each link and family (linux/netconf.h), those of all links first."""
+    found = [
+        entry
+        for family in _FAMILIES
+        for message in sock.dump(_RTM_GETNETCONF, bytes((family, 0, 0, 0)))
+        if (entry := _ip_settings(message.payload))
+    ]
+    return tuple(sorted(found, key=lambda one: (one.family, one.ifindex)))
+
+
+@lru_cache(maxsize=_CACHE_SIZE)
+def _ip_settings(payload: bytes) -> IpSettings | None:
+    """Decode an RTM_NEWNETCONF message; None for the defaults of new links."""
+    family, found = _FAMILIES.get(payload[0]), attributes(payload, 4)
+    ifindex = s32(found.get(_NETCONFA_IFINDEX, b"\0\0\0\0"))
+    if family is None or (ifindex <= 0 and ifindex != _IFINDEX_ALL):
+        return None
+    values = [
+        s32(found.get(one, b"\0\0\0\0"))
+        for one in (_NETCONFA_FORWARDING, _NETCONFA_RP_FILTER, _NETCONFA_PROXY_NEIGH)
+    ]
+    return IpSettings(family, max(ifindex, 0), values[0] > 0, values[1], values[2] > 0)
 
 
 def _with_expiry(entry: Route, left: int) -> Route:

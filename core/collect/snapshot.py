@@ -16,6 +16,7 @@ from core.collect import (
     offloads,
     ovs,
     processes,
+    sockets,
 )
 from core.collect.engine_http import has_socket
 from core.collect.host import read_host
@@ -81,6 +82,8 @@ def _read_parts(background: _BackgroundReads, wanted: set[Part], deep: bool) -> 
         fields["engines"] = _with_unmanaged([read() for read in background.engines], found, inits)
     if Part.TUNING in wanted:
         fields["tuning"] = offloads.read_tuning(found, fields.get("nets", {}))
+    if Part.LISTENERS in wanted:
+        fields["listeners"] = sockets.read_all_listeners(found)
     if Part.OVS in wanted:
         fields["ovs"], part_problems[Part.OVS] = ovs.read_ovs()
     host = read_host(Part.LISTENERS in wanted)

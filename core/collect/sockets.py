@@ -199,6 +199,41 @@ def _process_name(pid: int) -> str:
     return ""
 
 
+_LISTEN, _UNCONNECTED = 1 << 10, 1 << 7
+_SKV6ONLY = 11  # INET_DIAG_SKV6ONLY
+_V6ONLY = struct.pack("=HHB", 5, _SKV6ONLY, 1)
+
+
+def read_all_listeners(namespaces: Mapping[int, Namespace]) -> dict[int, tuple[Listener, ...]]:
+    """Read the listening sockets of namespaces over sock_diag(7), by inode.
+
+    Those that vanish meanwhile or can't be entered are left out. UDP sockets of client ports are no
+    listeners.
+    """
+    found = {}
+    for inode, namespace in namespaces.items():
+        with suppress(NamespaceGone, OSError):
+            with entered(entry_of(namespace), namespace.inode):
+                netlink = Netlink(_SOCK_DIAG)
+            with netlink:
+                found[inode] = tuple(sorted(set(_listeners(netlink)), key=_order))
+    return found
+
+
+def _order(one: Listener) -> tuple[str, int, str]:
+    return (one.l4_proto, one.port, one.address)
+
+
+def _listeners(netlink: Netlink) -> Iterator[Listener]:
+    for name, l4_proto, states in (("tcp", _TCP, _LISTEN), ("udp", _UDP, _UNCONNECTED)):
+        for family, length in ((_AF_INET, 4), (_AF_INET6, 16)):
+            for message in _dump(netlink, family, l4_proto, states):
+                port = int.from_bytes(message[4:6])
+                address = str(ipaddress.ip_address(message[8 : 8 + length]))
+                if name == "tcp" or port < _FIRST_CLIENT_PORT:
+                    yield Listener(name, address, port, family == _AF_INET6 and _V6ONLY in message[72:])
+
+
 _FOLDER = Path("/proc/thread-self/net")
 # The first port that the kernel assigns to clients (ip_local_port_range): those of UDP change all the time.
 _FIRST_CLIENT_PORT = 32768
@@ -212,7 +247,7 @@ def read_listeners() -> tuple[Listener, ...]:
 
     Address families that this kernel lacks are left out.
     """
-    return tuple(sorted(set(_all()), key=lambda one: (one.l4_proto, one.port, one.address)))
+    return tuple(sorted(set(_all()), key=_order))
 
 
 def _all() -> Iterator[Listener]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from core.model.refs import Problem
 
@@ -92,12 +93,16 @@ class FirewallRule:
 
 @dataclass(frozen=True, slots=True)
 class Firewall:
-    """All chains and rules of one namespace, in the order in which tools list them."""
+    """All chains and rules of one namespace, in the order in which tools list them.
+
+    `sets` are the elements of nftables' named sets and maps of one field, by "FAMILY/TABLE/NAME"; those of
+    several fields are left out."""
 
     ns: int
     chains: tuple[Chain, ...] = ()
     rules: tuple[FirewallRule, ...] = ()
     problems: tuple[Problem, ...] = ()
+    sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

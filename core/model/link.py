@@ -330,6 +330,21 @@ class PolicyRule:
 
 
 @dataclass(frozen=True, slots=True)
+class IpSettings:
+    """Settings of one address family (4 or 6) of a link, or of all links (`ifindex` 0).
+
+    `forwarding`, `rp_filter` (IPv4 only) and `proxy` (proxy_arp, proxy_ndp) as in the kernel's
+    Documentation/networking/ip-sysctl.rst. For `rp_filter` the larger of a link's and that of all links
+    counts; IPv6 is forwarded only if it is on for all links."""
+
+    family: int
+    ifindex: int
+    forwarding: bool = False
+    rp_filter: int = 0
+    proxy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Neighbour:
     """One neighbour entry (ARP or NDP); `state` as in ip-neighbour(8), in lower case."""
 

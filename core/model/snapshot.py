@@ -9,7 +9,7 @@ from enum import Enum, StrEnum, auto
 from core.model.conntrack import Conntrack
 from core.model.container import Container, Engine
 from core.model.firewall import Firewall
-from core.model.link import FdbEntry, Link, LinkTuning, Neighbour, OvsBridge, PolicyRule, Route
+from core.model.link import FdbEntry, IpSettings, Link, LinkTuning, Neighbour, OvsBridge, PolicyRule, Route
 from core.model.refs import LinkKey, Problem, Ref
 
 
@@ -112,11 +112,14 @@ RECORDING_DEMAND = frozenset({Demand.CONNTRACK, Demand.RULE_COUNTERS, Demand.RAT
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A listening port of the host; `address` "0.0.0.0" or "::" means any."""
+    """A listening port of a namespace.
+
+    `address` "0.0.0.0" means any address of IPv4, "::" any of both families, unless it is `ipv6_only`."""
 
     l4_proto: str
     address: str
     port: int
+    ipv6_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,8 @@ class Host:
 class NetState:
     """Hold everything that rtnetlink reports about one namespace.
 
-    `nsids` maps the namespace ids that links here refer to, as seen from here, to inodes."""
+    `nsids` maps the namespace ids that links here refer to, as seen from here, to inodes; `settings` are
+    those of each address family and link."""
 
     ns: int
     links: Mapping[int, Link] = field(default_factory=dict)
@@ -153,6 +157,7 @@ class NetState:
     fdb: tuple[FdbEntry, ...] = ()
     nsids: Mapping[int, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+    settings: tuple[IpSettings, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +166,8 @@ class Snapshot:
 
     Parts are replaced as a whole when read again, so that an unchanged part stays the same object from one
     snapshot to the next. `pending` names parts that were not read yet. `tuning`, by namespace and ifindex, is
-    read only for plans that change it."""
+    read only for plans that change it. `listeners` are the listening ports of each namespace; one that is
+    missing was not read."""
 
     taken_at: float = 0.0
     host: Host = field(default_factory=Host)
@@ -173,6 +179,7 @@ class Snapshot:
     ovs: tuple[OvsBridge, ...] = ()
     storms: tuple[Storm, ...] = ()
     tuning: Mapping[int, Mapping[int, LinkTuning]] = field(default_factory=dict)
+    listeners: Mapping[int, tuple[Listener, ...]] = field(default_factory=dict)
     part_problems: Mapping[str, tuple[Problem, ...]] = field(default_factory=dict)
     pending: frozenset[str] = frozenset()
 

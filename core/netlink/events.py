@@ -34,13 +34,14 @@ EVERYTHING = (None, "everything")
 Event = tuple[int | None, str]
 
 # RTNLGRP_* of linux/rtnetlink.h: link, neighbours (forwarding tables too), queueing disciplines, IPv4 and
-# IPv6 addresses, routes and rules, namespace ids, next hops, bridge VLANs.
-_ROUTE_GROUPS = (1, 3, 4, 5, 7, 8, 9, 11, 19, 28, 32, 33)
+# IPv6 addresses, routes and rules, settings such as forwarding (netconf), namespace ids, next hops, bridge
+# VLANs.
+_ROUTE_GROUPS = (1, 3, 4, 5, 7, 8, 9, 11, 19, 24, 25, 28, 32, 33)
 _NFNLGRP_NFTABLES = 7
 # RTM_* by their group of four: RTM_NEWLINK is 16, RTM_NEWADDR 20, ...
 _PARTS = {
-    4: "links", 5: "links", 6: "routes", 7: "neighbours", 8: "routes", 9: "links", 22: "nsid", 26: "routes",
-    28: "links",
+    4: "links", 5: "links", 6: "routes", 7: "neighbours", 8: "routes", 9: "links", 20: "links", 22: "nsid",
+    26: "routes", 28: "links",
 }  # fmt: skip
 _HEADER = struct.Struct("=IHHII")
 # Only the first header of an event is read: a multicast datagram holds messages of one kind.

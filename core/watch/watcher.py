@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from core.collect import conntrack, engines, firewall, links, namespaces, ovs
+from core.collect import conntrack, engines, firewall, links, namespaces, ovs, sockets
 from core.collect.host import read_host
 from core.collect.snapshot import read_each, read_engines
 from core.model import Change, Demand, Namespace, Part, Problem, Ref
@@ -36,6 +36,7 @@ _RULES_SHOWN_EVERY = 2.0
 _CONNTRACK_EVERY = 1.0
 _CONNTRACK_COUNTED_EVERY = 10.0  # where only the number of connections shows
 _STATS_EVERY = 1.0
+_LISTENERS_EVERY = 1.0  # sockets send no event when they begin or stop to listen
 _SOCKETS_EVERY = 2.0
 _STATS_HIDDEN_EVERY = 10.0  # the step of the last hour's history
 _STORMS_EVERY = 1.0  # broadcast counters of bridges: a storm is reported whatever is in sight
@@ -89,9 +90,12 @@ class Watcher:
         self._storms = self._poller(
             Part.STORMS, self._broadcasts.poll, _STORMS_EVERY, debounce=0.0, share=0.01
         )
+        self._listeners = self._poller(
+            Part.LISTENERS, self._poll_listeners, _LISTENERS_EVERY, debounce=0.0, share=0.02
+        )
         self._pollers = (
             self._nets, self._rules, self._containers, self._ovs, self._conntrack, self._stats, self._storms,
-            self._flows, self._sockets,
+            self._flows, self._sockets, self._listeners,
         )  # fmt: skip
 
     def start(self) -> None:
@@ -218,6 +222,13 @@ class Watcher:
     def _poll_ovs(self) -> None:
         bridges, problems = ovs.read_ovs()
         self.store.put(Part.OVS, ovs=bridges, problems=problems)
+
+    def _poll_listeners(self) -> None:
+        read = sockets.read_all_listeners(self.store.snapshot.namespaces)
+        old = self.store.snapshot.listeners
+        if read != old:
+            kept = {inode: found for inode, found in old.items() if inode in read}
+            self.store.put(Part.LISTENERS, listeners=_keep_equal_parts(kept, read))
 
     def _poll_conntrack(self) -> None:
         tables = read_each(conntrack.read_conntrack, self.store.snapshot.namespaces)
