@@ -1,0 +1,132 @@
+"""Repairs of a finding as values; `core.plan.repair` turns them into operations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.model.link import Address, FdbEntry, Neighbour, PolicyRule, PortVlan, Route
+from core.model.refs import LinkKey
+
+
+@dataclass(frozen=True, slots=True)
+class FixLink:
+    """Set an attribute of a link: "up" ("up" or "down"), "mtu", "master" (a name) or "address"."""
+
+    key: LinkKey
+    attribute: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class FixPort:
+    """Switch a flag of a bridge port, or set its "state" to forwarding (bridge(8), link set)."""
+
+    key: LinkKey
+    flag: str
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FixVlan:
+    """Add a VLAN to a bridge port, or remove it."""
+
+    key: LinkKey
+    vlan: PortVlan
+    add: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FixSysctl:
+    """Set a kernel setting in a namespace (inode); `key` as in SetSysctl."""
+
+    ns: int
+    key: str
+    value: str
+    before: str
+
+
+@dataclass(frozen=True, slots=True)
+class FixAddress:
+    """Add an address to a link, or delete it."""
+
+    key: LinkKey
+    address: Address
+    add: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FixRoute:
+    """Add a route in a namespace (inode), or delete it."""
+
+    ns: int
+    route: Route
+    add: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FixPolicyRule:
+    """Delete a routing policy rule of a namespace (inode)."""
+
+    ns: int
+    rule: PolicyRule
+
+
+@dataclass(frozen=True, slots=True)
+class FixNeighbour:
+    """Delete a neighbour entry of a namespace (inode)."""
+
+    ns: int
+    neighbour: Neighbour
+
+
+@dataclass(frozen=True, slots=True)
+class FixFdb:
+    """Delete an entry of a bridge's forwarding table in a namespace (inode)."""
+
+    ns: int
+    entry: FdbEntry
+
+
+@dataclass(frozen=True, slots=True)
+class FixFirewall:
+    """Delete a firewall rule of a namespace (inode), by its `rule_id`."""
+
+    ns: int
+    rule_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FixMasquerade:
+    """Translate packets from `subnet` that leave by another link than `bridge`, in vnet's own table."""
+
+    ns: int
+    subnet: str
+    bridge: str
+
+
+Step = (
+    FixLink
+    | FixPort
+    | FixVlan
+    | FixSysctl
+    | FixAddress
+    | FixRoute
+    | FixPolicyRule
+    | FixNeighbour
+    | FixFdb
+    | FixFirewall
+    | FixMasquerade
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fix:
+    """A repair that can be previewed, applied and undone.
+
+    `sentence` is an imperative phrase without a full stop, `steps` what to change, in order; without steps it
+    is only an advice. `command` is what a person would type, "" if the steps say it.
+    """
+
+    sentence: str
+    steps: tuple[Step, ...] = ()
+    command: str = ""

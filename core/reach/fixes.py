@@ -1,0 +1,437 @@
+"""Choose the repair of what stops a packet, at its cause rather than where it shows."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.model import (
+    Address,
+    Chain,
+    Container,
+    FirewallRule,
+    Link,
+    Neighbour,
+    NetState,
+    Network,
+    NextHop,
+    Ref,
+    Route,
+    container_ref,
+    link_ref,
+    namespace_ref,
+    network_ref,
+)
+from core.model.fix import (
+    Fix,
+    FixAddress,
+    FixFirewall,
+    FixLink,
+    FixMasquerade,
+    FixNeighbour,
+    FixPolicyRule,
+    FixRoute,
+    FixSysctl,
+    Step,
+)
+from core.reach.answer import Hop
+from core.reach.packet import Hook, Packet, parse_address
+from core.reach.routing import Lookup, RoutingTables
+from core.text import quoted
+from core.topology import Topology
+
+IP_FORWARD, IPV6_FORWARD = "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The cause behind a missing address: the object, in short, and its repair."""
+
+    subject: str = ""
+    fix: Fix | None = None
+    ref: Ref | None = None
+
+
+# ---- routes
+
+
+def delete_end(ns: int, lookup: Lookup) -> Fix | None:
+    """Return the repair for a blackhole route, or for a rule that discards packets."""
+    if lookup.route is not None:
+        steps = (FixRoute(ns, lookup.route, False),)
+        return Fix(f"delete the {lookup.end} route to {lookup.route.dst}", steps)
+    if lookup.rule is not None:
+        return Fix(
+            f"delete the routing policy rule {lookup.rule.priority}", (FixPolicyRule(ns, lookup.rule),)
+        )
+    return None
+
+
+def default_route(topology: Topology, ns: int, ipv6: bool) -> Fix | None:
+    """Return the repair for a missing route: a default route by a gateway that is there."""
+    found = find_gateway(topology, ns, ipv6)
+    if found is None:
+        return Fix("add a default route", command="ip route add default via GATEWAY")
+    link, gateway = found
+    route = _default(gateway, link, ipv6)
+    return Fix(f"add the default route via {gateway}", (FixRoute(ns, route, True),))
+
+
+def _default(gateway: str, link: Link, ipv6: bool) -> Route:
+    family = 6 if ipv6 else 4
+    return Route(family, "default", "unicast", (NextHop(gateway, link.ifindex),), protocol="boot")
+
+
+def find_gateway(
+    topology: Topology, ns: int, ipv6: bool, other_than: str = "", down: Link | None = None
+) -> tuple[Link, str] | None:
+    """Return a link of a namespace and a gateway on its segment, None if none is known.
+
+    Links that are down are left out, except `down`. The gateway is the address of the bridge or router at the link's other end in one of the link's subnets.
+    """
+    net = topology.snapshot.nets.get(ns)
+    for link in net.links.values() if net else ():
+        if link.kind == "loopback" or (not link.admin_up and link != down):
+            continue
+        subnets = [
+            ipaddress.ip_network(str(one), strict=False)
+            for one in link.addresses
+            if (one.family == 6) == ipv6 and one.scope == "global"
+        ]
+        for address in _gateways_on(topology, link):
+            is_other = (":" in address) == ipv6 and address != other_than
+            if is_other and any(parse_address(address) in subnet for subnet in subnets):
+                return link, address
+    return None
+
+
+def _gateways_on(topology: Topology, link: Link) -> list[str]:
+    """Return the addresses of the bridge or router that a link leads to, then of its network."""
+    bridge = topology.bridge_of(link)
+    if bridge is not None and bridge.ns != link.ns:
+        network = topology.network_of(link)
+        own = [one.address for one in bridge.addresses if one.scope == "global"]
+        return [*own, *(topology.gateways(network) if network else ())]
+    peer = topology.peer(link)
+    if peer is not None and peer.ns != link.ns:
+        return [one.address for one in peer.addresses if one.scope == "global"]
+    return []
+
+
+def missing_owner(topology: Topology, ns: int, link: Link, address: str, is_gateway: bool) -> Fault:
+    """Return why no one has an address: a bridge lost it, or a route names a wrong gateway."""
+    if not is_gateway:
+        return Fault(f"{address} doesn't exist on the segment of {link.name}")
+    place, ipv6 = topology.label(ns), ":" in address
+    network, bridge = topology.network_of(link), topology.bridge_of(link)
+    if network is not None and bridge is not None and bridge.ns != ns:
+        has_other = any((one.family == 6) == ipv6 and one.scope == "global" for one in bridge.addresses)
+        if address in topology.gateways(network) or not has_other:
+            return _gateway_lost(topology, network, bridge, address)
+    return wrong_gateway(topology, ns, address, place)
+
+
+def _gateway_lost(topology: Topology, network: Network, bridge: Link, address: str) -> Fault:
+    users = [topology.label(ns) for ns in users_of_gateway(topology, bridge, address)]
+    who = f", the gateway of {_listed(users)}" if users else ""
+    subject = f"{bridge.name} has lost the address {address}{who}"
+    length = _prefix_of(topology, network, bridge, address)
+    new = Address(6 if ":" in address else 4, address, length)
+    fix = Fix(f"add {new} to {bridge.name}", (FixAddress(bridge.key, new, True),))
+    return Fault(subject, fix, link_ref(bridge.key))
+
+
+def users_of_gateway(topology: Topology, bridge: Link, address: str) -> list[int]:
+    """Return the namespaces on a bridge whose routes have a gateway."""
+    found = []
+    for port in topology.ports_of(bridge.key):
+        peer = topology.peer(port)
+        net = topology.snapshot.nets.get(peer.ns) if peer else None
+        if net and any(hop.gateway == address for route in net.routes for hop in route.nexthops):
+            found.append(net.ns)
+    return found
+
+
+def _prefix_of(topology: Topology, network: Network, bridge: Link, address: str) -> int:
+    """Return the prefix length that an address of a bridge had: that of its network or containers."""
+    for subnet in network.subnets:
+        prefix = ipaddress.ip_network(subnet, strict=False)
+        if parse_address(address) in prefix:
+            return prefix.prefixlen
+    lengths: Counter[int] = Counter()
+    for port in topology.ports_of(bridge.key):
+        peer = topology.peer(port)
+        for one in peer.addresses if peer else ():
+            if parse_address(address) in ipaddress.ip_network(str(one), strict=False):
+                lengths[one.prefixlen] += 1
+    return lengths.most_common(1)[0][0] if lengths else (64 if ":" in address else 24)
+
+
+def wrong_gateway(topology: Topology, ns: int, address: str, place: str) -> Fault:
+    """Return the fault of a route whose gateway doesn't exist."""
+    net, ipv6 = topology.snapshot.nets[ns], ":" in address
+    subject = f"{place} has the wrong gateway {address}"
+    routes = [one for one in net.routes if any(hop.gateway == address for hop in one.nexthops)]
+    found = find_gateway(topology, ns, ipv6, address)
+    if found is None or not routes:
+        command = f"ip route replace {routes[0].dst if routes else 'default'} via GATEWAY"
+        return Fault(subject, Fix("replace the gateway", command=command), namespace_ref(ns))
+    link, gateway = found
+    old = routes[0]
+    new = Route(
+        old.family, old.dst, old.kind, (NextHop(gateway, link.ifindex),), metric=old.metric, table=old.table,
+        protocol=old.protocol,
+    )  # fmt: skip
+    steps = (FixRoute(ns, old, False), FixRoute(ns, new, True))
+    return Fault(subject, Fix(f"replace the gateway {address} by {gateway}", steps), namespace_ref(ns))
+
+
+# ---- addresses and links
+
+
+def delete_duplicate(topology: Topology, ns: int, address: str) -> Fix | None:
+    """Return the repair for an address that two namespaces have: the later one gives it up."""
+    culprit = duplicate_holder(topology, address, ns)
+    if culprit is None:
+        return None
+    link, found = culprit
+    return Fix(
+        f"delete {found} from {link.name} of {topology.label(link.ns)}", (FixAddress(link.key, found, False),)
+    )
+
+
+def duplicate_holder(topology: Topology, address: str, ns: int) -> tuple[Link, Address] | None:
+    """Return the link that most likely has an address by mistake.
+
+    It is one that has other addresses of the family too; of several, the one that got it last.
+    """
+    holders = [
+        (link, one)
+        for link in topology.snapshot.links()
+        for one in link.addresses
+        if one.address == address and link.kind != "loopback"
+    ]
+    if len(holders) < 2:
+        return next(((link, one) for link, one in holders if link.ns == ns), None)
+    return max(holders, key=lambda each: _order_of(each[0], each[1]))
+
+
+def _order_of(link: Link, address: Address) -> tuple[bool, bool, int]:
+    own = [one for one in link.addresses if one.family == address.family and one.scope == "global"]
+    return (
+        link.kind != "bridge",
+        len(own) > 1 and own[0] != address,
+        own.index(address) if address in own else 0,
+    )
+
+
+def attach_port(topology: Topology, port: Link) -> Fix | None:
+    """Return the repair for a veth that isn't on its bridge: the bridge with the container's subnet."""
+    bridge = lost_bridge(topology, port)
+    if bridge is None:
+        return None
+    steps = (FixLink(port.key, "master", bridge.name),)
+    return Fix(f"make {port.name} a port of {bridge.name}", steps)
+
+
+def lost_bridge(topology: Topology, port: Link) -> Link | None:
+    """Return the bridge that a loose veth belongs to: one with an address in its peer's subnet."""
+    peer, net = topology.peer(port), topology.snapshot.nets.get(port.ns)
+    if peer is None or net is None or peer.ns == port.ns or port.master is not None:
+        return None
+    if any(one.scope == "global" for one in port.addresses):
+        return None
+    subnets = [
+        ipaddress.ip_network(str(one), strict=False) for one in peer.addresses if one.scope == "global"
+    ]
+    for link in net.links.values():
+        if link.kind == "bridge":
+            own = [parse_address(one.address) for one in link.addresses]
+            if any(address in subnet for address in own for subnet in subnets):
+                return link
+    return None
+
+
+def loose_port(topology: Topology, link: Link, address: str) -> Link | None:
+    """Return a veth that should be a port of a bridge: that of a link, or that leads to an address."""
+    inner = [link, *(one for one in topology.snapshot.links() if one.ns != link.ns and _has(one, address))]
+    for one in inner:
+        peer = topology.peer(one)
+        if peer is not None and lost_bridge(topology, peer) is not None:
+            return peer
+    return None
+
+
+def _has(link: Link, address: str) -> bool:
+    return any(one.address == address for one in link.addresses)
+
+
+def inner_ns(topology: Topology, port: Link) -> int:
+    """Return the namespace at the other end of a veth."""
+    peer = topology.peer(port)
+    return peer.ns if peer else port.ns
+
+
+def down_link(net: NetState) -> Link | None:
+    """Return a link of a namespace that is down and has addresses, None if there is none.
+
+    The kernel deletes the routes of such a link.
+    """
+    found = (one for one in net.links.values() if not one.admin_up and one.kind != "loopback")
+    return next((one for one in found if any(each.scope == "global" for each in one.addresses)), None)
+
+
+def set_up(topology: Topology, link: Link, ipv6: bool) -> Fix:
+    """Return the repair for a link that is down, with the default route that it had."""
+    steps: tuple[Step, ...] = (FixLink(link.key, "up", "up"),)
+    found = find_gateway(topology, link.ns, ipv6, down=link)
+    has_route = any(one.dst == "default" for one in topology.snapshot.nets[link.ns].routes)
+    if found is not None and not has_route:
+        route = _default(found[1], link, ipv6)
+        return Fix(f"set {link.name} up and add its default route", (*steps, FixRoute(link.ns, route, True)))
+    return Fix(f"set {link.name} up", steps)
+
+
+def mtu_hop(topology: Topology, sender: Link, links: Sequence[Link]) -> Hop | None:
+    """Return a warning if a link of a segment has a smaller MTU than the one that sends, None if none has.
+
+    Such packets are lost without an ICMP message. The cause is the link whose MTU differs from the others'.
+    """
+    least = min(links, key=lambda one: one.mtu, default=sender)
+    if least.mtu >= sender.mtu:
+        return None
+    culprit, wanted = odd_mtu(topology, links)
+    text = f"{least.name} has MTU {least.mtu}, {sender.name} sends packets of up to {sender.mtu} bytes"
+    fix = Fix(f"set the MTU of {culprit.name} to {wanted}", (FixLink(culprit.key, "mtu", str(wanted)),))
+    subject = f"packets larger than {least.mtu} bytes are lost: {culprit.name} has MTU {culprit.mtu}"
+    return Hop(
+        "mtu", topology.label(culprit.ns), text, "warn", (f"{culprit.name}: mtu {culprit.mtu}",),
+        link_ref(culprit.key), fix, subject,
+    )  # fmt: skip
+
+
+def odd_mtu(topology: Topology, links: Sequence[Link]) -> tuple[Link, int]:
+    """Return the link of a segment whose MTU differs from most others', and the MTU of these.
+
+    If there are as many of both, it is the host's own link.
+    """
+    counts = Counter(one.mtu for one in links)
+    wanted, most = counts.most_common(1)[0]
+    if list(counts.values()).count(most) > 1:
+        culprit = next((one for one in links if one.ns == topology.host), links[0])
+        return culprit, next((one.mtu for one in links if one.mtu != culprit.mtu), culprit.mtu)
+    return next(one for one in links if one.mtu != wanted), wanted
+
+
+def delete_neighbour(ns: int, entry: Neighbour) -> Fix:
+    """Return the repair for a wrong neighbour entry."""
+    return Fix(f"delete the neighbour entry of {entry.address}", (FixNeighbour(ns, entry),))
+
+
+# ---- settings
+
+
+def forwarding_key(tables: RoutingTables, link: Link, ipv6: bool) -> str:
+    """Return the setting that keeps packets of a link from being forwarded."""
+    if ipv6:
+        return IPV6_FORWARD
+    if tables.forwards_at_all(False) is False:
+        return IP_FORWARD
+    return f"net.ipv4.conf.{link.name.replace('.', '/')}.forwarding"
+
+
+def set_forwarding(ns: int, key: str) -> Fix:
+    """Return the repair for forwarding that is off."""
+    return Fix(f"set {key} to 1", (FixSysctl(ns, key, "1", "0"),))
+
+
+def loosen_rp_filter(ns: int, link: Link, net: NetState) -> Fix:
+    """Return the repair for a strict rp_filter: the loose one, which accepts any source with a route."""
+    own = next((one.rp_filter for one in net.settings if (one.family, one.ifindex) == (4, link.ifindex)), 1)
+    key = f"net.ipv4.conf.{link.name.replace('.', '/')}.rp_filter"
+    return Fix(f"set {key} to 2 (loose)", (FixSysctl(ns, key, "2", str(own)),))
+
+
+def raise_limit(ns: int, limit: int) -> Fix:
+    """Return the repair for a full conntrack table."""
+    key = "net.netfilter.nf_conntrack_max"
+    return Fix(f"set {key} to {2 * limit}", (FixSysctl(ns, key, str(2 * limit), str(limit)),))
+
+
+# ---- rules
+
+
+def delete_rule(ns: int, rule: FirewallRule) -> Fix:
+    """Return the repair for a rule that drops packets."""
+    return Fix(f"delete the rule of {rule.table} {rule.chain}", (FixFirewall(ns, rule.rule_id),))
+
+
+def accept(chain: Chain, packet: Packet, hook: Hook) -> Fix:
+    """Return the advice for a policy that drops packets: a rule that accepts them."""
+    iif, oif = next(iter(hook.iifs), ""), next(iter(hook.oifs), "")
+    if chain.backend == "nft":
+        links = [f"iifname {quoted(iif)}"] if iif else []
+        links += [f"oifname {quoted(oif)}"] if oif else []
+        command = f"nft insert rule {chain.family} {quoted(chain.table)} {quoted(chain.name)} " + " ".join(
+            [*links, "accept"]
+        )
+    else:
+        tool = "ip6tables" if packet.is_ipv6 else "iptables"
+        links = [f"-i {quoted(iif)}"] if iif else []
+        links += [f"-o {quoted(oif)}"] if oif else []
+        command = f"{tool} -I {quoted(chain.name)} {' '.join(links)} -j ACCEPT"
+    return Fix("accept these packets", command=command)
+
+
+def untranslated(topology: Topology, ns: int, packet: Packet, link: Link) -> Hop | None:
+    """Return a hop for a private source address that leaves by the uplink without NAT."""
+    source = parse_address(packet.src)
+    own = (ipaddress.ip_network(str(one), strict=False) for one in link.addresses)
+    if not source.is_private or any(source in subnet for subnet in own):
+        return None
+    network = next(
+        (
+            one
+            for one in topology.networks
+            for subnet in one.subnets
+            if (one.ns or topology.host) == ns and source in ipaddress.ip_network(subnet, strict=False)
+        ),
+        None,
+    )
+    fix, ref, who = None, namespace_ref(ns), packet.src
+    if network is not None and network.bridge:
+        subnet = next(one for one in network.subnets if source in ipaddress.ip_network(one, strict=False))
+        steps = (FixMasquerade(ns, subnet, network.bridge),)
+        fix = Fix(f"masquerade packets of {subnet} that leave {network.bridge}", steps)
+        ref, who = network_ref(network.id), f"{network.name} ({subnet})"
+    return Hop(
+        "nat", topology.label(ns), f"{packet.src} leaves by {link.name} untranslated", "warn",
+        (f"no masquerade or snat rule matches {packet.src} at {link.name}",), ref, fix,
+        f"no rule masquerades {who}",
+    )  # fmt: skip
+
+
+# ---- services
+
+
+def start_service(container: Container | None, what: str, is_limited: bool) -> Fix:
+    """Return the advice for a port on which nothing listens, or not at this address."""
+    name = container.name if container else "the host"
+    if is_limited:
+        return Fix(f"let the service on {what} of {name} listen on all addresses (0.0.0.0 or ::)")
+    if container is not None and container.runtime in ("docker", "podman"):
+        return Fix(f"start the service in {name}", command=f"{container.runtime} logs {quoted(name)}")
+    return Fix(f"start the service on {what} of {name}")
+
+
+def container_of(topology: Topology, ns: int) -> Ref:
+    """Return the ref of a namespace's container, or of the namespace."""
+    found = topology.container_of(ns)
+    return container_ref(found.runtime, found.id) if found else namespace_ref(ns)
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")

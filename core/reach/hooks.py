@@ -1,0 +1,220 @@
+"""Pass a packet through the hooks of a namespace: rules, NAT and connection tracking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from core.model import FirewallRule, NatEntry, NetState, Ref, namespace_ref, nat_ref
+from core.model.fix import Fix
+from core.reach import fixes
+from core.reach.answer import Hop
+from core.reach.firewall import Decision, Evaluator
+from core.reach.packet import Hook, Packet
+from core.reach.routing import RoutingTables
+from core.reach.segment import Segments
+from core.reach.texts import end_text, evidence_of
+from core.reach.translate import translated
+from core.topology import Topology
+
+CLIENT_PORT = 45678  # within ip_local_port_range
+
+
+class Stopped(Exception):
+    """The packet doesn't get further; the last hop says why."""
+
+
+class Index:
+    """What walks through one topology share: evaluators, routing tables, attachments."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        self.segments = Segments(topology)
+        self._evaluators: dict[int, Evaluator | None] = {}
+        self._tables: dict[int, RoutingTables | None] = {}
+        self._entries: dict[tuple[int, str], NatEntry] | None = None
+
+    def evaluator(self, ns: int) -> Evaluator | None:
+        """Return the evaluator of a namespace's rules, None if they weren't read or there are none."""
+        if ns not in self._evaluators:
+            firewall = self.topology.snapshot.firewalls.get(ns)
+            self._evaluators[ns] = Evaluator(firewall) if firewall and firewall.chains else None
+        return self._evaluators[ns]
+
+    def tables(self, ns: int) -> RoutingTables | None:
+        """Return the routing tables of a namespace, None if it couldn't be read."""
+        if ns not in self._tables:
+            net = self.topology.snapshot.nets.get(ns)
+            self._tables[ns] = RoutingTables(net) if net and net.links else None
+        return self._tables[ns]
+
+    def rule_ref(self, ns: int, rule: FirewallRule) -> Ref | None:
+        """Return the ref of the NAT entry that a rule belongs to, None for other rules."""
+        if self._entries is None:
+            self._entries = {}
+            for entry in self.topology.nat:
+                for rule_id in entry.rules:
+                    self._entries.setdefault((entry.ns, rule_id), entry)
+        found = self._entries.get((ns, rule.rule_id))
+        return nat_ref(found.ns, found.entry_id) if found else None
+
+
+@dataclass(slots=True)
+class Tracked:
+    """A connection in the conntrack table of a namespace: its packet before and after NAT."""
+
+    ns: int
+    before: Packet
+    after: Packet
+
+
+@dataclass(slots=True)
+class HookedPacket:
+    """A packet in a namespace (`ns`), with the hops it has passed and the connections tracked on its way."""
+
+    index: Index
+    packet: Packet
+    ns: int
+    tracked: list[Tracked] = field(default_factory=list)
+    hops: list[Hop] = field(default_factory=list)
+    dnat: tuple[int, FirewallRule] | None = None  # the namespace and rule of the last change of destination
+
+    # ---- hops
+
+    @property
+    def _place(self) -> str:
+        return self.index.topology.label(self.ns)
+
+    def _add(
+        self, kind: str, text: str, verdict: str = "pass", *evidence: str, ref: Ref | None = None,
+        fix: Fix | None = None, subject: str = "",
+    ) -> None:  # fmt: skip
+        hop = Hop(kind, self._place, text, verdict, evidence, ref, fix, subject)  # type: ignore[arg-type]
+        self.hops.append(hop)
+
+    @property
+    def _net(self) -> NetState:
+        return self.index.topology.snapshot.nets[self.ns]
+
+    def _stop(
+        self, kind: str, text: str, *evidence: str, ref: Ref | None = None, fix: Fix | None = None,
+        subject: str = "",
+    ) -> Stopped:  # fmt: skip
+        self._add(kind, text, "stop", *evidence, ref=ref, fix=fix, subject=subject or text)
+        return Stopped()
+
+    # ---- rules and translations
+
+    def _with_state(self, packet: Packet) -> Packet:
+        """Return the packet with its connection's state in this namespace; replies are translated back."""
+        if not packet.is_reply:
+            known = any(one.ns == self.ns and one.after == packet for one in self.tracked)
+            return packet if known else replace(packet, states=packet.states or frozenset(("new",)))
+        for one in self.tracked:
+            if one.ns == self.ns and _is_reply(packet, one.after):
+                states = {"established"}
+                if one.before.dst != one.after.dst or one.before.dport != one.after.dport:
+                    states.add("dnat")
+                if one.before.src != one.after.src:
+                    states.add("snat")
+                changed = replace(
+                    packet, dst=one.before.src, dport=one.before.sport, states=frozenset(states)
+                )
+                if changed.dst != packet.dst:
+                    self._add("nat", f"destination {packet.dst} is translated back to {changed.dst}")
+                return changed
+        state = "invalid" if packet.l4_proto == "tcp" else "new"
+        return replace(packet, states=frozenset((state,)))
+
+    def _note_tracked(self, before: Packet) -> None:
+        """Track the connection in this namespace, or translate a reply's source back."""
+        if not self.packet.is_reply:
+            self.tracked.append(Tracked(self.ns, before, self.packet))
+            return
+        for one in self.tracked:
+            if one.ns == self.ns and (self.packet.src, self.packet.sport) == (one.after.dst, one.after.dport):
+                if one.before.dst != one.after.dst:
+                    self._add("nat", f"source {self.packet.src} is translated back to {one.before.dst}")
+                self.packet = replace(self.packet, src=one.before.dst, sport=one.before.dport)
+                return
+
+    def _filter(self, hook: Hook) -> Packet:
+        """Evaluate a hook; return the packet, translated if a rule does so."""
+        evaluator = self.index.evaluator(self.ns)
+        if evaluator is None:
+            return self.packet
+        hook = replace(hook, sets=evaluator.firewall.sets)
+        decision = evaluator.evaluate(self.packet, hook)
+        self._decide(decision, hook)
+        if decision.untracked:
+            self.packet = replace(self.packet, states=frozenset(("untracked",)))
+        return self._translate(decision.nat, hook) if decision.nat else self.packet
+
+    def _decide(self, decision: Decision, hook: Hook, bridged: bool = False) -> None:
+        """Add the hops of a decision, and stop if it drops the packet."""
+        for one in decision.rules:
+            if one.verdict == "accept":
+                self._add(
+                    "firewall", f"{hook.name}: accepted by a rule of {one.table} {one.chain}", "pass",
+                    evidence_of(one), ref=self.index.rule_ref(self.ns, one),
+                )  # fmt: skip
+        chain, rule = decision.chain, decision.rule
+        if decision.verdict == "unknown" and rule is not None:
+            text = f"{hook.name}: whether a rule of {rule.table} {rule.chain} matches isn't known"
+            self._add("firewall", text, "unknown", evidence_of(rule), ref=self.index.rule_ref(self.ns, rule))
+        elif decision.verdict in ("drop", "reject") and chain is not None:
+            does = "drops" if decision.verdict == "drop" else "rejects"
+            via = ", for bridged packets (br_netfilter)" if bridged else ""
+            if rule is not None:
+                text = f"{hook.name}: a rule of {rule.table} {rule.chain} {does} it{via}"
+                evidence, ref = evidence_of(rule), self.index.rule_ref(self.ns, rule)
+                fix = fixes.delete_rule(self.ns, rule)
+                subject = f"a rule of {rule.table} {rule.chain} in {self._place} {does} it"
+            else:
+                text = f"{hook.name}: the policy of {chain.table} {chain.name} {does} it{via}"
+                evidence, ref = f"{chain.family} {chain.table} {chain.name}: policy {chain.policy}", None
+                fix = fixes.accept(chain, self.packet, hook)
+                subject = f"the policy of {chain.table} {chain.name} in {self._place} {does} it"
+            raise self._stop(
+                "firewall", text, evidence, ref=ref or namespace_ref(self.ns), fix=fix, subject=subject
+            )
+
+    def _translate(self, rule: FirewallRule, hook: Hook) -> Packet:
+        packet, ref = self.packet, self.index.rule_ref(self.ns, rule)
+        new = translated(rule, packet, self.index.tables(self.ns), hook)
+        if new is None:
+            self._add(
+                "nat",
+                f"{hook.name}: a rule translates it to an unknown address",
+                "unknown",
+                evidence_of(rule),
+                ref=ref,
+            )
+            raise Stopped
+        if new.dst != packet.dst:
+            self.dnat = (self.ns, rule)
+        ends = ((packet.dst, packet.dport, new.dst, new.dport), (packet.src, 0, new.src, 0))
+        for kind, (old, old_port, address, port) in zip(("destination", "source"), ends, strict=True):
+            if (old, old_port) != (address, port):
+                change = f"{end_text(old, old_port)} becomes {end_text(address, port)}"
+                self._add("nat", f"{hook.name}: {kind} {change}", "pass", evidence_of(rule), ref=ref)
+        return new
+
+    def _conntrack_full(self) -> None:
+        table = self.index.topology.snapshot.conntracks.get(self.ns)
+        if (
+            table is not None
+            and table.limit
+            and len(table.entries) >= table.limit
+            and not self.packet.is_reply
+        ):
+            raise self._stop(
+                "conntrack", f"the conntrack table is full: {len(table.entries):,} of {table.limit:,}",
+                ref=namespace_ref(self.ns), fix=fixes.raise_limit(self.ns, table.limit),
+                subject=f"the conntrack table of {self._place} is full",
+            )  # fmt: skip
+
+
+def _is_reply(packet: Packet, after: Packet) -> bool:
+    return (packet.src, packet.dst, packet.sport, packet.dport, packet.l4_proto) == (
+        after.dst, after.src, after.dport, after.sport, after.l4_proto,
+    )  # fmt: skip

@@ -1,0 +1,395 @@
+"""Match one packet, all of whose fields are known, against firewall rules.
+
+A rule may have matches that FirewallRule's fields can't hold; these are parsed from the rule's text as nft
+and iptables-save print it. A match that stays unknown makes the result None instead of a guess.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from core.model import FirewallRule
+from core.nat.packets import bounds, matches_link, prefixes, split
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+parse_address = lru_cache(8192)(ipaddress.ip_address)
+PROTOCOL_NUMBERS = {"tcp": "6", "udp": "17", "icmp": "1", "icmpv6": "58", "sctp": "132"}
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """The first packet of a connection, or its answer (`is_reply`).
+
+    `l4_proto` is "tcp", "udp", "icmp" or "icmpv6"; ports are 0 for ICMP and for an unknown source port.
+    `states` are conntrack's as nft prints them ("new", "established", "untracked", with "dnat" and "snat" for
+    a translated connection).
+    """
+
+    src: str
+    dst: str
+    l4_proto: str = "tcp"
+    sport: int = 0
+    dport: int = 0
+    is_reply: bool = False
+    states: frozenset[str] = frozenset()
+    mark: int = 0
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Return whether it is a packet of IPv6."""
+        return ":" in self.dst
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """Where a packet is evaluated.
+
+    `iifs` and `oifs` are the names of its links there, empty if it has none; on a bridge the port's name and
+    the bridge's. `is_local` is whether its destination is an address of the namespace, None if unknown;
+    `bridged` whether br_netfilter passes it to the chains of IP. `sets` are the namespace's
+    (core.model.Firewall).
+    """
+
+    name: str
+    iifs: tuple[str, ...] = ()
+    oifs: tuple[str, ...] = ()
+    is_local: bool | None = None
+    bridged: bool = False
+    sets: Mapping[str, tuple[str, ...]] | None = None
+
+
+def match(rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    """Return whether a rule matches a packet at a hook, None if that isn't known."""
+    found = [
+        _link(rule.iif, hook.iifs),
+        _link(rule.oif, hook.oifs),
+        _protocol(rule.l4_proto, packet.l4_proto),
+    ]
+    if False in found:
+        return False
+    found += [
+        _address(rule, rule.src, packet.src, hook),
+        _address(rule, rule.dst, packet.dst, hook),
+        _port(rule, rule.sport, packet.sport, hook),
+        _port(rule, rule.dport, packet.dport, hook),
+        _state(rule.ct_state, packet),
+    ]
+    if False in found:
+        return False
+    if not rule.understood:
+        found += _of_text(rule, packet, hook)
+    return False if False in found else None if None in found else True
+
+
+def _link(text: str, names: tuple[str, ...]) -> bool | None:
+    if not text:
+        return True
+    negated, _ = split(text)
+    if not names:
+        return negated
+    matching = [matches_link(text, name) for name in names]
+    return all(matching) if negated else any(matching)
+
+
+def _protocol(text: str, l4_proto: str) -> bool | None:
+    if not text:
+        return True
+    negated, members = split(text)
+    if any(member.startswith("@") for member in members):
+        return None
+    own = {l4_proto, PROTOCOL_NUMBERS.get(l4_proto, "")}
+    if l4_proto == "icmpv6":
+        own.add("ipv6-icmp")
+    return bool(own & set(members)) != negated
+
+
+def _elements(rule: FirewallRule, text: str, hook: Hook) -> str | None:
+    """Replace a named set by its elements, None if they are unknown."""
+    negated, members = split(text)
+    found: list[str] = []
+    for member in members:
+        if not member.startswith("@"):
+            found.append(member)
+            continue
+        key = f"{rule.family}/{rule.table}/{member[1:]}"
+        if rule.backend != "nft" or hook.sets is None or key not in hook.sets:
+            return None
+        found += hook.sets[key]
+    return "!" * negated + ",".join(found)
+
+
+def _address(rule: FirewallRule, text: str, address: str, hook: Hook) -> bool | None:
+    if not text:
+        return True
+    resolved = _elements(rule, text, hook) if "@" in text else text
+    if resolved is None:
+        return None
+    negated, members = split(resolved)
+    if not members:
+        return negated
+    if len(members) == 1 and members[0] == address:
+        return not negated
+    if (":" in members[0]) != (":" in address):
+        return False
+    found = prefixes(resolved)
+    if found is None:
+        return None
+    own = parse_address(address)
+    return any(own in prefix for prefix in found) != negated
+
+
+def _port(rule: FirewallRule, text: str, port: int, hook: Hook) -> bool | None:
+    if not text:
+        return True
+    resolved = _elements(rule, text, hook) if "@" in text else text
+    if resolved is None:
+        return None
+    negated, members = split(resolved)
+    if not port:
+        return None
+    try:
+        ranges = [bounds(member) for member in members]
+    except ValueError:
+        return None
+    return any(low <= port <= high for low, high in ranges) != negated
+
+
+def _state(text: str, packet: Packet) -> bool | None:
+    if not text:
+        return True
+    negated, members = split(text)
+    return bool(packet.states & set(members)) != negated
+
+
+_VALUE = r"((?:!= )?(?:\{[^}]*\}|\"[^\"]*\"|[^\s]+))"
+type _Check = Callable[[str, FirewallRule, Packet, Hook], bool | None]
+
+
+def _plain(value: str) -> str:
+    """Return a value of nft in the notation of FirewallRule: "!a,b"."""
+    negated = value.startswith("!= ")
+    inner = value.removeprefix("!= ").strip("{} ").replace('"', "")
+    return "!" * negated + ",".join(part.strip() for part in inner.split(","))
+
+
+def _status(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    negated, members = split(_plain(value).lower())
+    known = {"dnat", "snat", "confirmed", "assured", "seen-reply"}
+    if not set(members) <= known:
+        return None
+    own = packet.states & {"dnat", "snat"}
+    if packet.is_reply:
+        own |= {"confirmed", "seen-reply"}
+    return bool(own & set(members)) != negated
+
+
+def _local(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    negated, members = split(_plain(value).lower())
+    if hook.is_local is None or not set(members) <= {"local", "unicast"}:
+        kinds = {"broadcast", "multicast", "anycast", "blackhole", "unreachable", "prohibit"}
+        return negated if set(members) <= kinds else None
+    return (("local" if hook.is_local else "unicast") in members) != negated
+
+
+def _family(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    negated, members = split(_plain(value))
+    own = {"ipv6", "ip6"} if packet.is_ipv6 else {"ipv4", "ip"}
+    return bool(own & set(members)) != negated
+
+
+def _mark(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    found = re.fullmatch(r"(!= ?|! )?(0x[0-9a-f]+|\d+)(?:/(0x[0-9a-f]+))?", value)
+    if not found:
+        return None
+    mask = int(found[3], 16) if found[3] else 0xFFFFFFFF
+    return (packet.mark & mask == int(found[2], 0)) != bool(found[1])
+
+
+def _direction(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    negated, members = split(_plain(value).lower())
+    return (("reply" if packet.is_reply else "original") in members) != negated
+
+
+def _icmp(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    if not packet.l4_proto.startswith("icmp"):
+        return False
+    negated, members = split(_plain(value).lower())
+    ipv6 = packet.l4_proto == "icmpv6"
+    own = (
+        {"echo-reply", "129" if ipv6 else "0"}
+        if packet.is_reply
+        else {"echo-request", "128" if ipv6 else "8"}
+    )
+    return bool(own & set(members)) != negated
+
+
+def _tcp_flags(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    if packet.l4_proto != "tcp":
+        return False
+    own = {"syn", "ack"} if packet.is_reply else {"syn"}
+    iptables = re.fullmatch(r"(!)?\s*([A-Z,]+) ([A-Z,]+)", value)
+    if iptables:
+        mask, wanted = ({one.lower() for one in iptables[n].split(",")} for n in (2, 3))
+        wanted -= {"none"}
+        return (own & mask == wanted) != bool(iptables[1])
+    masked = re.fullmatch(r"(?:& \(([a-z |]+)\) (==|!=) ([a-z |]+)|([a-z]+) / ([a-z,]+))", value)
+    if masked and masked[1]:
+        mask, wanted = ({one.strip() for one in masked[n].split("|")} for n in (1, 3))
+        return (own & mask == wanted) == (masked[2] == "==")
+    if masked:
+        return own & set(masked[5].split(",")) == {masked[4]}
+    negated, members = split(_plain(value))
+    return bool(own & set(members)) != negated
+
+
+def _limit(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    return "over " not in value  # a single packet stays below any limit
+
+
+def _never(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    return value.startswith("!")
+
+
+def _reverse_path(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    return "--invert" not in value  # the packet has passed, or will pass, the kernel's own check
+
+
+def _bridged(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    return hook.bridged != value.startswith("!")
+
+
+def _port_in(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    return _link(_plain(value).replace("+", "*"), hook.iifs) if hook.bridged else value.startswith("!")
+
+
+def _port_out(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    return _link(_plain(value).replace("+", "*"), hook.oifs) if hook.bridged else value.startswith("!")
+
+
+def _links_in(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    return _link(_plain(value), hook.iifs)
+
+
+def _links_out(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    return _link(_plain(value), hook.oifs)
+
+
+def _source(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    return _address(rule, _plain(value), packet.src, hook)
+
+
+def _destination(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    return _address(rule, _plain(value), packet.dst, hook)
+
+
+def _sport(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    return _port(rule, _plain(value), packet.sport, hook)
+
+
+def _dport(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    return _port(rule, _plain(value), packet.dport, hook)
+
+
+def _l4(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    return _protocol(_plain(value), packet.l4_proto)
+
+
+def _ct_state(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    return _state(_plain(value), packet)
+
+
+def _known(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    return True  # evaluated by its field, or no match
+
+
+# Matches of nft's text, each with its check; what is left of the text afterwards is unknown.
+_NFT: tuple[tuple[re.Pattern[str], _Check], ...] = tuple(
+    (re.compile(pattern), check)
+    for pattern, check in (
+        (r"comment (\"[^\"]*\")", _known),
+        (r"log(?: (?:prefix \"[^\"]*\"|(?:level|group|flags|snaplen|queue-threshold) \S+))*()", _known),
+        (r"limit (rate (?:over )?\d+/\w+(?: burst \d+ \w+)?)", _limit),
+        (r"ct status " + _VALUE, _status),
+        (r"ct direction " + _VALUE, _direction),
+        (r"ct state " + _VALUE, _ct_state),
+        (r"fib daddr type " + _VALUE, _local),
+        (r"fib saddr (?:\. (?:mark|iif) )*oif (missing)", _never),
+        (r"(?:meta )?(?:mark|ct mark) set (\S+(?: (?:and|or|xor|&|\|) \S+)*)", _known),
+        (r"(?<!ct )(?:meta )?mark " + _VALUE, _mark),
+        (r"meta (?:nfproto|protocol) " + _VALUE, _family),
+        (r"ether type " + _VALUE, _family),
+        (r"meta l4proto " + _VALUE, _l4),
+        (r"ip6? (?:protocol|nexthdr) " + _VALUE, _l4),
+        (r"(?:meta )?(?:iifname|iif|ibrname) " + _VALUE, _links_in),
+        (r"(?:meta )?(?:oifname|oif|obrname) " + _VALUE, _links_out),
+        (r"ip6? saddr " + _VALUE, _source),
+        (r"ip6? daddr " + _VALUE, _destination),
+        (r"(?:tcp|udp|th|sctp) sport " + _VALUE, _sport),
+        (r"(?:tcp|udp|th|sctp) dport " + _VALUE, _dport),
+        (r"icmp(?:v6)? type " + _VALUE, _icmp),
+        (r"tcp flags ((?:& \([a-z |]+\) [=!]= [a-z |]+?(?= [a-z]+\b|$))|[a-z]+ / [a-z,]+|\S+)", _tcp_flags),
+        (r"counter(?: packets \d+ bytes \d+| name \"[^\"]*\")?()", _known),
+        (r"\S+(?: \S+)? vmap (@\S+|\{.*\})", _known),
+        (r"(?:reject(?: with .*)?|(?:jump|goto) \S+|accept|drop|return|continue|notrack|masquerade.*"
+         r"|(?:dnat|snat)(?: ip6?)? to .*|redirect.*|queue.*)()$", _known),
+    )
+)  # fmt: skip
+# The same for options of iptables-save.
+_IPTABLES: tuple[tuple[re.Pattern[str], _Check], ...] = tuple(
+    (re.compile(pattern), check)
+    for pattern, check in (
+        (r"^-A \S+()", _known),
+        (r"-m comment --comment (\"(?:[^\"\\]|\\.)*\"|\S+)", _known),
+        (r"(?:! )?-[sdiop] (\S+)", _known),
+        (
+            r"(?:! )?--(?:src-range|dst-range|sports?|dports?|ctstate|state|match-set) (\S+(?: src| dst)?)",
+            _known,
+        ),
+        (r"((?:! )?--(?:src-type) (?:BROADCAST|MULTICAST|ANYCAST))", _never),
+        (r"--ctstatus (\S+)", _status),
+        (r"--ctdir (\S+)", _direction),
+        (r"--dst-type (\S+)", _local),
+        (r"--mark (\S+)", _mark),
+        (r"--icmp(?:v6)?-type (\S+)", _icmp),
+        (r"--tcp-flags (\S+ \S+)", _tcp_flags),
+        (r"--limit (\S+)(?: --limit-burst \d+)?", _limit),
+        (r"((?:! )?)--physdev-is-bridged", _bridged),
+        (r"--physdev-in (\S+)", _port_in),
+        (r"--physdev-out (\S+)", _port_out),
+        (r"-m rpfilter((?: --\S+)*)", _reverse_path),
+        (
+            r"-m (?:tcp|udp|sctp|multiport|conntrack|state|iprange|set|addrtype|mark|icmp6?|limit|physdev)()",
+            _known,
+        ),
+        (r"-[jg] \S+.*()$", _known),
+    )
+)
+
+
+@lru_cache(8192)
+def _parse(backend: str, text: str) -> tuple[tuple[tuple[_Check, str], ...], bool]:
+    """Return the checks of a rule's text with their values, and whether nothing is left unknown."""
+    found: list[tuple[_Check, str]] = []
+    rest = text
+    for pattern, check in _NFT if backend == "nft" else _IPTABLES:
+        for one in pattern.finditer(rest):
+            negated = backend != "nft" and rest[max(0, one.start() - 2) : one.start()] == "! "
+            found.append((check, ("! " if negated else "") + one[1]))
+        rest = pattern.sub(" ", rest)
+    return tuple(found), not rest.replace("!", "").strip()
+
+
+def _of_text(rule: FirewallRule, packet: Packet, hook: Hook) -> Iterator[bool | None]:
+    """Yield the results of the matches in a rule's text."""
+    checks, complete = _parse(rule.backend, rule.text)
+    for check, value in checks:
+        if check is not _known:
+            negated = value.startswith("! ")
+            result = check(value.removeprefix("! "), rule, packet, hook)
+            yield not result if negated and result is not None else result
+    if not complete:
+        yield None

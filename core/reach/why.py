@@ -1,0 +1,145 @@
+"""Follow a packet there and its answer back, and conclude."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from weakref import WeakKeyDictionary
+
+from core.model import Link, Ref
+from core.reach.answer import Answer, Hop, Question
+from core.reach.hooks import CLIENT_PORT, Index
+from core.reach.packet import Packet
+from core.reach.question import addresses
+from core.reach.walk import Walk
+from core.topology import Topology
+
+_INDEXES: WeakKeyDictionary[Topology, Index] = WeakKeyDictionary()
+
+
+def index_of(topology: Topology) -> Index:
+    """Return the topology's index, cached."""
+    found = _INDEXES.get(topology)
+    if found is None:
+        found = _INDEXES[topology] = Index(topology)
+    return found
+
+
+def why(topology: Topology, question: Question) -> Answer:
+    """Answer whether the question's source can reach its target, and why not."""
+    index = index_of(topology)
+    source, target = addresses(topology, question)
+    if not target:
+        hop = _no_address(topology, question)
+        return Answer(question, "stop", _sentence(question, hop), (hop,), (), hop)
+    there = _first_packet(index, question, source, target)
+    reached = there.run(_entry(index, question))
+    if not reached:
+        return _conclude(question, there, None)
+    back = _answer_walk(index, question, there)
+    return _conclude(question, there, back)
+
+
+def _no_address(topology: Topology, question: Question) -> Hop:
+    ns = question.target.ns or 0
+    place = topology.label(ns)
+    text = f"{place} has no address"
+    return Hop("route", place, text, "stop", ref=Ref("namespace", (ns,)), subject=text)
+
+
+def _first_packet(index: Index, question: Question, source: str, target: str) -> Walk:
+    l4_proto = question.l4_proto
+    if l4_proto == "icmp" and ":" in target:
+        l4_proto = "icmpv6"
+    sport = CLIENT_PORT if question.port else 0
+    packet = Packet(source, target, l4_proto, sport, question.port)
+    ns = question.source.ns if question.source.ns is not None else index.topology.host
+    return Walk(index, packet, ns)
+
+
+def _entry(index: Index, question: Question) -> Link | None:
+    """Return the link by which a packet from outside enters, None for one of this host."""
+    if not question.source.is_outside:
+        return None
+    found = index.topology.uplink(index.topology.host)
+    return found[0] if found else None
+
+
+def _answer_walk(index: Index, question: Question, there: Walk) -> Walk | None:
+    """Follow the answer back; None if the packet left this host."""
+    if there.left is not None:
+        reply = _reply(there.packet)
+        walk = Walk(index, reply, there.left.ns, there.tracked)
+        walk.run(there.left)
+        return walk
+    walk = Walk(index, _reply(there.packet), there.ns, there.tracked)
+    walk.run()
+    return walk
+
+
+def _reply(packet: Packet) -> Packet:
+    return Packet(packet.dst, packet.src, packet.l4_proto, packet.dport, packet.sport, True)
+
+
+def _conclude(question: Question, there: Walk, back: Walk | None) -> Answer:
+    forth, returned = _with_warnings(there), tuple(back.hops) if back else ()
+    cause = _cause(there, back)
+    verdict = cause.verdict if cause else "pass"
+    if cause is not None and cause is there.untranslated and back is not None and not _ended(back):
+        verdict = "stop"
+    links = [*there.links, *(back.links if back else ())]
+    mtu = min((one.mtu for one in links if one.mtu and one.kind != "loopback"), default=0)
+    sentence = _sentence(question, cause, there.left, verdict)
+    return Answer(question, verdict, sentence, forth, returned, cause, mtu)
+
+
+def _with_warnings(walk: Walk) -> tuple[Hop, ...]:
+    if walk.untranslated is None:
+        return tuple(walk.hops)
+    place = next((number for number, hop in enumerate(walk.hops) if hop.kind == "uplink"), len(walk.hops))
+    return (*walk.hops[:place], walk.untranslated, *walk.hops[place:])
+
+
+def _ended(walk: Walk) -> bool:
+    return walk.arrived or walk.left is not None
+
+
+def _cause(there: Walk, back: Walk | None) -> Hop | None:
+    """Return the hop that decides: the first stop, else the first doubt, else the first warning."""
+    stop = next(_with(there, "stop"), None)
+    if stop is not None:
+        return stop
+    back_stop = next(_with(back, "stop"), None) if back else None
+    if back_stop is not None:
+        return there.untranslated or back_stop
+    walks = [there] + ([back] if back else [])
+    for verdict in ("unknown", "warn"):
+        for walk in walks:
+            if (hop := next(_with(walk, verdict), None)) is not None:
+                return hop
+    return there.untranslated
+
+
+def _with(walk: Walk | None, verdict: str) -> Iterator[Hop]:
+    return (hop for hop in (walk.hops if walk else ()) if hop.verdict == verdict)
+
+
+def _sentence(question: Question, cause: Hop | None, left: Link | None = None, verdict: str = "") -> str:
+    """Return the conclusion."""
+    source, target = question.source.name, f"{question.target.name}{question.service}"
+    verdict = verdict or (cause.verdict if cause else "pass")
+    if cause is None and left is not None:
+        return f"Packets from {source} to {target} leave this host; what follows can't be seen from here."
+    if cause is None:
+        return f"{source} can reach {target}."
+    because = cause.subject or cause.text
+    if verdict == "stop":
+        return f"{target} is not reachable from {source} because {because}."
+    if verdict == "warn":
+        return f"{source} can reach {target}, but {because}."
+    return f"Whether {source} can reach {target} isn't certain: {because}."
+
+
+def first_stop(answer: Answer) -> Hop | None:
+    """Return the cause of an answer that is certain to fail."""
+    return replace(answer.cause) if answer.cause and answer.verdict == "stop" else None
