@@ -225,6 +225,11 @@ def _net_addresses(snapshot: Snapshot) -> _Addresses:
         for route in net.routes:
             if route.dst != "default":
                 yield is_prefix, route.dst, f"nets.{ns}.routes"
+            for text in filter(None, (route.source, *(hop.gateway for hop in route.nexthops))):
+                yield is_address, text, f"nets.{ns}.routes"
+        for rule in net.rules:
+            for text in filter(None, (rule.src, rule.dst)):
+                yield is_prefix, text, f"nets.{ns}.rules"
 
 
 def _engine_addresses(snapshot: Snapshot) -> _Addresses:

@@ -131,7 +131,7 @@ _NETCONFA_IFINDEX, _NETCONFA_FORWARDING, _NETCONFA_RP_FILTER, _NETCONFA_PROXY_NE
 
 
 def read_ip_settings(sock: Netlink) -> tuple[IpSettings, ...]:
-    """Return the settings of each link and family (linux/netconf.h), those of all links first."""
+    """Return the settings of each family and link (linux/netconf.h)."""
     found = [
         entry
         for family in _FAMILIES

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from weakref import WeakKeyDictionary
 
-from core.diagnose import forwarding, links
+from core.diagnose import forwarding, links, paths
 from core.diagnose.links import joined, storm_text
 from core.model import Ref
-from core.model.refs import Finding, Severity
+from core.model.finding import SEVERITIES, Finding, Severity
 from core.topology import Topology
 
 __all__ = ["Finding", "Severity", "findings", "findings_of", "joined", "storm_text"]
@@ -53,7 +53,8 @@ def _diagnose(topology: Topology) -> tuple[Finding, ...]:
         *links.failing_tables(topology),
         *links.storms(topology),
     ]
-    return tuple(sorted(found, key=lambda one: one.severity != "bad"))
+    found = paths.merged(found, tuple(paths.stopped_paths(topology)))
+    return tuple(sorted(found, key=lambda one: SEVERITIES.index(one.severity)))
 
 
 def _by_ref(found: Iterable[Finding]) -> Mapping[Ref, tuple[Finding, ...]]:

@@ -16,10 +16,12 @@ from core.model import (
     nat_ref,
     network_ref,
 )
-from core.model.refs import Finding
+from core.model.finding import Finding
+from core.model.fix import Fix, FixFirewall
 from core.nat.describe import describe_drop, describe_remedy, host_firewall, restrict_command
 from core.nat.forward_policy import ForwardPath, Published, by_chain
 from core.nat.packets import is_loopback, targets
+from core.reach.fixes import default_route, down_link, set_up
 from core.text import TABLE
 from core.text import quoted as quote
 from core.topology import Topology
@@ -50,7 +52,7 @@ def _drop(topology: Topology, container: Container, entries: Iterable[NatEntry])
         packets = f"{count:,} packet{'s' * (count != 1)}"
         sentence = f"A rule dropped {packets} of {container.name}: {own[0].name}."
         related = tuple(nat_ref(entry.ns, entry.entry_id) for entry in own)
-        advice = _delete_rule(topology, own[0])
+        advice, fix = _delete_rule(topology, own[0]), _fix_of(own[0])
         yield Finding(
             "dropped",
             container_ref(container.runtime, container.id),
@@ -59,7 +61,13 @@ def _drop(topology: Topology, container: Container, entries: Iterable[NatEntry])
             "warn",
             related,
             advice,
+            fix=fix,
         )
+
+
+def _fix_of(entry: NatEntry) -> Fix:
+    """Return the repair that deletes an entry's rules."""
+    return Fix(f"delete the rule {entry.name}", tuple(FixFirewall(entry.ns, one) for one in entry.doing))
 
 
 def _delete_rule(topology: Topology, entry: NatEntry) -> str:
@@ -184,9 +192,12 @@ def no_default_route(topology: Topology) -> Iterator[Finding]:
         advice = (
             "undo the change that removed it (u, or vnet-tui undo), or run: ip route add default via GATEWAY"
         )
-        yield Finding(
-            "way out", namespace_ref(topology.host), "no default route", sentence, "warn", (), advice
-        )
+        ref, fix = namespace_ref(topology.host), default_route(topology, topology.host, False)
+        if (down := down_link(net)) is not None:
+            sentence = f"{down.name} is down: the host and {names} can't reach the outside."
+            ref, fix = link_ref(down.key), set_up(topology, down, False)
+            advice = fix.sentence
+        yield Finding("way out", ref, "no default route", sentence, "warn", (), advice, fix=fix)
 
 
 _CHAIN_PREFIX = "DOCKER"

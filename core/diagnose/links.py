@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,9 @@ from core.model import (
     namespace_ref,
     network_ref,
 )
-from core.model.refs import Finding, Severity
+from core.model.finding import Finding, Severity
+from core.model.fix import Fix, FixLink
+from core.reach.fixes import odd_mtu, raise_limit, set_up
 from core.text import quoted as quote
 from core.topology import Topology
 from core.topology.index import names_in
@@ -77,28 +80,35 @@ def joined(topology: Topology, container: Container) -> Container | None:
 
 def of_links(topology: Topology) -> Iterator[Finding]:
     """Find what is wrong with the links of containers, once per link."""
+    found: dict[Ref, Finding] = {}
     for ns, net in topology.snapshot.nets.items():
         container = topology.container_of(ns)
         if container is not None:
             for link in topology.links_of(container) if net.links else ():
                 yield from _of_link(topology, container, link)
+                if (one := _mtu(topology, container, link)) is not None:
+                    earlier = found.setdefault(one.ref, one)
+                    if earlier is not one:
+                        related = tuple(dict.fromkeys((*earlier.related, *one.related)))
+                        found[one.ref] = replace(earlier, related=related)
+    yield from found.values()
 
 
 def _of_link(topology: Topology, container: Container, link: Link) -> Iterator[Finding]:
-    """Find an end that is down, a port that doesn't forward, or MTUs that differ."""
+    """Find an end that is down, or a port that doesn't forward."""
     peer, bridge = topology.peer(link), topology.bridge_of(link)
     if bridge is None and peer is None:
         return
-    ends = (peer, bridge)
-    related = (
-        container_ref(container.runtime, container.id),
-        *(link_ref(end.key) for end in ends if end is not None),
-    )
+    related = _related(container, link, peer, bridge)
     name, ref = f"{link.name} of {container.name}", link_ref(link.key)
     down = _down(link, peer, name)
     if down:
+        culprit = peer if peer is not None and link.admin_up and not peer.admin_up else link
+        others = tuple(one for one in (ref, *related) if one != link_ref(culprit.key))
         sentence = f"{down[1]}: it can't send or receive packets."
-        yield Finding("link", ref, down[0], sentence, "bad", related, _set_up(topology, link, peer))
+        fix = None if culprit.admin_up else set_up(topology, culprit, False)
+        advice = _set_up(topology, link, peer)
+        yield Finding("link", link_ref(culprit.key), down[0], sentence, "bad", others, advice, fix=fix)
     if peer is not None and peer.port is not None and peer.port.state not in _QUIET_STATES:
         sentence = (
             f"{peer.name}, the bridge port of {name}, doesn't forward: its STP state is {peer.port.state}."
@@ -108,12 +118,44 @@ def _of_link(topology: Topology, container: Container, link: Link) -> Iterator[F
             f"bridge -d link show dev {quote(peer.name)}"
         )
         yield Finding("port", ref, f"port is {peer.port.state}", sentence, "warn", related, advice)
-    for role, end in (("bridge", bridge), ("port", peer)):
-        if end is not None and end.mtu != link.mtu:
-            short = f"mtu {link.mtu}, {role} {end.mtu}"
-            advice = _set(topology, link, f"--mtu {end.mtu}")
-            yield Finding("mtu", ref, short, _mtu_sentence(link, end, name, role), "warn", related, advice)
-            return
+
+
+def _related(container: Container, link: Link, *ends: Link | None) -> tuple[Ref, ...]:
+    own = container_ref(container.runtime, container.id)
+    return (own, *(link_ref(end.key) for end in ends if end is not None and end.key != link.key))
+
+
+def _mtu(topology: Topology, container: Container, link: Link) -> Finding | None:
+    """Find MTUs that differ on a link, its peer and its bridge: at the one that differs from the others."""
+    peer, bridge = topology.peer(link), topology.bridge_of(link)
+    differing = [end for end in (bridge, peer) if end is not None and end.mtu != link.mtu]
+    if not differing:
+        return None
+    ports = topology.ports_of(bridge.key) if bridge is not None else ()
+    inner = [one for port in ports if (one := topology.peer(port))]
+    ends = [one for one in (link, peer, bridge) if one is not None]
+    wanted = Counter(one.mtu for one in (*ports, *inner, bridge) if one is not None) if bridge else Counter()
+    usual = wanted.most_common(1)[0][0] if wanted else odd_mtu(topology, ends)[1]
+    culprit = next((one for one in ends if one.mtu != usual), link)
+    other = next(one for one in (*differing, link) if one.mtu != culprit.mtu)
+    related = tuple(one for one in (link_ref(link.key), *_related(container, link, peer, bridge)))
+    others = tuple(one for one in related if one != link_ref(culprit.key))
+    role = "bridge" if other is bridge else "port"
+    sentence = _mtu_sentence(
+        link, differing[0], f"{link.name} of {container.name}", "bridge" if differing[0] is bridge else "port"
+    )
+    if culprit.key != link.key:
+        least = min(culprit.mtu, usual)
+        place = topology.label(culprit.ns)
+        sentence = (
+            f"{culprit.name} ({place}) has MTU {culprit.mtu}, but the links next to it have {usual}: "
+            f"packets larger than {least} bytes are lost."
+        )
+        role = "others"
+    short = f"mtu {culprit.mtu}, {role} {usual}"
+    fix = Fix(f"set the MTU of {culprit.name} to {usual}", (FixLink(culprit.key, "mtu", str(usual)),))
+    advice = _set(topology, culprit, f"--mtu {usual}")
+    return Finding("mtu", link_ref(culprit.key), short, sentence, "warn", others, advice, fix=fix)
 
 
 def _set_up(topology: Topology, link: Link, peer: Link | None) -> str:
@@ -163,8 +205,8 @@ def of_bridges(topology: Topology) -> Iterator[Finding]:
             ports = f"its {count} port{'s' * (count != 1)} can't" if count else "ports attached to it can't"
             sentence = f"The bridge {bridge.name} is down: {ports} reach anything."
             related = (link_ref(bridge.key),)
-            advice = _set(topology, bridge, "--up")
-            yield Finding("bridge", ref, "bridge is down", sentence, "bad", related, advice)
+            advice, fix = _set(topology, bridge, "--up"), set_up(topology, bridge, False)
+            yield Finding("bridge", ref, "bridge is down", sentence, "bad", related, advice, fix=fix)
 
 
 # Links of the host that may share a parent with networks of the same kinds.
@@ -347,7 +389,8 @@ def full_tables(topology: Topology) -> Iterator[Finding]:
             short = f"conntrack {count * 100 // limit}% full"
             advice = f"raise the limit; run: sysctl -w net.netfilter.nf_conntrack_max={2 * limit}"
             severity: Severity = "bad" if count >= limit else "warn"
-            yield Finding("conntrack", namespace_ref(ns), short, sentence, severity, (), advice)
+            fix = raise_limit(ns, limit)
+            yield Finding("conntrack", namespace_ref(ns), short, sentence, severity, (), advice, fix=fix)
 
 
 def failing_tables(topology: Topology) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from core.diagnose import findings
 from core.diagnose.links import sources
 from core.export import flows
 from core.model import Conntrack, Container, Link, LinkKey, NetState
+from core.model.finding import Finding
 from core.topology import Topology
 from core.topology.related import is_in_scope
 
@@ -274,12 +275,28 @@ def document_lines(topology: Topology, topics: Collection[str], scope: Scope = N
             yield "\n]"
     if set(topics) >= set(TOPICS):
         yield ',\n"findings":['
-        yield from _lines(_ENCODE(plain(finding)) for finding in findings(topology))
+        yield from _lines(_ENCODE(finding_document(finding)) for finding in findings(topology))
         yield "\n]"
     yield ',\n"problems":['
     wanted = (one for one in snapshot.problems if scope is None or one.ns is None or one.ns in scope)
     yield from _lines(_ENCODE(plain(problem)) for problem in wanted)
     yield "\n]}\n"
+
+
+def finding_document(finding: Finding) -> Item:
+    """Export a finding; its repair as a sentence and a command."""
+    fix = finding.fix
+    return {
+        "kind": finding.kind,
+        "severity": finding.severity,
+        "ref": plain(finding.ref),
+        "short": finding.short,
+        "sentence": finding.sentence,
+        "related": [plain(one) for one in finding.related],
+        "advice": finding.advice,
+        "evidence": list(finding.evidence),
+        "fix": {"sentence": fix.sentence, "command": fix.command} if fix else None,
+    }
 
 
 def _lines(items: Iterator[str]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from core.model.refs import LinkKey
 
 @dataclass(frozen=True, slots=True)
 class FixLink:
-    """Set an attribute of a link: "up" ("up" or "down"), "mtu", "master" (a name) or "address"."""
+    """Set an attribute of a link: "up", "mtu", "master" (a name) or "address"."""
 
     key: LinkKey
     attribute: str
@@ -19,7 +19,7 @@ class FixLink:
 
 @dataclass(frozen=True, slots=True)
 class FixPort:
-    """Switch a flag of a bridge port, or set its "state" to forwarding (bridge(8), link set)."""
+    """Switch a flag of a bridge port, or set its "state" to forwarding."""
 
     key: LinkKey
     flag: str
@@ -97,7 +97,7 @@ class FixFirewall:
 
 @dataclass(frozen=True, slots=True)
 class FixMasquerade:
-    """Translate packets from `subnet` that leave by another link than `bridge`, in vnet's own table."""
+    """Masquerade packets from `subnet` that leave by another link than `bridge`."""
 
     ns: int
     subnet: str

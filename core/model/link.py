@@ -331,7 +331,7 @@ class PolicyRule:
 
 @dataclass(frozen=True, slots=True)
 class IpSettings:
-    """Settings of one address family (4 or 6) of a link, or of all links (`ifindex` 0).
+    """Settings of one address family of a link, or of all links (`ifindex` 0).
 
     `forwarding`, `rp_filter` (IPv4 only) and `proxy` (proxy_arp, proxy_ndp) as in the kernel's
     Documentation/networking/ip-sysctl.rst. For `rp_filter` the larger of a link's and that of all links

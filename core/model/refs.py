@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from core.text import failure_sentence
 
@@ -90,24 +90,3 @@ class Problem:
     def sentence(self) -> str:
         """Return "WHAT: WHY. Try: TRY_" without the empty parts."""
         return failure_sentence(self.what, self.why, self.try_)
-
-
-Severity = Literal["bad", "warn"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that is wrong with the host's networks.
-
-    `kind` is "mtu", "overlap", "dead join", "link", "port", "bridge", "dropped", "forward", "bypass",
-    "engine rules", "way out", "conntrack" or "storm"; `ref` is the object that has it; `short` and
-    `sentence` describe it; `related` are the other objects concerned, for an overlap the other side first;
-    `advice` is a remedy, "" if none is known. Names are untrusted text, verbatim."""
-
-    kind: str
-    ref: Ref
-    short: str
-    sentence: str
-    severity: Severity
-    related: tuple[Ref, ...] = ()
-    advice: str = ""

@@ -1,4 +1,4 @@
-"""Choose the repair of what stops a packet, at its cause rather than where it shows."""
+"""Choose the repair of what stops a packet, at its cause."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def delete_end(ns: int, lookup: Lookup) -> Fix | None:
 
 
 def default_route(topology: Topology, ns: int, ipv6: bool) -> Fix | None:
-    """Return the repair for a missing route: a default route by a gateway that is there."""
+    """Return the repair for a missing route: a default route by an existing gateway."""
     found = find_gateway(topology, ns, ipv6)
     if found is None:
         return Fix("add a default route", command="ip route add default via GATEWAY")
@@ -87,9 +87,10 @@ def _default(gateway: str, link: Link, ipv6: bool) -> Route:
 def find_gateway(
     topology: Topology, ns: int, ipv6: bool, other_than: str = "", down: Link | None = None
 ) -> tuple[Link, str] | None:
-    """Return a link of a namespace and a gateway on its segment, None if none is known.
+    """Return a link of a namespace and a gateway on its segment, None if unknown.
 
-    Links that are down are left out, except `down`. The gateway is the address of the bridge or router at the link's other end in one of the link's subnets.
+    Links that are down are left out, except `down`. The gateway is the address of the bridge or router at the
+    link's other end in one of the link's subnets.
     """
     net = topology.snapshot.nets.get(ns)
     for link in net.links.values() if net else ():
@@ -108,7 +109,7 @@ def find_gateway(
 
 
 def _gateways_on(topology: Topology, link: Link) -> list[str]:
-    """Return the addresses of the bridge or router that a link leads to, then of its network."""
+    """Return the addresses of the bridge or router that a link leads to."""
     bridge = topology.bridge_of(link)
     if bridge is not None and bridge.ns != link.ns:
         network = topology.network_of(link)
@@ -121,7 +122,7 @@ def _gateways_on(topology: Topology, link: Link) -> list[str]:
 
 
 def missing_owner(topology: Topology, ns: int, link: Link, address: str, is_gateway: bool) -> Fault:
-    """Return why no one has an address: a bridge lost it, or a route names a wrong gateway."""
+    """Return why an address doesn't exist: a bridge lost it, or a route is wrong."""
     if not is_gateway:
         return Fault(f"{address} doesn't exist on the segment of {link.name}")
     place, ipv6 = topology.label(ns), ":" in address
@@ -155,7 +156,7 @@ def users_of_gateway(topology: Topology, bridge: Link, address: str) -> list[int
 
 
 def _prefix_of(topology: Topology, network: Network, bridge: Link, address: str) -> int:
-    """Return the prefix length that an address of a bridge had: that of its network or containers."""
+    """Return the prefix length that an address of a bridge had."""
     for subnet in network.subnets:
         prefix = ipaddress.ip_network(subnet, strict=False)
         if parse_address(address) in prefix:
@@ -192,7 +193,7 @@ def wrong_gateway(topology: Topology, ns: int, address: str, place: str) -> Faul
 
 
 def delete_duplicate(topology: Topology, ns: int, address: str) -> Fix | None:
-    """Return the repair for an address that two namespaces have: the later one gives it up."""
+    """Return the repair for an address that exists twice: delete the later one."""
     culprit = duplicate_holder(topology, address, ns)
     if culprit is None:
         return None
@@ -228,7 +229,7 @@ def _order_of(link: Link, address: Address) -> tuple[bool, bool, int]:
 
 
 def attach_port(topology: Topology, port: Link) -> Fix | None:
-    """Return the repair for a veth that isn't on its bridge: the bridge with the container's subnet."""
+    """Return the repair for a veth that isn't on its bridge."""
     bridge = lost_bridge(topology, port)
     if bridge is None:
         return None
@@ -237,7 +238,7 @@ def attach_port(topology: Topology, port: Link) -> Fix | None:
 
 
 def lost_bridge(topology: Topology, port: Link) -> Link | None:
-    """Return the bridge that a loose veth belongs to: one with an address in its peer's subnet."""
+    """Return the bridge of a loose veth: one with an address in its peer's subnet."""
     peer, net = topology.peer(port), topology.snapshot.nets.get(port.ns)
     if peer is None or net is None or peer.ns == port.ns or port.master is not None:
         return None
@@ -255,7 +256,7 @@ def lost_bridge(topology: Topology, port: Link) -> Link | None:
 
 
 def loose_port(topology: Topology, link: Link, address: str) -> Link | None:
-    """Return a veth that should be a port of a bridge: that of a link, or that leads to an address."""
+    """Return a veth without bridge: the peer of a link, or that leads to an address."""
     inner = [link, *(one for one in topology.snapshot.links() if one.ns != link.ns and _has(one, address))]
     for one in inner:
         peer = topology.peer(one)
@@ -275,7 +276,7 @@ def inner_ns(topology: Topology, port: Link) -> int:
 
 
 def down_link(net: NetState) -> Link | None:
-    """Return a link of a namespace that is down and has addresses, None if there is none.
+    """Return a link of a namespace that is down and has addresses.
 
     The kernel deletes the routes of such a link.
     """
@@ -295,7 +296,7 @@ def set_up(topology: Topology, link: Link, ipv6: bool) -> Fix:
 
 
 def mtu_hop(topology: Topology, sender: Link, links: Sequence[Link]) -> Hop | None:
-    """Return a warning if a link of a segment has a smaller MTU than the one that sends, None if none has.
+    """Return a warning if a link of a segment has a smaller MTU than the sender's.
 
     Such packets are lost without an ICMP message. The cause is the link whose MTU differs from the others'.
     """
@@ -313,7 +314,7 @@ def mtu_hop(topology: Topology, sender: Link, links: Sequence[Link]) -> Hop | No
 
 
 def odd_mtu(topology: Topology, links: Sequence[Link]) -> tuple[Link, int]:
-    """Return the link of a segment whose MTU differs from most others', and the MTU of these.
+    """Return the link of a segment whose MTU differs, and the MTU of the others.
 
     If there are as many of both, it is the host's own link.
     """
@@ -348,7 +349,7 @@ def set_forwarding(ns: int, key: str) -> Fix:
 
 
 def loosen_rp_filter(ns: int, link: Link, net: NetState) -> Fix:
-    """Return the repair for a strict rp_filter: the loose one, which accepts any source with a route."""
+    """Return the repair for a strict rp_filter: accept any source with a route."""
     own = next((one.rp_filter for one in net.settings if (one.family, one.ifindex) == (4, link.ifindex)), 1)
     key = f"net.ipv4.conf.{link.name.replace('.', '/')}.rp_filter"
     return Fix(f"set {key} to 2 (loose)", (FixSysctl(ns, key, "2", str(own)),))

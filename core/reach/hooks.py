@@ -1,4 +1,4 @@
-"""Pass a packet through the hooks of a namespace: rules, NAT and connection tracking."""
+"""Pass a packet through the hooks of a namespace: rules, NAT and conntrack."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Index:
         self._entries: dict[tuple[int, str], NatEntry] | None = None
 
     def evaluator(self, ns: int) -> Evaluator | None:
-        """Return the evaluator of a namespace's rules, None if they weren't read or there are none."""
+        """Return the evaluator of a namespace's rules, None if there are none."""
         if ns not in self._evaluators:
             firewall = self.topology.snapshot.firewalls.get(ns)
             self._evaluators[ns] = Evaluator(firewall) if firewall and firewall.chains else None
@@ -60,7 +60,7 @@ class Index:
 
 @dataclass(slots=True)
 class Tracked:
-    """A connection in the conntrack table of a namespace: its packet before and after NAT."""
+    """A connection tracked in a namespace: its packet before and after NAT."""
 
     ns: int
     before: Packet
@@ -69,7 +69,7 @@ class Tracked:
 
 @dataclass(slots=True)
 class HookedPacket:
-    """A packet in a namespace (`ns`), with the hops it has passed and the connections tracked on its way."""
+    """A packet in a namespace (`ns`), with the hops that it has passed."""
 
     index: Index
     packet: Packet
@@ -105,7 +105,7 @@ class HookedPacket:
     # ---- rules and translations
 
     def _with_state(self, packet: Packet) -> Packet:
-        """Return the packet with its connection's state in this namespace; replies are translated back."""
+        """Return the packet with its connection's state; replies are translated back."""
         if not packet.is_reply:
             known = any(one.ns == self.ns and one.after == packet for one in self.tracked)
             return packet if known else replace(packet, states=packet.states or frozenset(("new",)))
@@ -190,8 +190,10 @@ class HookedPacket:
                 ref=ref,
             )
             raise Stopped
-        if new.dst != packet.dst:
+        if rule.verdict in ("dnat", "redirect"):
             self.dnat = (self.ns, rule)
+        kind = "dnat" if self.dnat == (self.ns, rule) else "snat"
+        new = replace(new, states=new.states | {kind})
         ends = ((packet.dst, packet.dport, new.dst, new.dport), (packet.src, 0, new.src, 0))
         for kind, (old, old_port, address, port) in zip(("destination", "source"), ends, strict=True):
             if (old, old_port) != (address, port):

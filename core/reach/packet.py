@@ -372,7 +372,7 @@ _IPTABLES: tuple[tuple[re.Pattern[str], _Check], ...] = tuple(
 
 @lru_cache(8192)
 def _parse(backend: str, text: str) -> tuple[tuple[tuple[_Check, str], ...], bool]:
-    """Return the checks of a rule's text with their values, and whether nothing is left unknown."""
+    """Return the checks of a rule's text, and whether these are all."""
     found: list[tuple[_Check, str]] = []
     rest = text
     for pattern, check in _NFT if backend == "nft" else _IPTABLES:

@@ -16,7 +16,7 @@ _OUTSIDE_ADDRESS = {False: "198.51.100.7", True: "2001:db8:ffff::7"}  # RFC 5737
 
 
 class UnknownEndpoint(Exception):
-    """A name of a question is unknown, or the question makes no sense; the text is the whole sentence."""
+    """A name of a question is unknown, or the question makes no sense."""
 
 
 def resolve(topology: Topology, text: str) -> Endpoint:

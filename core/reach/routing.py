@@ -1,4 +1,4 @@
-"""Look up routes of one namespace, with its policy rules (ip-rule(8)) and rp_filter.
+"""Look up routes of one namespace, with its policy rules and rp_filter.
 
 See the kernel's net/ipv4/fib_rules.c, fib_frontend.c and Documentation/networking/ip-sysctl.rst.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from core.model import Address, IpSettings, Link, NetState, NextHop, PolicyRule, Route
@@ -57,7 +57,7 @@ class RoutingTables:
         self.net = net
         self.rules = net.rules or _DEFAULT_RULES
         self._tables: dict[tuple[int, str], dict[int, dict[int, list[Route]]]] = {}
-        for route in net.routes:
+        for route in (*net.routes, *_derived(net)):
             prefix = _prefix(route)
             if prefix is not None and route.kind not in ("broadcast", "anycast", "multicast"):
                 length, network = prefix
@@ -114,7 +114,7 @@ class RoutingTables:
         return self._in_table(6 if probe.is_ipv6 else 4, _LOCAL[probe.is_ipv6], address, "") is not None
 
     def source_for(self, lookup: Lookup, dst: str) -> str:
-        """Choose the source address of a packet that the namespace sends, "" if it has none."""
+        """Choose the source address of a packet that the namespace sends, "" for none."""
         route, hop, ipv6 = lookup.route, lookup.hop, ":" in dst
         if route is None:
             return ""
@@ -130,7 +130,7 @@ class RoutingTables:
         return next(near, "") or next((one.address for one in own), "") or next(others, "")
 
     def forwards(self, link: Link, ipv6: bool) -> bool | None:
-        """Return whether packets that come in by a link are forwarded, None if that isn't known."""
+        """Return whether packets that enter by a link are forwarded, None if unknown."""
         found = self._settings.get((6, 0) if ipv6 else (4, link.ifindex))
         return found.forwarding if found else None
 
@@ -150,7 +150,7 @@ class RoutingTables:
         return max((self._settings[key].rp_filter for key in keys if key in self._settings), default=0)
 
     def source_fault(self, packet: Packet, link: Link) -> str:
-        """Return why a packet that comes in by a link is dropped for its source, "" if it isn't.
+        """Return why a packet that enters by a link is dropped for its source.
 
         The result is "own address" (a martian source) or "rp_filter".
         """
@@ -169,6 +169,20 @@ class RoutingTables:
 
 
 _LOCAL = {False: PolicyRule(4, 0, table="local"), True: PolicyRule(6, 0, table="local")}
+
+
+def _derived(net: NetState) -> Iterator[Route]:
+    """Yield the routes of addresses that a snapshot lacks."""
+    local = {route.dst for route in net.routes if route.table == "local"}
+    for link in net.links.values():
+        for one in link.addresses if link.admin_up else ():
+            hop = (NextHop("", link.ifindex),)
+            if one.address not in local:
+                yield Route(one.family, one.address, "local", hop, table="local")
+            if local:
+                continue
+            network = ipaddress.ip_network(str(one), strict=False)
+            yield Route(one.family, str(network), "unicast", hop, source=one.address, scope="link")
 
 
 def _usable(link: Link, ipv6: bool) -> list[Address]:

@@ -21,7 +21,7 @@ _UNTAGGED = 0
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """One bridge that frames cross; `port` None: they come from, or go to, the bridge's own link."""
+    """One bridge that frames cross, by two ports; None is the bridge's own link."""
 
     bridge: Link
     entry: Link | None
@@ -138,7 +138,7 @@ class Segments:
             yield replace(at, vlan=_UNTAGGED).blocked(self._wrong_vlan(bridge, at.vlan, own, bridge))
 
     def _macvlan(self, at: Attachment) -> Iterator[Attachment]:
-        """Yield the siblings of a macvlan in bridge mode, and where its parent's frames arrive."""
+        """Yield the siblings of a macvlan, and where its parent's frames arrive."""
         lower = self._lower(at.link)
         if lower is None:
             yield replace(at, outside=True)

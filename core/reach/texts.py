@@ -1,4 +1,4 @@
-"""Format rules, routes and ends of connections as evidence, as their tools print them."""
+"""Format rules, routes and ends of connections as their tools print them."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from core.model import FirewallRule
 from core.reach.packet import Hook, Packet
 from core.reach.routing import RoutingTables
+from core.text import is_address
 
 
 def translated(rule: FirewallRule, packet: Packet, tables: RoutingTables | None, hook: Hook) -> Packet | None:
@@ -19,7 +20,7 @@ def translated(rule: FirewallRule, packet: Packet, tables: RoutingTables | None,
             address = fit[0].to_address if fit else ""
         if rule.verdict == "masquerade":
             address = _own_address(tables, hook.oifs[0], packet)
-        return replace(packet, src=address) if address else None
+        return replace(packet, src=address) if is_address(address) else None
     return _with_destination(rule, packet, tables, hook)
 
 
@@ -46,7 +47,7 @@ def _with_destination(
         if rule.translations:
             return packet  # no element of the map fits: the rule does nothing
     first = address.partition("-")[0]
-    if not first and not port:
+    if (first and not is_address(first)) or not (first or port):
         return None
     new_port = int(port.partition("-")[0]) if port and port.partition("-")[0].isdigit() else packet.dport
     if "-" in port and rule.dport == port:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from core.model import FirewallRule, Link, Neighbour, link_ref, namespace_ref
+from core.model import FirewallRule, Link, LinkKey, Neighbour, link_ref, namespace_ref
 from core.reach import fixes
 from core.reach.answer import Hop
 from core.reach.firewall import Evaluator
@@ -28,16 +28,18 @@ class Walk(HookedPacket):
     """Follow one packet; `hops` and `tracked` grow with it.
 
     After `run`, `ns` and `packet` are where it ended; `arrived` is True if a socket gets it, `left` the link
-    by which it left the host (None if it didn't). `links` are all links that it passed.
+    by which it left the host (None if it didn't): the link `edge`, or one that leads to nothing visible.
+    `links` are all links that it passed.
     """
 
     links: list[Link] = field(default_factory=list)
     arrived: bool = False
     left: Link | None = None
     untranslated: Hop | None = None
+    edge: LinkKey | None = None
 
     def run(self, iif: Link | None = None) -> bool:
-        """Follow the packet from a socket of `ns`, or from its link `iif`; return whether it arrives."""
+        """Follow the packet from a socket of `ns`, or from its link `iif`."""
         try:
             if iif is None:
                 self._send_locally()
@@ -162,10 +164,10 @@ class Walk(HookedPacket):
     def _source_stop(self, fault: str, link: Link, tables: RoutingTables) -> None:
         src = self.packet.src
         if fault == "own address":
-            fix = fixes.delete_duplicate(self.index.topology, self.ns, src)
             raise self._stop(
                 "rp_filter", f"it drops packets from {src} at {link.name}: that is an address of its own",
-                f"ip addr show to {src}", ref=namespace_ref(self.ns), fix=fix,
+                f"ip addr show to {src}", ref=namespace_ref(self.ns),
+                fix=fixes.delete_duplicate(self.index.topology, self.ns, src),
                 subject=f"{src} is also an address of {self._place}",
             )  # fmt: skip
         fix = fixes.loosen_rp_filter(self.ns, link, tables.net)
@@ -231,6 +233,18 @@ class Walk(HookedPacket):
         else:
             self._unanswered(link, address, found, entry)
 
+    def _leave_host(self, link: Link, owner: Attachment) -> None:
+        """End at the uplink; a router that can be seen must know the way back."""
+        tables = self.index.tables(owner.link.ns)
+        if self.untranslated is not None and tables is not None:
+            back = tables.lookup(Packet(self.packet.dst, self.packet.src))
+            if back.route is None or back.end:
+                self.hops.append(replace(self.untranslated, verdict="stop"))
+                raise Stopped
+        self.left = link
+        text = f"leaves this host by {link.name} to {self.index.topology.label(owner.link.ns)}"
+        self._add("uplink", text, "pass", f"{link.name}: MTU {link.mtu}", ref=link_ref(link.key))
+
     def _answers(self, attachment: Attachment, address: str) -> bool:
         """Return whether the namespace of an attachment answers ARP or ND for an address."""
         tables = self.index.tables(attachment.link.ns)
@@ -261,13 +275,12 @@ class Walk(HookedPacket):
                 f"{address} dev {link.name} lladdr {entry.mac} PERMANENT", ref=link_ref(link.key), fix=fix,
                 subject=f"wrong neighbour entry for {address} in {self._place}",
             )  # fmt: skip
-        others = [one for one in owners if one.link.mac != owner.link.mac]
-        if others:
+        if others := [one for one in owners if one.link.mac != owner.link.mac]:
             names = sorted({self.index.topology.label(one.link.ns) for one in owners})
             text = f"{' and '.join(names)} answer for {address}: the same address twice"
-            fix = fixes.delete_duplicate(self.index.topology, others[-1].link.ns, address)
             raise self._stop(
-                "neighbour", text, ref=link_ref(others[-1].link.key), fix=fix,
+                "neighbour", text, ref=link_ref(others[-1].link.key),
+                fix=fixes.delete_duplicate(self.index.topology, others[-1].link.ns, address),
                 subject=f"{' and '.join(names)} have the address {address}",
             )  # fmt: skip
         if wrong := self.index.segments.misdirected(owner, owner.link.mac):
@@ -278,6 +291,9 @@ class Walk(HookedPacket):
         evidence = f"{address} dev {link.name}" + (f" lladdr {entry.mac}" if entry else "") + f" ({state})"
         self._add("neighbour", text, "pass", evidence, ref=link_ref(link.key))
         self._cross(link, owner)
+        if link.key == self.edge:
+            self._leave_host(link, owner)
+            return
         self.ns = owner.link.ns
         self._receive(owner.link)
 
@@ -286,9 +302,8 @@ class Walk(HookedPacket):
     ) -> None:
         """Stop because no one on the segment has the address."""
         topology = self.index.topology
-        if found and (blocked := next((one for one in found if one.obstacle), None)):
-            if all(one.obstacle for one in found):
-                self._obstacle(blocked)
+        if found and all(one.obstacle for one in found):
+            self._obstacle(found[0])
         if (port := fixes.loose_port(topology, link, address)) is not None:
             raise self._stop(
                 "bridge", f"{port.name}, which leads to {topology.label(fixes.inner_ns(topology, port))}, "

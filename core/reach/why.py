@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
-from core.model import Link, Ref
+from core.model import Link, LinkKey, Ref
 from core.reach.answer import Answer, Hop, Question
 from core.reach.hooks import CLIENT_PORT, Index
 from core.reach.packet import Packet
@@ -54,26 +54,31 @@ def _first_packet(index: Index, question: Question, source: str, target: str) ->
     sport = CLIENT_PORT if question.port else 0
     packet = Packet(source, target, l4_proto, sport, question.port)
     ns = question.source.ns if question.source.ns is not None else index.topology.host
-    return Walk(index, packet, ns)
+    return Walk(index, packet, ns, edge=_edge(index, question))
+
+
+def _edge(index: Index, question: Question) -> LinkKey | None:
+    """Return the host's uplink if one end is outside."""
+    if not (question.source.is_outside or question.target.is_outside):
+        return None
+    found = index.topology.uplink(index.topology.host)
+    return found[0].key if found else None
 
 
 def _entry(index: Index, question: Question) -> Link | None:
-    """Return the link by which a packet from outside enters, None for one of this host."""
+    """Return the link by which a packet from outside enters, None for others."""
     if not question.source.is_outside:
         return None
     found = index.topology.uplink(index.topology.host)
     return found[0] if found else None
 
 
-def _answer_walk(index: Index, question: Question, there: Walk) -> Walk | None:
-    """Follow the answer back; None if the packet left this host."""
-    if there.left is not None:
-        reply = _reply(there.packet)
-        walk = Walk(index, reply, there.left.ns, there.tracked)
-        walk.run(there.left)
-        return walk
-    walk = Walk(index, _reply(there.packet), there.ns, there.tracked)
-    walk.run()
+def _answer_walk(index: Index, question: Question, there: Walk) -> Walk:
+    """Follow the answer back, from where the packet ended."""
+    reply = _reply(there.packet)
+    ns = there.left.ns if there.left is not None else there.ns
+    walk = Walk(index, reply, ns, there.tracked, edge=_edge(index, question))
+    walk.run(there.left)
     return walk
 
 
@@ -105,7 +110,7 @@ def _ended(walk: Walk) -> bool:
 
 
 def _cause(there: Walk, back: Walk | None) -> Hop | None:
-    """Return the hop that decides: the first stop, else the first doubt, else the first warning."""
+    """Return the hop that decides: the first stop, doubt or warning."""
     stop = next(_with(there, "stop"), None)
     if stop is not None:
         return stop

@@ -45,7 +45,8 @@ def small_builder() -> HostBuilder:
     _containers(host, web1_ns, web2_ns, api_ns, db_ns, old_ns, closed_ns, plain_ns)
     _rules(host)
     _flows(host)
-    _routes(host, web1_ns)
+    _routes(host, web1_ns, web2_ns, api_ns)
+    host.routes[plain_ns] = [Route(4, "default", nexthops=(NextHop("172.17.0.1", 2),))]
     return host
 
 
@@ -149,7 +150,7 @@ def _flows(host: HostBuilder) -> None:
     )  # fmt: skip
 
 
-def _routes(host: HostBuilder, web1: int) -> None:
+def _routes(host: HostBuilder, *on_app: int) -> None:
     links = host.links[HOST]
     by_name = {link.name: link.ifindex for link in links.values()}
     host.routes[HOST] = [
@@ -162,7 +163,8 @@ def _routes(host: HostBuilder, web1: int) -> None:
         Route(4, "10.66.0.0/16", "blackhole"),
     ]
     host.policy[HOST] = [PolicyRule(4, 0, table="local"), PolicyRule(4, 32766)]
-    host.routes[web1] = [Route(4, "default", nexthops=(NextHop("172.18.0.1", 2),))]
+    for ns in on_app:
+        host.routes[ns] = [Route(4, "default", nexthops=(NextHop("172.18.0.1", 2),))]
 
 
 def small_host(**fields: Any) -> Snapshot:

@@ -170,6 +170,11 @@ def test_begin_and_end_of_a_storm_are_reported_once() -> None:
     ]
 
 
+def blocked(snapshot: Snapshot) -> list[Finding]:
+    """The networks that can't reach the outside."""
+    return [one for one in found(snapshot, "forward") if one.ref.kind == "network"]
+
+
 def test_a_network_blocked_by_other_programs_rules() -> None:
     """A chain's policy drops its packets, until a rule accepts them."""
     host = small_builder()
@@ -179,7 +184,7 @@ def test_a_network_blocked_by_other_programs_rules() -> None:
     usual = replace(host.rule("FORWARD", "x", table="filter"), verdict="accept", iif="docker0")
     back = replace(usual, iif="", oif="docker0", ct_state="related,established")
     now = host.snapshot(firewalls={HOST: Firewall(HOST, drop, (*host.rules, usual, back))})
-    (one,) = found(now, "forward")
+    (one,) = blocked(now)
     assert one.ref == network_ref("net-app") and one.short == "no outside access"
     ways = [
         "iptables -I FORWARD -i br-app -o eth0 -j ACCEPT",
@@ -187,10 +192,10 @@ def test_a_network_blocked_by_other_programs_rules() -> None:
     ]
     assert one.advice.endswith(f": {'; '.join(ways)}")
     rules = (*host.rules, usual, back, replace(usual, iif="br-app", oif="eth0"))
-    (half,) = found(host.snapshot(firewalls={HOST: Firewall(HOST, drop, rules)}), "forward")
+    (half,) = blocked(host.snapshot(firewalls={HOST: Firewall(HOST, drop, rules)}))
     assert half.advice.endswith(f": {ways[1]}"), "answers are dropped still"
     rules = (*rules, replace(back, oif="br-app"))
-    assert not found(host.snapshot(firewalls={HOST: Firewall(HOST, drop, rules)}), "forward")
+    assert not blocked(host.snapshot(firewalls={HOST: Firewall(HOST, drop, rules)}))
 
 
 def test_a_host_without_a_default_route_is_a_finding() -> None:

@@ -22,7 +22,12 @@ from core.text import safe
 from core.topology import Topology
 from tui.views import cells
 from tui.views.cells import Line
-from tui.views.rows import Cell, ListView, Section
+from tui.views.rows import Cell, ListView, Section, Tone
+
+
+def tone_of(finding: Finding) -> Tone:
+    """Return the tone that a finding is painted with."""
+    return "accent" if finding.severity == "info" else finding.severity
 
 
 def of_network(topology: Topology, network: Network) -> tuple[Cell, ...]:
@@ -31,7 +36,7 @@ def of_network(topology: Topology, network: Network) -> tuple[Cell, ...]:
     found = (
         one for one in findings_of(topology, ref) if one.kind in ("bridge", "overlap", "storm", "forward")
     )
-    return tuple(Cell(safe(_short_text(topology, one, ref)), one.severity) for one in found)
+    return tuple(Cell(safe(_short_text(topology, one, ref)), tone_of(one)) for one in found)
 
 
 def _short_text(topology: Topology, finding: Finding, ref: Ref) -> str:
@@ -67,7 +72,7 @@ def of_container(topology: Topology, container: Container, link: Link | None) ->
         for one in findings_of(topology, ref)
         if one.ref == ref and one.kind in kinds
     )
-    return tuple(Cell(safe(one.short), one.severity) for one in sorted(found, key=_by_kind))
+    return tuple(Cell(safe(one.short), tone_of(one)) for one in sorted(found, key=_by_kind))
 
 
 def _by_kind(finding: Finding) -> int:
@@ -82,7 +87,7 @@ def findings_sections(topology: Topology, ref: Ref) -> tuple[Section, ...]:
 def _lines(topology: Topology, ref: Ref) -> Iterator[Line]:
     for finding in findings_of(topology, ref):
         others = (one for one in (finding.ref, *finding.related) if one != ref)
-        yield "", cells.text(finding.sentence, finding.severity), next(others, None)
+        yield "", cells.text(finding.sentence, tone_of(finding)), next(others, None)
         if finding.advice:
             yield "try", cells.text(finding.advice), None
 
