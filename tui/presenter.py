@@ -168,6 +168,8 @@ class Presenter:
 
     def start(self) -> None:
         """Start the source, in a thread: its imports would delay keys."""
+        if self.source.live:
+            self._view_model.set_muted(_muted_ids())
         self._worker.start()
         threading.Thread(
             target=self.source.start, args=(self._on_update,), name="source-start", daemon=True
@@ -185,6 +187,20 @@ class Presenter:
         """Show how the fast path stands, from the next picture on."""
         self._fast = fast
         self._post_safely(UpdateArrived())
+
+    def toggle_muted(self, name: str) -> str:
+        """Mute the finding with that id, or show it again; return why that failed, or ""."""
+        from core.muted import set_muted
+        from core.state import StateError
+
+        ids = self._view_model.context.muted ^ {name}
+        try:
+            set_muted(ids)
+        except (StateError, OSError) as error:
+            return str(error)
+        self._view_model.set_muted(ids)
+        self._post_safely(UpdateArrived())
+        return ""
 
     def set_demand(self, demand: frozenset[Demand]) -> None:
         """Set the readings that the view on the screen needs."""
@@ -316,6 +332,17 @@ class Presenter:
             self._post(message)
         except RuntimeError:  # the event loop ended meanwhile
             self._stopped = True
+
+
+def _muted_ids() -> frozenset[str]:
+    """Return the ids of muted findings, none where the state can't be read."""
+    from core.muted import muted_ids
+    from core.state import StateError
+
+    try:
+        return muted_ids()
+    except StateError:
+        return frozenset()
 
 
 def _pause_after(took: float, flows: bool) -> float:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from core.diagnose import Finding, findings
+from core.diagnose import Finding
 from core.flows.merge import FlowTable
 from core.flows.meter import FlowMeter, Reading
 from core.model import (
@@ -24,7 +24,7 @@ from core.topology import Topology
 from core.topology.flow_index import FlowView
 from core.topology.related import follow
 from core.update import Update
-from tui.views import query, registry
+from tui.views import doctor, query, registry
 from tui.views.fastpath import state_change
 from tui.views.findings import empty_text
 from tui.views.flows import FlowRows
@@ -157,6 +157,7 @@ class ViewModel:
         self._fast_before: FastPath | None = None
         self._meter = FlowMeter()
         self._measured_tables: Mapping[int, Conntrack] | None = None
+        self._since: dict[str, float] | None = None
 
     def apply_update(self, update: Update, changes: tuple[Change, ...]) -> None:
         """Show an update; `changes` are all since the last one that was shown."""
@@ -200,10 +201,27 @@ class ViewModel:
         head_of(rows)  # worked out here, on the worker thread
         if isinstance(rows, ListRows):
             rows.needs()
-        self.findings = () if self.context.snapshot.pending else findings(self.context.topology)
+        self._update_findings()
         empty = empty_text(view, self.context.snapshot)
         columns = getattr(rows, "columns", view.columns)
         return ViewData(view.name, rows, len(base), pending, empty, remarks, columns)
+
+    def _update_findings(self) -> None:
+        """Note when findings appear; those of the first whole snapshot were there before."""
+        if self.context.snapshot.pending:
+            self.findings = ()
+            return
+        known = doctor.by_id(self.context.topology)
+        self.findings = tuple(one for name, one in known.items() if name not in self.context.muted)
+        if self._since is None or known.keys() != self._since.keys():
+            now = 0.0 if self._since is None else time.time()
+            before = self._since or {}
+            self._since = {name: before.get(name, now) for name in known}
+            self.context = replace(self.context, since=self._since)
+
+    def set_muted(self, ids: frozenset[str]) -> None:
+        """Set the ids of muted findings."""
+        self.context = replace(self.context, muted=ids)
 
     def _update_flows(self) -> None:
         """Put the newest flows into the context, measured or worked out from the tables."""

@@ -123,7 +123,9 @@ _DECODERS: Mapping[str, Callable[[Attributes], dict[str, Scalar]]] = {
 _RTM_GETLINK, _RTM_GETNEIGH = 18, 30
 _IFLA_AF_SPEC, _IFLA_EXT_MASK = 26, 29
 _PF_BRIDGE = 7
-_AF_INET, _INET_CONF, _ROUTE_LOCALNET = 2, 1, 26
+# linux/if_link.h, and the places of sysctls in their arrays (linux/ip.h, linux/ipv6.h).
+_AF_INET, _INET_CONF, _AF_INET6, _INET6_CONF = 2, 1, 10, 2
+_ROUTE_LOCALNET, ARP_IGNORE, _DISABLE_IPV6 = 26, 19, 26
 _RTEXT_FILTER_BRVLAN_COMPRESSED = 1 << 2
 _IFLA_BRIDGE_VLAN_INFO = 2
 _VLAN_PVID, _VLAN_UNTAGGED, _VLAN_RANGE_BEGIN, _VLAN_RANGE_END = 1 << 1, 1 << 2, 1 << 3, 1 << 4
@@ -170,15 +172,22 @@ def bridge_settings(data: bytes, families: bytes = b"") -> BridgeSettings:
         group_fwd_mask=number(9, 0),
         nf_call_iptables=number(36, 0) != 0,
         nf_call_ip6tables=number(37, 0) != 0,
-        route_localnet=_route_localnet(families),
+        route_localnet=ipv4_setting(families, _ROUTE_LOCALNET) != 0,
     )
 
 
-def _route_localnet(families: bytes) -> bool:
-    """Read route_localnet from IFLA_INET_CONF, sysctls in the order of linux/ip.h."""
+def ipv4_setting(families: bytes, place: int) -> int:
+    """Read an IPv4 sysctl of a link from IFLA_AF_SPEC, 0 if it is missing."""
     conf = attributes(attributes(families).get(_AF_INET, b"")).get(_INET_CONF, b"")
-    offset = 4 * (_ROUTE_LOCALNET - 1)
-    return len(conf) >= offset + 4 and u32(conf[offset : offset + 4]) != 0
+    return u32(conf[4 * (place - 1) : 4 * place]) if len(conf) >= 4 * place else 0
+
+
+def is_ipv6_disabled(families: bytes) -> bool:
+    """Read disable_ipv6 of a link from IFLA_AF_SPEC."""
+    conf = attributes(attributes(families).get(_AF_INET6, b"")).get(_INET6_CONF, b"")
+    return (
+        u32(conf[4 * _DISABLE_IPV6 : 4 * _DISABLE_IPV6 + 4]) != 0 if len(conf) > 4 * _DISABLE_IPV6 else False
+    )
 
 
 def bridge_port(data: bytes) -> BridgePort:

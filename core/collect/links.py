@@ -39,7 +39,7 @@ from core.netlink.netns import NamespaceGone, NsidResolver
 
 _RTM_GETLINK, _RTM_GETADDR = 18, 22
 _RTEXT_FILTER_SKIP_STATS = 1 << 3
-_IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
+_IFF_UP, _IFF_NOARP, _IFF_LOWER_UP = 0x1, 0x80, 0x10000
 _ARPHRD_LOOPBACK = 772
 _MAC_LENGTHS = (6, 8, 20)
 OPERSTATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
@@ -205,6 +205,9 @@ def link(
         if kind == "bridge"
         else None,
         sizes=_sizes(found),
+        arp_off=bool(flags & _IFF_NOARP),
+        arp_ignore=link_kinds.ipv4_setting(per_family, link_kinds.ARP_IGNORE),
+        ipv6_disabled=link_kinds.is_ipv6_disabled(per_family),
     )
 
 

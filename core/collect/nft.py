@@ -157,9 +157,14 @@ def _chains(objects: list[tuple[str, Any]]) -> list[Chain]:
         Chain(
             "nft", chain["family"], chain["table"], chain["name"], chain.get("hook", ""),
             chain.get("type", ""), chain.get("prio", 0), chain.get("policy", ""),
+            _devices(chain.get("dev", ())),
         )
         for kind, chain in objects if kind == "chain"
     ]  # fmt: skip
+
+
+def _devices(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(map(str, value))
 
 
 def _sets(objects: list[tuple[str, Any]]) -> Iterator[tuple[str, tuple[str, ...]]]:

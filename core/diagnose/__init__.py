@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from weakref import WeakKeyDictionary
 
-from core.diagnose import forwarding, links, paths
+from core.diagnose import addresses, forwarding, links, paths
+from core.diagnose.identity import finding_id
 from core.diagnose.links import joined, storm_text
 from core.model import Ref
 from core.model.finding import SEVERITIES, Finding, Severity
 from core.topology import Topology
 
-__all__ = ["Finding", "Severity", "findings", "findings_of", "joined", "storm_text"]
+__all__ = ["Finding", "Severity", "finding_id", "findings", "findings_of", "joined", "storm_text"]
 
 _FOUND: WeakKeyDictionary[Topology, tuple[tuple[Finding, ...], Mapping[Ref, tuple[Finding, ...]]]] = (
     WeakKeyDictionary()
@@ -43,17 +44,21 @@ def _diagnose(topology: Topology) -> tuple[Finding, ...]:
         *links.of_links(topology),
         *links.of_bridges(topology),
         *links.overlaps(topology),
+        *addresses.duplicate_macs(topology),
+        *addresses.wrong_prefixes(topology),
+        *addresses.loopbacks_down(topology),
         *forwarding.docker_without_rules(topology),
         *forwarding.drops(topology),
         *forwarding.blocked_networks(topology),
         *blocked_ports,
         *forwarding.bypassing_ports(topology, blocked_ports),
-        *forwarding.no_default_route(topology),
+        *addresses.discarding_routes(topology),
         *links.full_tables(topology),
         *links.failing_tables(topology),
         *links.storms(topology),
     ]
-    found = paths.merged(found, tuple(paths.stopped_paths(topology)))
+    found = paths.merged(found, tuple(forwarding.no_default_route(topology)))
+    found = paths.merged(found, paths.stopped_paths(topology))
     return tuple(sorted(found, key=lambda one: SEVERITIES.index(one.severity)))
 
 

@@ -21,7 +21,8 @@ from core.model.fix import Fix, FixFirewall
 from core.nat.describe import describe_drop, describe_remedy, host_firewall, restrict_command
 from core.nat.forward_policy import ForwardPath, Published, by_chain
 from core.nat.packets import is_loopback, targets
-from core.reach.fixes import default_route, down_link, set_up
+from core.reach.fixes import default_route
+from core.reach.link_fixes import down_link, set_up
 from core.text import TABLE
 from core.text import quoted as quote
 from core.topology import Topology

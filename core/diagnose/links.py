@@ -24,7 +24,8 @@ from core.model import (
 )
 from core.model.finding import Finding, Severity
 from core.model.fix import Fix, FixLink
-from core.reach.fixes import odd_mtu, raise_limit, set_up
+from core.reach.fixes import raise_limit
+from core.reach.link_fixes import odd_mtu, set_up
 from core.text import quoted as quote
 from core.topology import Topology
 from core.topology.index import names_in
@@ -126,7 +127,7 @@ def _related(container: Container, link: Link, *ends: Link | None) -> tuple[Ref,
 
 
 def _mtu(topology: Topology, container: Container, link: Link) -> Finding | None:
-    """Find MTUs that differ on a link, its peer and its bridge: at the one that differs from the others."""
+    """Find MTUs that differ on a link, its peer and its bridge."""
     peer, bridge = topology.peer(link), topology.bridge_of(link)
     differing = [end for end in (bridge, peer) if end is not None and end.mtu != link.mtu]
     if not differing:

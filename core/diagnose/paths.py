@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import is_
 
 from core.model import (
     Container,
@@ -44,7 +45,7 @@ class Path:
 
     `ref` is the object whose path it is, `phrase` says in a sentence what fails ("web1 can't reach the
     outside"), `ignored` are the kinds of hops that may stop it on a healthy host, `networks` those that it
-    is about.
+    is about, `is_within` whether both ends are on one network.
     """
 
     question: Question
@@ -52,10 +53,30 @@ class Path:
     phrase: str
     ignored: tuple[str, ...] = ()
     networks: tuple[Ref, ...] = ()
+    is_within: bool = False
 
 
-def stopped_paths(topology: Topology) -> Iterator[Finding]:
-    """Find what stops the paths that should work, one finding per cause."""
+# What the paths depend on, with the last result: connections and counters change each second, the rest not.
+_LAST: list[tuple[tuple[object, ...], tuple[int, ...], tuple[Finding, ...]]] = []
+
+
+def stopped_paths(topology: Topology) -> tuple[Finding, ...]:
+    """Find what stops the paths that should work, one finding per cause; cached."""
+    snapshot = topology.snapshot
+    full = tuple(ns for ns, one in snapshot.conntracks.items() if one.limit and len(one.entries) >= one.limit)
+    parts = (
+        snapshot.namespaces, snapshot.nets, snapshot.firewalls, snapshot.engines, snapshot.listeners,
+        snapshot.host.sysctls, snapshot.pending,
+    )  # fmt: skip
+    for before, before_full, found in tuple(_LAST):
+        if before_full == full and all(map(is_, before, parts)):
+            return found
+    found = tuple(_stopped_paths(topology))
+    _LAST[:] = [(parts, full, found)]
+    return found
+
+
+def _stopped_paths(topology: Topology) -> Iterator[Finding]:
     snapshot = topology.snapshot
     if any(part in snapshot.pending for part in _NEEDED) or topology.host not in snapshot.nets:
         return
@@ -65,21 +86,9 @@ def stopped_paths(topology: Topology) -> Iterator[Finding]:
         hop = answer.cause
         if hop is None or answer.verdict != "stop" or hop.kind in path.ignored:
             continue
-        if hop.kind == "firewall" and "firewall-policy" in path.ignored and not _is_specific(hop):
-            continue
         causes.setdefault((hop.ref, hop.subject), []).append((path, answer, hop))
     for stopped in causes.values():
         yield _finding([path for path, _, _ in stopped], stopped[0][2])
-
-
-def _is_specific(hop: Hop) -> bool:
-    """Return whether a rule for one address stops a packet."""
-    text = " ".join(hop.evidence)
-    return (
-        hop.fix is not None
-        and bool(hop.fix.steps)
-        and any(word in text for word in ("daddr", "saddr", " -d ", " -s "))
-    )
 
 
 def _finding(stopped: Sequence[Path], hop: Hop) -> Finding:
@@ -91,7 +100,9 @@ def _finding(stopped: Sequence[Path], hop: Hop) -> Finding:
     refs = (*(path.ref for path in stopped), *(one for path in stopped for one in path.networks))
     related = tuple(one for one in dict.fromkeys(refs) if one != ref)
     sentence = f"{_capitalized(subject)}: {listed}."
-    severity: Severity = "bad"
+    # Rules that separate containers of a network are often meant to.
+    within = hop.kind == "firewall" and all(path.is_within for path in stopped)
+    severity: Severity = "warn" if within else "bad"
     return Finding(
         _KINDS.get(hop.kind, hop.kind), ref, subject, sentence, severity, related, advice_of(hop.fix),
         hop.evidence, hop.fix,
@@ -151,9 +162,8 @@ def _of_container(topology: Topology, container: Container, ns: int) -> Iterator
     name = topology.title(container)
     question = Question(Endpoint(name, ns), _outside(topology, ns), "tcp", _OUTSIDE_PORT)
     ref = container_ref(container.runtime, container.id)
-    ignored = ("listener",) if any(one.kind == "nat" for one in networks) else ("listener", "nat")
     refs = tuple(network_ref(one.id) for one in networks)
-    yield Path(question, ref, f"{name} can't reach the outside", ignored, refs)
+    yield Path(question, ref, f"{name} can't reach the outside", ("listener",), refs)
 
 
 def _of_network(topology: Topology, network: Network) -> Iterator[Path]:
@@ -169,8 +179,8 @@ def _of_network(topology: Topology, network: Network) -> Iterator[Path]:
             question = Question(
                 Endpoint(name, ns, address), Endpoint(bridge.name, bridge.ns, own.address), "icmp"
             )
-            ignored = ("firewall", "listener")
-            yield Path(question, ref, f"{name} can't reach its bridge {bridge.name}", ignored)
+            phrase = f"{name} can't reach its bridge {bridge.name}"
+            yield Path(question, ref, phrase, ("firewall", "listener"))
         if len(members) > 1:
             other, _, target = members[(number + 1) % len(members)]
             if _same_family(address, target):
@@ -178,7 +188,13 @@ def _of_network(topology: Topology, network: Network) -> Iterator[Path]:
                     Endpoint(name, ns, address), Endpoint(topology.label(other), other, target)
                 )
                 phrase = f"{name} can't reach {topology.label(other)}"
-                yield Path(question, ref, phrase, ("firewall-policy", "listener"))
+                ignored = ("firewall", "listener") if _is_separated(network) else ("listener",)
+                yield Path(question, ref, phrase, ignored, is_within=True)
+
+
+def _is_separated(network: Network) -> bool:
+    """Return whether Docker separates the containers of a network (icc=false)."""
+    return network.options.get("com.docker.network.bridge.enable_icc") == "false"
 
 
 def _same_family(one: str, other: str) -> bool:
@@ -261,8 +277,12 @@ def _is_same_cause(one: Finding, static: Finding) -> bool:
 
 # Static findings that name the same cause as one of a path.
 _SAME_CAUSE = {
-    "link": ("link", "bridge"),
+    "link": ("link", "bridge", "way out"),
+    "way out": ("link",),
     "port": ("port", "link", "bridge"),
     "route": ("way out", "route"),
+    "overlap": ("overlap",),
+    "address": ("address", "neighbour"),
+    "mtu": ("mtu",),
     "forward": ("forward", "dropped"),
 }

@@ -33,8 +33,3 @@ class Finding:
     advice: str = ""
     evidence: tuple[str, ...] = ()
     fix: Fix | None = None
-
-    @property
-    def identity(self) -> tuple[str, Ref, str]:
-        """Return the key by which it is recognized in the next snapshot."""
-        return self.kind, self.ref, self.fix.sentence if self.fix else ""

@@ -10,7 +10,9 @@ from core.model.refs import Problem
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """One chain; `hook` is "" for a mere jump target; `policy` "accept", "drop" or ""."""
+    """One chain; `hook` is "" for a mere jump target.
+
+    `policy` is "accept", "drop" or ""; `links` are the names of those that a chain of family netdev is on."""
 
     backend: str
     family: str
@@ -20,6 +22,7 @@ class Chain:
     kind: str = ""
     priority: int = 0
     policy: str = ""
+    links: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,8 @@ class Link:
     vlan's parent), for vxlan its underlay, and `lower_nsid` the namespace id that it is in, as seen from this
     link's namespace (None: the same one). `details` holds attributes of the kind (vni, vlan id, mode, ...).
     `offloads` names the enabled offloads: by ethtool(8)'s short name if it switches them as a group ("tso",
-    "gso", "tx-checksumming", ...), otherwise by the kernel's name. Counters are in LinkStats.
+    "gso", "tx-checksumming", ...), otherwise by the kernel's name. `arp_off` is IFF_NOARP; `arp_ignore` and
+    `ipv6_disabled` are sysctls of these names (ip-sysctl.rst). Counters are in LinkStats.
     """
 
     ns: int
@@ -147,6 +148,9 @@ class Link:
     port: BridgePort | None = None
     bridge: BridgeSettings | None = None
     sizes: PacketSizes = PacketSizes()
+    arp_off: bool = False
+    arp_ignore: int = 0
+    ipv6_disabled: bool = False
 
     @property
     def key(self) -> LinkKey:

@@ -28,7 +28,7 @@ class Decision:
 
     `verdict` is "accept", "drop", "reject" or "unknown" (`rule` may or may not match, and would change the
     verdict). `rule` is None for a chain's policy. `rules` are those that decided in each chain, `nat` is the
-    one that translates, `untracked` is True after notrack.
+    one that translates, `notrack` the one that excludes it from connection tracking.
     """
 
     verdict: Literal["accept", "drop", "reject", "unknown"]
@@ -36,7 +36,7 @@ class Decision:
     rule: FirewallRule | None = None
     rules: tuple[FirewallRule, ...] = ()
     nat: FirewallRule | None = None
-    untracked: bool = False
+    notrack: FirewallRule | None = None
 
 
 class Evaluator:
@@ -53,6 +53,11 @@ class Evaluator:
             if chain.hook and (chain.policy == "drop" or self._rules.get(_key(chain))):
                 self._bases.setdefault((chain.family, chain.hook), []).append(chain)
 
+    @property
+    def has_link_chains(self) -> bool:
+        """Return whether there are chains of family netdev."""
+        return any(family == "netdev" for family, _ in self._bases)
+
     def evaluate(self, packet: Packet, hook: Hook) -> Decision:
         """Evaluate the IP chains of a hook."""
         return self._evaluate(packet, hook, _FAMILIES[packet.is_ipv6])
@@ -61,10 +66,27 @@ class Evaluator:
         """Evaluate the chains of family bridge of a hook."""
         return self._evaluate(packet, hook, ("bridge",))
 
-    def _evaluate(self, packet: Packet, hook: Hook, families: Sequence[str]) -> Decision:
+    def evaluate_link(self, packet: Packet, hook: Hook, link: str) -> Decision:
+        """Evaluate the chains of family netdev on a link."""
+        return self._evaluate(packet, hook, ("netdev",), link)
+
+    def later_nat(self, rule: FirewallRule, packet: Packet) -> FirewallRule | None:
+        """Return a later rule of the chain that has another destination for the packet."""
+        rules = self._rules.get(chain_key(rule), [])
+        hook = Hook("prerouting", (rule.iif,) if rule.iif else (), (), True, sets=self.firewall.sets)
+        for one in rules[rules.index(rule) + 1 :] if rule in rules else ():
+            differs = (one.to_address, one.to_port) != (rule.to_address, rule.to_port)
+            if one.verdict == "dnat" and differs and match(replace(one, iif=""), packet, hook):
+                return one
+        return None
+
+    def _evaluate(self, packet: Packet, hook: Hook, families: Sequence[str], link: str = "") -> Decision:
         chains = [chain for family in families for chain in self._bases.get((family, hook.name), ())]
+        chains = [chain for chain in chains if not link or link in chain.links]
         passed: list[FirewallRule] = []
-        nat, untracked, doubt = None, False, None
+        nat, doubt = None, None
+        notrack: FirewallRule | None = None
+        untracked = "untracked" in packet.states
         for chain in sorted(chains, key=lambda one: one.priority):
             if chain.kind == "nat" and (nat or packet.is_reply or untracked):
                 continue  # translations are kept per connection
@@ -74,12 +96,13 @@ class Evaluator:
                 doubt = doubt or Decision("unknown", chain, rule)
             elif verdict in _STOPS:
                 return Decision("drop" if verdict == "drop" else "reject", chain, rule, tuple(passed), nat)
-            untracked = untracked or walk.untracked
+            notrack = notrack or walk.notrack
+            untracked = untracked or notrack is not None
             nat = nat or (rule if rule is not None and rule.verdict in _NAT else None)
             passed += [rule] if rule is not None and rule is not nat else []
         if doubt is not None:
-            return replace(doubt, rules=tuple(passed), nat=nat, untracked=untracked)
-        return Decision("accept", rules=tuple(passed), nat=nat, untracked=untracked)
+            return replace(doubt, rules=tuple(passed), nat=nat, notrack=notrack)
+        return Decision("accept", rules=tuple(passed), nat=nat, notrack=notrack)
 
     @staticmethod
     def _seen(packet: Packet, chain: Chain, families: Sequence[str], untracked: bool) -> Packet:
@@ -87,7 +110,8 @@ class Evaluator:
         if untracked:
             return replace(packet, states=frozenset(("untracked",)))
         early = chain.hook in ("prerouting", "output") and chain.priority < _CONNTRACK
-        return replace(packet, states=frozenset(("invalid",))) if early or "bridge" in families else packet
+        outside_ip = "bridge" in families or "netdev" in families
+        return replace(packet, states=frozenset(("invalid",))) if early or outside_ip else packet
 
 
 class _Walk:
@@ -96,7 +120,7 @@ class _Walk:
     def __init__(
         self, rules: dict[ChainKey, list[FirewallRule]], packet: Packet, hook: Hook, chain: Chain
     ) -> None:
-        self.untracked = False
+        self.notrack: FirewallRule | None = None
         self._rules, self._packet, self._hook, self._chain = rules, packet, hook, chain
         self._doubt: FirewallRule | None = None  # the first rule that may or may not decide
         self._doubted: set[str] = set()  # the verdicts of such rules
@@ -138,7 +162,7 @@ class _Walk:
     def _apply(self, rule: FirewallRule, depth: int) -> tuple[str, FirewallRule | None] | None:
         match rule.verdict:
             case "notrack":
-                self.untracked = True
+                self.notrack = self.notrack or rule
                 return None
             case "jump" | "goto":
                 (key,) = targets(rule) or (("", "", "", ""),)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.model import (
@@ -13,13 +12,11 @@ from core.model import (
     Container,
     FirewallRule,
     Link,
-    Neighbour,
     NetState,
     Network,
     NextHop,
     Ref,
     Route,
-    container_ref,
     link_ref,
     namespace_ref,
     network_ref,
@@ -28,13 +25,10 @@ from core.model.fix import (
     Fix,
     FixAddress,
     FixFirewall,
-    FixLink,
     FixMasquerade,
-    FixNeighbour,
     FixPolicyRule,
     FixRoute,
     FixSysctl,
-    Step,
 )
 from core.reach.answer import Hop
 from core.reach.packet import Hook, Packet, parse_address
@@ -42,6 +36,7 @@ from core.reach.routing import Lookup, RoutingTables
 from core.text import quoted
 from core.topology import Topology
 
+_USUAL_TABLES = ("main", "local", "default")
 IP_FORWARD, IPV6_FORWARD = "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"
 
 
@@ -59,6 +54,10 @@ class Fault:
 
 def delete_end(ns: int, lookup: Lookup) -> Fix | None:
     """Return the repair for a blackhole route, or for a rule that discards packets."""
+    if lookup.rule is not None and lookup.rule.table not in _USUAL_TABLES:
+        return Fix(
+            f"delete the routing policy rule {lookup.rule.priority}", (FixPolicyRule(ns, lookup.rule),)
+        )
     if lookup.route is not None:
         steps = (FixRoute(ns, lookup.route, False),)
         return Fix(f"delete the {lookup.end} route to {lookup.route.dst}", steps)
@@ -75,11 +74,12 @@ def default_route(topology: Topology, ns: int, ipv6: bool) -> Fix | None:
     if found is None:
         return Fix("add a default route", command="ip route add default via GATEWAY")
     link, gateway = found
-    route = _default(gateway, link, ipv6)
+    route = default_to(gateway, link, ipv6)
     return Fix(f"add the default route via {gateway}", (FixRoute(ns, route, True),))
 
 
-def _default(gateway: str, link: Link, ipv6: bool) -> Route:
+def default_to(gateway: str, link: Link, ipv6: bool) -> Route:
+    """Return a default route via a gateway."""
     family = 6 if ipv6 else 4
     return Route(family, "default", "unicast", (NextHop(gateway, link.ifindex),), protocol="boot")
 
@@ -173,7 +173,8 @@ def _prefix_of(topology: Topology, network: Network, bridge: Link, address: str)
 def wrong_gateway(topology: Topology, ns: int, address: str, place: str) -> Fault:
     """Return the fault of a route whose gateway doesn't exist."""
     net, ipv6 = topology.snapshot.nets[ns], ":" in address
-    subject = f"{place} has the wrong gateway {address}"
+    who = "the host" if ns == topology.host else place
+    subject = f"{who} has the wrong gateway {address}"
     routes = [one for one in net.routes if any(hop.gateway == address for hop in one.nexthops)]
     found = find_gateway(topology, ns, ipv6, address)
     if found is None or not routes:
@@ -187,148 +188,6 @@ def wrong_gateway(topology: Topology, ns: int, address: str, place: str) -> Faul
     )  # fmt: skip
     steps = (FixRoute(ns, old, False), FixRoute(ns, new, True))
     return Fault(subject, Fix(f"replace the gateway {address} by {gateway}", steps), namespace_ref(ns))
-
-
-# ---- addresses and links
-
-
-def delete_duplicate(topology: Topology, ns: int, address: str) -> Fix | None:
-    """Return the repair for an address that exists twice: delete the later one."""
-    culprit = duplicate_holder(topology, address, ns)
-    if culprit is None:
-        return None
-    link, found = culprit
-    return Fix(
-        f"delete {found} from {link.name} of {topology.label(link.ns)}", (FixAddress(link.key, found, False),)
-    )
-
-
-def duplicate_holder(topology: Topology, address: str, ns: int) -> tuple[Link, Address] | None:
-    """Return the link that most likely has an address by mistake.
-
-    It is one that has other addresses of the family too; of several, the one that got it last.
-    """
-    holders = [
-        (link, one)
-        for link in topology.snapshot.links()
-        for one in link.addresses
-        if one.address == address and link.kind != "loopback"
-    ]
-    if len(holders) < 2:
-        return next(((link, one) for link, one in holders if link.ns == ns), None)
-    return max(holders, key=lambda each: _order_of(each[0], each[1]))
-
-
-def _order_of(link: Link, address: Address) -> tuple[bool, bool, int]:
-    own = [one for one in link.addresses if one.family == address.family and one.scope == "global"]
-    return (
-        link.kind != "bridge",
-        len(own) > 1 and own[0] != address,
-        own.index(address) if address in own else 0,
-    )
-
-
-def attach_port(topology: Topology, port: Link) -> Fix | None:
-    """Return the repair for a veth that isn't on its bridge."""
-    bridge = lost_bridge(topology, port)
-    if bridge is None:
-        return None
-    steps = (FixLink(port.key, "master", bridge.name),)
-    return Fix(f"make {port.name} a port of {bridge.name}", steps)
-
-
-def lost_bridge(topology: Topology, port: Link) -> Link | None:
-    """Return the bridge of a loose veth: one with an address in its peer's subnet."""
-    peer, net = topology.peer(port), topology.snapshot.nets.get(port.ns)
-    if peer is None or net is None or peer.ns == port.ns or port.master is not None:
-        return None
-    if any(one.scope == "global" for one in port.addresses):
-        return None
-    subnets = [
-        ipaddress.ip_network(str(one), strict=False) for one in peer.addresses if one.scope == "global"
-    ]
-    for link in net.links.values():
-        if link.kind == "bridge":
-            own = [parse_address(one.address) for one in link.addresses]
-            if any(address in subnet for address in own for subnet in subnets):
-                return link
-    return None
-
-
-def loose_port(topology: Topology, link: Link, address: str) -> Link | None:
-    """Return a veth without bridge: the peer of a link, or that leads to an address."""
-    inner = [link, *(one for one in topology.snapshot.links() if one.ns != link.ns and _has(one, address))]
-    for one in inner:
-        peer = topology.peer(one)
-        if peer is not None and lost_bridge(topology, peer) is not None:
-            return peer
-    return None
-
-
-def _has(link: Link, address: str) -> bool:
-    return any(one.address == address for one in link.addresses)
-
-
-def inner_ns(topology: Topology, port: Link) -> int:
-    """Return the namespace at the other end of a veth."""
-    peer = topology.peer(port)
-    return peer.ns if peer else port.ns
-
-
-def down_link(net: NetState) -> Link | None:
-    """Return a link of a namespace that is down and has addresses.
-
-    The kernel deletes the routes of such a link.
-    """
-    found = (one for one in net.links.values() if not one.admin_up and one.kind != "loopback")
-    return next((one for one in found if any(each.scope == "global" for each in one.addresses)), None)
-
-
-def set_up(topology: Topology, link: Link, ipv6: bool) -> Fix:
-    """Return the repair for a link that is down, with the default route that it had."""
-    steps: tuple[Step, ...] = (FixLink(link.key, "up", "up"),)
-    found = find_gateway(topology, link.ns, ipv6, down=link)
-    has_route = any(one.dst == "default" for one in topology.snapshot.nets[link.ns].routes)
-    if found is not None and not has_route:
-        route = _default(found[1], link, ipv6)
-        return Fix(f"set {link.name} up and add its default route", (*steps, FixRoute(link.ns, route, True)))
-    return Fix(f"set {link.name} up", steps)
-
-
-def mtu_hop(topology: Topology, sender: Link, links: Sequence[Link]) -> Hop | None:
-    """Return a warning if a link of a segment has a smaller MTU than the sender's.
-
-    Such packets are lost without an ICMP message. The cause is the link whose MTU differs from the others'.
-    """
-    least = min(links, key=lambda one: one.mtu, default=sender)
-    if least.mtu >= sender.mtu:
-        return None
-    culprit, wanted = odd_mtu(topology, links)
-    text = f"{least.name} has MTU {least.mtu}, {sender.name} sends packets of up to {sender.mtu} bytes"
-    fix = Fix(f"set the MTU of {culprit.name} to {wanted}", (FixLink(culprit.key, "mtu", str(wanted)),))
-    subject = f"packets larger than {least.mtu} bytes are lost: {culprit.name} has MTU {culprit.mtu}"
-    return Hop(
-        "mtu", topology.label(culprit.ns), text, "warn", (f"{culprit.name}: mtu {culprit.mtu}",),
-        link_ref(culprit.key), fix, subject,
-    )  # fmt: skip
-
-
-def odd_mtu(topology: Topology, links: Sequence[Link]) -> tuple[Link, int]:
-    """Return the link of a segment whose MTU differs, and the MTU of the others.
-
-    If there are as many of both, it is the host's own link.
-    """
-    counts = Counter(one.mtu for one in links)
-    wanted, most = counts.most_common(1)[0]
-    if list(counts.values()).count(most) > 1:
-        culprit = next((one for one in links if one.ns == topology.host), links[0])
-        return culprit, next((one.mtu for one in links if one.mtu != culprit.mtu), culprit.mtu)
-    return next(one for one in links if one.mtu != wanted), wanted
-
-
-def delete_neighbour(ns: int, entry: Neighbour) -> Fix:
-    """Return the repair for a wrong neighbour entry."""
-    return Fix(f"delete the neighbour entry of {entry.address}", (FixNeighbour(ns, entry),))
 
 
 # ---- settings
@@ -425,12 +284,6 @@ def start_service(container: Container | None, what: str, is_limited: bool) -> F
     if container is not None and container.runtime in ("docker", "podman"):
         return Fix(f"start the service in {name}", command=f"{container.runtime} logs {quoted(name)}")
     return Fix(f"start the service on {what} of {name}")
-
-
-def container_of(topology: Topology, ns: int) -> Ref:
-    """Return the ref of a namespace's container, or of the namespace."""
-    found = topology.container_of(ns)
-    return container_ref(found.runtime, found.id) if found else namespace_ref(ns)
 
 
 def _listed(names: list[str]) -> str:

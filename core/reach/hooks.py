@@ -77,12 +77,24 @@ class HookedPacket:
     tracked: list[Tracked] = field(default_factory=list)
     hops: list[Hop] = field(default_factory=list)
     dnat: tuple[int, FirewallRule] | None = None  # the namespace and rule of the last change of destination
+    snat: FirewallRule | None = None
+    notrack: FirewallRule | None = None
+    addressed: Packet | None = None  # as it was before its destination was changed
 
     # ---- hops
 
     @property
     def _place(self) -> str:
         return self.index.topology.label(self.ns)
+
+    @property
+    def _who(self) -> str:
+        return "the host" if self.ns == self.index.topology.host else self._place
+
+    @property
+    def _where(self) -> str:
+        topology = self.index.topology
+        return "on the host" if self.ns == topology.host else f"in {topology.label(self.ns)}"
 
     def _add(
         self, kind: str, text: str, verdict: str = "pass", *evidence: str, ref: Ref | None = None,
@@ -145,7 +157,8 @@ class HookedPacket:
         hook = replace(hook, sets=evaluator.firewall.sets)
         decision = evaluator.evaluate(self.packet, hook)
         self._decide(decision, hook)
-        if decision.untracked:
+        if decision.notrack is not None:
+            self.notrack = decision.notrack
             self.packet = replace(self.packet, states=frozenset(("untracked",)))
         return self._translate(decision.nat, hook) if decision.nat else self.packet
 
@@ -168,12 +181,12 @@ class HookedPacket:
                 text = f"{hook.name}: a rule of {rule.table} {rule.chain} {does} it{via}"
                 evidence, ref = evidence_of(rule), self.index.rule_ref(self.ns, rule)
                 fix = fixes.delete_rule(self.ns, rule)
-                subject = f"a rule of {rule.table} {rule.chain} in {self._place} {does} it"
+                subject = f"a rule of {rule.table} {rule.chain} {self._where} {does} it"
             else:
                 text = f"{hook.name}: the policy of {chain.table} {chain.name} {does} it{via}"
                 evidence, ref = f"{chain.family} {chain.table} {chain.name}: policy {chain.policy}", None
                 fix = fixes.accept(chain, self.packet, hook)
-                subject = f"the policy of {chain.table} {chain.name} in {self._place} {does} it"
+                subject = f"the policy of {chain.table} {chain.name} {self._where} {does} it"
             raise self._stop(
                 "firewall", text, evidence, ref=ref or namespace_ref(self.ns), fix=fix, subject=subject
             )
@@ -191,7 +204,9 @@ class HookedPacket:
             )
             raise Stopped
         if rule.verdict in ("dnat", "redirect"):
-            self.dnat = (self.ns, rule)
+            self.dnat, self.addressed = (self.ns, rule), packet
+        elif rule.verdict == "snat":
+            self.snat = rule
         kind = "dnat" if self.dnat == (self.ns, rule) else "snat"
         new = replace(new, states=new.states | {kind})
         ends = ((packet.dst, packet.dport, new.dst, new.dport), (packet.src, 0, new.src, 0))
@@ -200,6 +215,23 @@ class HookedPacket:
                 change = f"{end_text(old, old_port)} becomes {end_text(address, port)}"
                 self._add("nat", f"{hook.name}: {kind} {change}", "pass", evidence_of(rule), ref=ref)
         return new
+
+    def _shadowed(self) -> Hop | None:
+        """Return the hop of a DNAT rule before another one that was meant for this packet."""
+        if self.dnat is None or self.addressed is None:
+            return None
+        ns, rule = self.dnat
+        evaluator = self.index.evaluator(ns)
+        later = evaluator.later_nat(rule, self.addressed) if evaluator else None
+        if later is None:
+            return None
+        port, address = self.addressed.dport, self.packet.dst
+        text = f"a rule of {rule.table} {rule.chain} forwards port {port} to {address} first"
+        subject = f"a rule before the one for {later.to_address} forwards port {port} to {address}"
+        ref = self.index.rule_ref(ns, rule) or namespace_ref(ns)
+        evidence = (evidence_of(rule), evidence_of(later))
+        place = self.index.topology.label(ns)
+        return Hop("nat", place, text, "stop", evidence, ref, fixes.delete_rule(ns, rule), subject)
 
     def _conntrack_full(self) -> None:
         table = self.index.topology.snapshot.conntracks.get(self.ns)

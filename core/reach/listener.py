@@ -30,16 +30,17 @@ def check_listener(topology: Topology, ns: int, packet: Packet) -> Hop:
 
 def _refused(topology: Topology, ns: int, packet: Packet, on_port: list[Listener]) -> Hop:
     place, what = topology.label(ns), f"{packet.l4_proto} {packet.dport}"
+    where = "on the host" if ns == topology.host else f"in {place}"
     container = topology.container_of(ns)
     ref = Ref("container", (container.runtime, container.id)) if container else namespace_ref(ns)
-    text, subject = f"nothing listens on {what}", f"nothing listens on {what} in {place}"
+    text, subject = f"nothing listens on {what}", f"nothing listens on {what} {where}"
     if on_port:
         only = ", ".join(dict.fromkeys(one.address for one in on_port))
         text = f"the process on {what} listens on {only} only, not on {packet.dst}"
         if all((":" in one.address) != packet.is_ipv6 for one in on_port):
             family = "IPv6" if packet.is_ipv6 else "IPv4"
             text = f"the process on {what} doesn't listen on {family}, only on {only}"
-        subject = f"the service on {what} in {place} listens on {only} only"
+        subject = f"the service on {what} {where} listens on {only} only"
     evidence = tuple(f"LISTEN {end_text(one.address, one.port)}" for one in on_port)
     fix = fixes.start_service(container, what, bool(on_port))
     return Hop("listener", place, text, "stop", evidence, ref, fix, subject)

@@ -379,7 +379,7 @@ def _parse(backend: str, text: str) -> tuple[tuple[tuple[_Check, str], ...], boo
         for one in pattern.finditer(rest):
             negated = backend != "nft" and rest[max(0, one.start() - 2) : one.start()] == "! "
             found.append((check, ("! " if negated else "") + one[1]))
-        rest = pattern.sub(" ", rest)
+        rest = pattern.sub(" ", rest).strip()
     return tuple(found), not rest.replace("!", "").strip()
 
 

@@ -59,7 +59,7 @@ class RoutingTables:
         self._tables: dict[tuple[int, str], dict[int, dict[int, list[Route]]]] = {}
         for route in (*net.routes, *_derived(net)):
             prefix = _prefix(route)
-            if prefix is not None and route.kind not in ("broadcast", "anycast", "multicast"):
+            if prefix is not None and route.kind not in ("anycast", "multicast"):
                 length, network = prefix
                 by_length = self._tables.setdefault((route.family, route.table), {})
                 by_length.setdefault(length, {}).setdefault(network, []).append(route)
@@ -111,7 +111,8 @@ class RoutingTables:
     def is_local(self, address: str) -> bool:
         """Return whether an address is one of the namespace."""
         probe = Packet(address, address)
-        return self._in_table(6 if probe.is_ipv6 else 4, _LOCAL[probe.is_ipv6], address, "") is not None
+        found = self._in_table(6 if probe.is_ipv6 else 4, _LOCAL[probe.is_ipv6], address, "")
+        return found is not None and found.kind == "local"
 
     def source_for(self, lookup: Lookup, dst: str) -> str:
         """Choose the source address of a packet that the namespace sends, "" for none."""

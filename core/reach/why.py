@@ -7,6 +7,7 @@ from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 from core.model import Link, LinkKey, Ref
+from core.model.fix import Fix
 from core.reach.answer import Answer, Hop, Question
 from core.reach.hooks import CLIENT_PORT, Index
 from core.reach.packet import Packet
@@ -28,6 +29,8 @@ def index_of(topology: Topology) -> Index:
 def why(topology: Topology, question: Question) -> Answer:
     """Answer whether the question's source can reach its target, and why not."""
     index = index_of(topology)
+    if (dead := _dead_join(topology, question)) is not None:
+        return Answer(question, "stop", _sentence(question, dead), (dead,), (), dead)
     source, target = addresses(topology, question)
     if not target:
         hop = _no_address(topology, question)
@@ -38,6 +41,19 @@ def why(topology: Topology, question: Question) -> Answer:
         return _conclude(question, there, None)
     back = _answer_walk(index, question, there)
     return _conclude(question, there, back)
+
+
+def _dead_join(topology: Topology, question: Question) -> Hop | None:
+    """Return the hop of an end whose joined network namespace is gone."""
+    for end in (question.source, question.target):
+        for container in topology.containers_in(end.ns) if end.ns is not None else ():
+            card = topology.cards.get(container.uid)
+            if card is not None and card.joined_dead and container.name == end.name:
+                ref = Ref("container", (container.runtime, container.id))
+                text = f"{container.name}{card.why.removeprefix('It').rstrip('.')}"
+                fix = Fix(f"restart {container.name}, so that it joins the new namespace")
+                return Hop("link", container.name, text, "stop", (), ref, fix, text)
+    return None
 
 
 def _no_address(topology: Topology, question: Question) -> Hop:

@@ -28,6 +28,7 @@ _REQUEST = 1 << 20  # bytes of a request, with its environment
 _PRELOADED = (
     "core.agent", "core.collect.snapshot", "core.export", "core.lab", "tui.cli.agent", "tui.cli.change",
     "tui.cli", "tui.cli.fastpath", "tui.cli.flows", "tui.cli.record", "tui.cli.show", "bpf.client", "difflib",
+    "tui.cli.why", "tui.cli.doctor",
     "core.operations.rtnetlink", "docker.api", "psutil",
 )  # fmt: skip
 

@@ -35,7 +35,7 @@ def test_a_healthy_host_has_no_findings() -> None:
 
 def test_bad_findings_come_before_warnings() -> None:
     kinds = [(one.kind, one.severity) for one in findings(Topology(small_host()))]
-    assert kinds == [("dead join", "bad"), ("mtu", "warn"), ("dropped", "warn")]
+    assert kinds == [("dead join", "bad"), ("mtu", "warn"), ("dropped", "warn"), ("route", "info")]
 
 
 def test_mtus_that_differ_concern_container_port_and_bridge() -> None:

@@ -60,6 +60,10 @@ def _run(options: argparse.Namespace) -> int:
                 from tui.cli.show import run
             case "flows":
                 from tui.cli.flows import run
+            case "why":
+                from tui.cli.why import run
+            case "doctor":
+                from tui.cli.doctor import run
             case "record" | "replay" | "bundle":
                 from tui.cli.record import run
             case "completion":
@@ -82,6 +86,8 @@ def refuse_changes(options: argparse.Namespace) -> None:
 def _changes(options: argparse.Namespace) -> bool:
     if not options.command or options.command in _READING or getattr(options, "dry_run", False):
         return False
+    if options.command in ("why", "doctor"):
+        return bool(options.fix)
     return bool((options.command, getattr(options, "action", "")) != ("network", "ls"))
 
 
@@ -92,7 +98,8 @@ def confine(options: argparse.Namespace) -> None:
     """
     from core import confine as rights
 
-    if options.command in ("show", "flows"):
+    reads_only = options.command in ("why", "doctor") and not _changes(options)
+    if options.command in ("show", "flows") or (reads_only and options.command == "why"):
         if options.source:
             rights.drop_capabilities((rights.DAC_READ_SEARCH,))
         else:

@@ -19,6 +19,8 @@ examples:
   vnet-tui show links --ns web1          the links of a namespace or container
   vnet-tui show nat --json | jq '.nat[]' for scripts; schema: docs/json.md
   vnet-tui flows --by container          rates of connections, by container
+  vnet-tui why web1 db --port 5432       can web1 reach db? what stops it?
+  vnet-tui doctor                        what is wrong here, and repairs
   vnet-tui dump host.vnet                save a snapshot to a file
   vnet-tui --from host.vnet              open that file (needs no root)
   vnet-tui record now.vnetrec            record this host; see also `replay`
@@ -122,6 +124,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="run this command in the lab instead of the dashboard",
     )  # fmt: skip
     _add_flows(_command(commands, "flows", "list connections with their rates"))
+    _add_why(_command(commands, "why", "say whether A can reach B, hop by hop, and what stops it"))
+    _add_doctor(_command(commands, "doctor", "list what is wrong on this host, and repair it"))
     _change_commands(commands)
     _fast_path_commands(commands)
     shell = _command(commands, "completion", "print a script that completes commands in a shell")
@@ -200,6 +204,39 @@ def _add_flows(flows: argparse.ArgumentParser) -> None:
     )
     flows.add_argument("--sockets", action="store_true", help="also show round-trip times and processes")
     _add_from(flows, argparse.SUPPRESS)
+
+
+_END = "a container, namespace, address, host, or outside (any host beyond the default route)"
+
+
+def _add_why(why: argparse.ArgumentParser) -> None:
+    why.add_argument("a", metavar="A", help=f"the sender: {_END}")
+    why.add_argument("b", metavar="B", help="the receiver, likewise")
+    why.add_argument(
+        "--port", default="", metavar="PORT[/PROTO]", help="its port: 443/tcp, 53/udp (default: ICMP)"
+    )
+    why.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
+    why.add_argument("--fix", action="store_true", help="repair what stops the packet; asks first")
+    _add_repair_options(why)
+    _add_from(why, argparse.SUPPRESS)
+
+
+def _add_doctor(doctor: argparse.ArgumentParser) -> None:
+    doctor.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
+    doctor.add_argument("--all", action="store_true", help="also list muted findings")
+    doctor.add_argument("--fix", metavar="ID", default="", help="repair a finding; asks first")
+    doctor.add_argument("--mute", metavar="ID", nargs="+", default=[], help="don't list these any more")
+    doctor.add_argument("--unmute", metavar="ID", nargs="+", default=[], help="list these again")
+    _add_repair_options(doctor)
+    _add_from(doctor, argparse.SUPPRESS)
+
+
+def _add_repair_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dry-run", action="store_true", help="with --fix: print the commands only")
+    command.add_argument(
+        "--auto-undo", action="store_true", help="with --fix: undo interrupted changes first"
+    )
+    _yes(command)
 
 
 class _Version(argparse.Action):

@@ -32,7 +32,7 @@ _MEASURED = 1000
 _NARROWEST = 8  # to which columns are cut if needed
 _GAP = "  "
 _WIDEST = 300  # cells of a column: no long name makes all lines longer; JSON has it whole
-_CODES = {"ok": "32", "warn": "33", "bad": "31", "dim": "2", "accent": "36"}
+CODES = {"ok": "32", "warn": "33", "bad": "31", "dim": "2", "accent": "36", "heading": "1"}
 _NOTHING = ("", "–")
 # A missing engine is reported only for lists of what it makes.
 _CONCERNS = {
@@ -123,7 +123,7 @@ def _write(
         if scope is not None and len(rows):
             empty = f"None in {safe(ns)}; {len(rows)} elsewhere."
         if len(topics) > 1:
-            output.stream.write("\n" * bool(place) + _painted(view.title, "1", output) + "\n")
+            output.stream.write("\n" * bool(place) + painted(view.title, "1", output) + "\n")
         output.stream.writelines(_head(rows if scope is None else _narrowed(rows, scope), output))
         shown = islice(_within(topology, rows, scope), most)
         output.stream.writelines(_table(view, shown, empty, output))
@@ -170,7 +170,7 @@ def _head(rows: Rows, output: Output) -> Iterator[str]:
     for cell in head_of(rows):
         text = safe(cell.text)
         for line in wrapped(text, output.width) if output.width else (text,):
-            yield _painted(line, _CODES.get(cell.tone, ""), output) + "\n"
+            yield painted(line, CODES.get(cell.tone, ""), output) + "\n"
 
 
 def _narrowed(rows: Rows, scope: Collection[int]) -> Rows:
@@ -204,11 +204,11 @@ def _table(view: ListView, rows: Iterator[Row], empty: str, output: Output) -> I
     """Yield the lines of one list, heading first; `empty` if it has no rows."""
     first = list(islice(rows, _MEASURED))
     if not first:
-        yield _painted(empty, _CODES["dim"], output) + "\n"
+        yield painted(empty, CODES["dim"], output) + "\n"
         return
     columns = _columns(view.columns, first, output.width)
     titles = tuple(Cell(column.title.upper()) for column in view.columns)
-    yield _painted(_line(columns, titles, 0, replace(output, colour=False)), "1", output) + "\n"
+    yield painted(_line(columns, titles, 0, replace(output, colour=False)), "1", output) + "\n"
     for row in chain(first, rows):
         yield _line(columns, row.cells, row.depth, output) + "\n"
 
@@ -265,7 +265,7 @@ def _line(columns: Sequence[_PrintedColumn], cells: Sequence[Cell], depth: int, 
         if length > most:
             text, length = set_cell_size(text, most - 1) + "…", most
         padding = " " * (column.width - length)
-        shown = _painted(text, _CODES.get(cell.tone, ""), output)
+        shown = painted(text, CODES.get(cell.tone, ""), output)
         parts.append(padding + shown if column.right else shown + padding)
     return _GAP.join(parts).rstrip()
 
@@ -275,7 +275,8 @@ def shortened(text: str) -> str:
     return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
 
 
-def _painted(text: str, code: str, output: Output) -> str:
+def painted(text: str, code: str, output: Output) -> str:
+    """Return the text in a colour, if the output has colours."""
     return f"\x1b[{code}m{text}\x1b[0m" if output.colour and code and text else text
 
 

@@ -19,6 +19,7 @@ from tui.screens.fast_path import FastPathChanged, FastPathController
 from tui.screens.layout import NUMBERED, Layout
 from tui.screens.navigation import NavigationController
 from tui.screens.record import RecordController, RecordingEnded, ReplayController
+from tui.screens.why import WhyController
 from tui.sources import ReplaySource, Source
 from tui.view_model import Navigation
 from tui.views import registry
@@ -58,6 +59,7 @@ class Dashboard(Layout):
         self.presenter = Presenter(source, self.post_message)
         self.navigation = NavigationController(self, self.presenter, self._on_view_change)
         self.changes = ChangeController(self, self.presenter, self.navigation, make_change_service)
+        self.why = WhyController(self, self.presenter, self.navigation, self.changes)
         self.recording = RecordController(self, self.presenter, self.changes)
         self.replay = ReplayController(self, self.presenter)
         self.fast_path = FastPathController(
@@ -204,6 +206,8 @@ class Dashboard(Layout):
             self.prompt.close()
         if kind == "/" and outcome:
             self.navigation.set_filter("" if outcome == "given up" else self.prompt.text.strip())
+        elif outcome == "accepted" and kind == "w":
+            await self.why.answer(self.prompt.text)
         elif outcome == "accepted" and self.prompt.text.strip():
             await self._run_command(self.prompt.text)
         return True
@@ -244,6 +248,15 @@ class Dashboard(Layout):
 
     def action_back(self) -> None:
         self.navigation.go_back()
+
+    def action_why(self) -> None:
+        self.why.open_prompt()
+
+    def action_fix(self) -> None:
+        self.why.fix_selected()
+
+    def action_mute(self) -> None:
+        self.why.mute_selected()
 
     def action_filter(self) -> None:
         self._open_prompt("/", self.nav.current.state.filter)

@@ -13,6 +13,7 @@ from tui.views import (
     bridges,
     conntrack,
     containers,
+    doctor,
     events,
     fastpath,
     findings,
@@ -57,6 +58,7 @@ VIEWS: tuple[View, ...] = (
     View(7, conntrack.VIEW),
     View(8, flows.VIEW),
     View(9, events.VIEW),
+    View(None, doctor.VIEW),
     View(None, namespaces.VIEW),
     View(None, links.VIEW),
     View(None, routes.VIEW),
@@ -68,7 +70,7 @@ _BY_NAME: Mapping[str, View] = {
 }
 _HOMES = {
     "namespace": "namespaces", "container": "containers", "network": "networks", "nat": "nat",
-    "flow": "flows", "flow group": "flows", "fast": "fastpath",
+    "finding": "doctor", "flow": "flows", "flow group": "flows", "fast": "fastpath",
     "conntrack": "conntrack", "route": "routes", "rule": "routes", "neighbour": "routes", "event": "events",
 }  # fmt: skip
 _DETAILS: Mapping[str, DetailOf] = {
@@ -113,6 +115,8 @@ def _detail(context: ViewContext, ref: Ref) -> Detail:
     topology = context.topology
     if ref.kind in ("event", "fast"):
         return (events.detail if ref.kind == "event" else fastpath.detail)(context, ref)
+    if ref.kind == "finding":
+        return doctor.detail(context, ref)
     if ref.kind in ("flow", "flow group"):
         return (flows_detail.detail if ref.kind == "flow" else flows_detail.group_detail)(context, ref)
     if ref.kind == "link":

@@ -247,6 +247,8 @@ class ViewContext:
 
     `rates` is None where nothing counts (a dump file). `flow_options` and `flows_filter` determine what
     grouped flows add up to; `offers_demo` is set where a key opens the demo if there is nothing else to see.
+    `muted` are the ids of muted findings; `since` is when each finding appeared, 0 for those that were there
+    at the start.
     """
 
     topology: Topology
@@ -257,6 +259,8 @@ class ViewContext:
     flows_filter: str = ""
     flow_options: FlowViewOptions = DEFAULT_OPTIONS
     offers_demo: bool = False
+    muted: frozenset[str] = frozenset()
+    since: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def flow_view(self) -> FlowView:

@@ -262,12 +262,13 @@ def options_text(options: Sequence[str], width: int) -> str:
     return f"‹ › +{len(options)}"
 
 
-Kind = Literal["/", ":"]
+Kind = Literal["/", ":", "w"]
 Outcome = Literal["typed", "accepted", "given up", ""]
 
 HINTS: dict[Kind, str] = {
     "/": "word  key:value  !not      Enter: keep  Esc: show all",
     ":": "name of a view or item      Tab: complete  Enter: go there",
+    "w": "can it reach NAME [PORT/PROTO]?      Tab: complete  Enter: ask",
 }
 
 
@@ -282,16 +283,17 @@ class Prompt(Painted):
         super().__init__()
         self.kind: Kind = "/"
         self._typed = LineEditor()
-        self._complete = complete
+        self._complete = self._completer = complete
 
     @property
     def text(self) -> str:
         """The typed text."""
         return self._typed.text
 
-    def open(self, kind: Kind, text: str = "") -> None:
-        """Open the prompt with that text."""
+    def open(self, kind: Kind, text: str = "", complete: Callable[[str], str] | None = None) -> None:
+        """Open the prompt with that text; `complete` completes it, None does as after ":"."""
         self.kind = kind
+        self._completer = complete or self._complete
         self._typed.put(text)
         self.display = True
         self.repaint()
@@ -321,8 +323,8 @@ class Prompt(Painted):
         self._typed.insert(text)
 
     def _apply_completion(self) -> None:
-        if self.kind == ":":
-            self._typed.put(self._complete(self.text))
+        if self.kind != "/":
+            self._typed.put(self._completer(self.text))
 
     # ---- painting
 
@@ -333,8 +335,8 @@ class Prompt(Painted):
             before = before[1:]
         spans: list[Span] = [(f" {self.kind} ", self.style_of("key")), (before, self.style_of(""))]
         spans += [(under, self.style_of("caret")), (after, self.style_of(""))]
-        if self.kind == ":" and self._typed.place == len(self.text):
-            spans.append((self._complete(self.text)[len(self.text) :], self.style_of("dim")))
+        if self.kind != "/" and self._typed.place == len(self.text):
+            spans.append((self._completer(self.text)[len(self.text) :], self.style_of("dim")))
         if not self.text:
             spans.append((f" {HINTS[self.kind]}", self.style_of("dim")))
         return [strip_of(spans, width)]

@@ -1,0 +1,41 @@
+"""Name findings by ids that stay the same after restarts."""
+
+from __future__ import annotations
+
+import re
+from hashlib import blake2b
+
+from core.model import Ref
+from core.model.finding import Finding
+from core.topology import Topology
+
+_DIGITS = re.compile(r"\d[\d,.]*")
+
+
+def finding_id(topology: Topology, finding: Finding) -> str:
+    """Return a short id of a finding that stays the same after restarts.
+
+    It is made of kind and names; counts don't belong to it.
+    """
+    words = (finding.kind, *_name(topology, finding.ref), _DIGITS.sub("", finding.short))
+    return blake2b("\0".join(words).encode("utf-8", "surrogateescape"), digest_size=3).hexdigest()
+
+
+def _name(topology: Topology, ref: Ref) -> tuple[str, ...]:
+    """Return the names of an object: its namespace's and its own."""
+    match ref.kind, ref.key:
+        case "link", (int(ns), int(index)):
+            link = topology.snapshot.link((ns, index))
+            return topology.label(ns), link.name if link else ""
+        case "network", (str(network_id),):
+            network = topology.network(network_id)
+            return (network.name if network else network_id,)
+        case "container", (str(runtime), str(container_id)):
+            container = topology.containers.get(f"{runtime}:{container_id}")
+            return runtime, container.name if container else container_id
+        case ("nat", (int(ns), str(entry_id))):
+            entry = topology.nat_entry(ref)
+            return topology.label(ns), entry.name if entry else entry_id
+        case (_, (int(ns), *_)):
+            return (topology.label(ns),)
+    return tuple(map(str, ref.key))

@@ -1,0 +1,108 @@
+"""Answer "can A reach B?" in the dashboard, and repair or mute findings."""
+
+from __future__ import annotations
+
+import asyncio
+
+from core.diagnose import Finding, findings_of
+from core.model.fix import Fix
+from core.reach import Endpoint, Question, UnknownEndpoint, why
+from core.reach.question import check, endpoint_of, port_of, resolve
+from core.text import safe
+from core.topology import Topology
+from tui.presenter import Presenter
+from tui.screens.change import ChangeController
+from tui.screens.layout import Layout
+from tui.screens.navigation import NavigationController
+from tui.views.doctor import finding_of
+
+
+class WhyController:
+    """Ask about the selected item, and repair or mute its findings."""
+
+    def __init__(
+        self,
+        screen: Layout,
+        presenter: Presenter,
+        navigation: NavigationController,
+        changes: ChangeController,
+    ) -> None:
+        self._screen, self._presenter = screen, presenter
+        self._navigation, self._changes = navigation, changes
+        self._source: Endpoint | None = None
+
+    @property
+    def _topology(self) -> Topology:
+        return self._presenter.context.topology
+
+    # ---- ask
+
+    def open_prompt(self) -> None:
+        """Open the prompt for the target; the selected item is the source."""
+        ref = self._navigation.ref
+        self._source = endpoint_of(self._topology, ref) if ref is not None else None
+        self._source = self._source or Endpoint("host", self._topology.host)
+        self._screen.prompt.open("w", "", self._complete)
+
+    def _complete(self, text: str) -> str:
+        """Complete the name of a target, if only one begins so."""
+        names = {one.name for one in self._topology.containers.values()} | {"host", "outside"}
+        found = sorted(name for name in names if text and name.startswith(text) and safe(name) == name)
+        return found[0] if len(found) == 1 else text
+
+    async def answer(self, text: str) -> None:
+        """Show the answer for "TARGET [PORT/PROTO]", without a target for the outside."""
+        topology, words = self._topology, text.split()
+        try:
+            target = resolve(topology, words[0] if words else "outside")
+            l4_proto, port = port_of(words[1]) if len(words) > 1 else ("icmp", 0)
+            source = self._source or Endpoint("host", topology.host)
+            question = check(Question(source, target, l4_proto, port))
+        except UnknownEndpoint as error:
+            self._screen.notify(str(error), severity="warning", markup=False)
+            return
+        found = await asyncio.to_thread(why, topology, question)
+        # Imported late: it imports operations, which are not needed before the first paint.
+        from tui.screens.answer import AnswerOverlay
+
+        overlay = AnswerOverlay(found, self.repair)
+        self._screen.app.push_screen(overlay)
+
+    # ---- repair and mute
+
+    def repair(self, fix: Fix) -> None:
+        """Open the preview of a repair."""
+        self._changes.repair(fix)
+
+    def _selected(self) -> Finding | None:
+        """Return the finding that is selected, or the first one about the selected item."""
+        ref = self._navigation.ref
+        if ref is None:
+            return None
+        if ref.kind == "finding":
+            return finding_of(self._topology, ref)
+        about = findings_of(self._topology, ref)
+        return next((one for one in about if one.fix is not None and one.fix.steps), next(iter(about), None))
+
+    def fix_selected(self) -> None:
+        """Open the preview of the repair of the selected finding."""
+        finding = self._selected()
+        if finding is None:
+            self._say("can't repair this: nothing is wrong with the selected item. Try: :doctor")
+        elif finding.fix is None or not finding.fix.steps:
+            remedy = f" Try: {finding.advice}" if finding.advice else ""
+            self._say(f"can't repair this: vnet-tui has no repair for it.{remedy}")
+        else:
+            self.repair(finding.fix)
+
+    def mute_selected(self) -> None:
+        """Mute the selected finding, or show it again."""
+        ref = self._navigation.ref
+        if ref is None or ref.kind != "finding":
+            self._say("can't mute this: no finding is selected. Try: :doctor")
+            return
+        if wrong := self._presenter.toggle_muted(str(ref.key[0])):
+            self._say(wrong)
+
+    def _say(self, text: str) -> None:
+        self._screen.notify(safe(text), severity="warning", markup=False)
