@@ -28,7 +28,7 @@ from tui.views import registry
 from tui.widgets.lines import TonedApp
 
 if TYPE_CHECKING:
-    from tui.services import ChangeService, FastPathService
+    from tui.services import ChangeService, FastPathService, LabFaultService
 
 
 class OrderedCommands(SystemCommandsProvider):
@@ -70,7 +70,8 @@ class VnetApp(TonedApp):
 
     `ascii_only` draws with ASCII characters alone; `make_change_service` makes the service that changes
     networks, None where nothing can be changed; `write` allows changes from the start;
-    `make_fast_path_service` makes the service that controls the fast path.
+    `make_fast_path_service` makes the service that controls the fast path, `make_lab_faults` the one that
+    injects faults into the demo lab.
     """
 
     TITLE = "vnet-tui"
@@ -88,11 +89,13 @@ class VnetApp(TonedApp):
         make_change_service: Callable[[], ChangeService] | None = None,
         write: bool = False,
         make_fast_path_service: Callable[[], FastPathService] | None = None,
+        make_lab_faults: Callable[[], LabFaultService] | None = None,
     ) -> None:
         # Without colours: set it before Textual removes the variable, or it paints greys.
         super().__init__(ansi_color=True if "NO_COLOR" in os.environ else None)
         self._source, self._make_change_service, self._write = source, make_change_service, write
         self._make_fast_path_service = make_fast_path_service
+        self._make_lab_faults = make_lab_faults
         self.animation_level = "none"
         # Beside a thread that computes, the event loop waits that long after each system call. With Python's
         # 5 ms it stood still for over 100 ms while a bundle was written.
@@ -157,7 +160,7 @@ class VnetApp(TonedApp):
         self.exit()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """Yield the palette's entries: every action available here, and every view."""
+        """Yield the palette's entries: views, available actions, faults of a lab."""
         if not isinstance(screen, Dashboard):
             return
         for each in registry.VIEWS:
@@ -169,6 +172,10 @@ class VnetApp(TonedApp):
             yield SystemCommand(
                 action.title, f"{action.help} ({action.label})", partial(screen.run_action, action.name)
             )
+        if self._make_lab_faults is not None:
+            from tui.screens.lab_faults import palette_entries
+
+            yield from palette_entries(screen, self._make_lab_faults())
 
 
 def _is_key(message: Message | None, key: str) -> bool:
@@ -189,12 +196,20 @@ def run(
     write: bool = False,
     make_fast_path_service: Callable[[], FastPathService] | None = None,
     open_demo: Callable[[], int] | None = None,
+    make_lab_faults: Callable[[], LabFaultService] | None = None,
 ) -> int:
     """Open the dashboard until the user quits; returns the exit status.
 
     If the user opens the demo, the status is the demo's.
     """
-    app = VnetApp(source, ascii_only or wants_ascii(), make_change_service, write, make_fast_path_service)
+    app = VnetApp(
+        source,
+        ascii_only or wants_ascii(),
+        make_change_service,
+        write,
+        make_fast_path_service,
+        make_lab_faults,
+    )
     app.run()
     if app.wants_demo and open_demo is not None:
         return open_demo()

@@ -160,6 +160,34 @@ class FastPathPreview:
         return not self.refused and bool(self.changes)
 
 
+@dataclass(frozen=True, slots=True)
+class LabFault:
+    """A fault of the demo lab; `active` if it is injected now."""
+
+    name: str
+    sentence: str
+    active: bool = False
+
+
+class LabFaultService(Protocol):
+    """Inject faults into the demo lab.
+
+    `inject` and `undo` may block, and raise CommandError.
+    """
+
+    def faults(self) -> Sequence[LabFault]:
+        """Return all faults, none outside of a demo lab."""
+        ...
+
+    def inject(self, name: str) -> None:
+        """Inject a fault."""
+        ...
+
+    def undo(self, name: str) -> None:
+        """Undo a fault."""
+        ...
+
+
 class FastPathService(Protocol):
     """Turn the fast path on and off. Every method may block, and raise CommandError."""
 

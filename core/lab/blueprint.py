@@ -188,9 +188,12 @@ class LabSettings:
 
     `traffic`: clients send traffic (servers always listen). `namespaces`: number of additional named
     namespaces, each with `lo` and an `eth0` whose peer is on the lab's host. `changes`: interval of a
-    harmless change in seconds (0: never).
+    harmless change in seconds (0: never). `healthy` leaves out the demo's deliberate faults; `faults` are
+    names of `core.lab.faults` that are injected at the end.
     """
 
     traffic: bool = True
     namespaces: int = 0
     changes: float = 0.0
+    healthy: bool = False
+    faults: tuple[str, ...] = ()

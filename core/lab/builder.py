@@ -33,14 +33,14 @@ def netns_names() -> list[str]:
     return [container.name for container in CONTAINERS if container.own_netns]
 
 
-def host_batch() -> list[str]:
+def host_batch(healthy: bool = False) -> list[str]:
     """Return the batch for the host: bridges, host ends of veth pairs, uplink, routes."""
     lines = ["link set lo up"]
-    for network in (*NETWORKS, OVERLAP):
+    for network in NETWORKS if healthy else (*NETWORKS, OVERLAP):
         lines += _bridge(network)
     for container in CONTAINERS:
         for port in container.ports:
-            lines += _veth(container, port)
+            lines += veth(container, port, healthy)
     return lines + _uplink()
 
 
@@ -96,12 +96,13 @@ def _bridge(network: LabNetwork) -> Iterator[str]:
     yield f"link set {name} up"
 
 
-def _veth(container: LabContainer, port: LabPort) -> Iterator[str]:
+def veth(container: LabContainer, port: LabPort, healthy: bool = False) -> Iterator[str]:
+    """Yield the lines for a veth pair; if healthy, both ends have the network's MTU."""
     # eth0 of web1 is v-web1 on the host, eth1 of api is v-api1.
     host_end = f"v-{container.name}{port.inside.removeprefix('eth').strip('0')}"
     mtu = network_of(port).mtu
     yield (
-        f"link add {host_end} mtu {mtu} type veth peer name {port.inside} mtu {port.mtu} "
+        f"link add {host_end} mtu {mtu} type veth peer name {port.inside} mtu {mtu if healthy else port.mtu} "
         f"address {_mac(port.addresses[0])} netns {container.name}"
     )
     yield f"link set {host_end} master {port.bridge} up"
@@ -131,15 +132,16 @@ def _address(address: str) -> str:
     return str(ipaddress.ip_interface(address).ip)
 
 
-def ruleset(ipv6: bool = True) -> str:
+def ruleset(ipv6: bool = True, healthy: bool = False) -> str:
     """Return the nft script: tables for NAT, and one that filters forwarded packets."""
-    tables = [_nat_table("ip"), _forward_table()]
+    tables = [nat_table("ip"), _forward_table(healthy)]
     if ipv6:
-        tables.append(_nat_table("ip6"))
+        tables.append(nat_table("ip6"))
     return "\n".join(tables)
 
 
-def _nat_table(family: str) -> str:
+def nat_table(family: str) -> str:
+    """Return the nft script of the NAT table of a family, "ip" or "ip6"."""
     published = "\n".join(_dnat(publish) for publish in PUBLISHED if _family(publish.address) == family)
     masquerades = "\n".join(
         _masquerade(network, address)
@@ -167,7 +169,13 @@ table {family} hostnat {{
 }}"""
 
 
-def _forward_table() -> str:
+_AUDIT = (
+    f'        oifname "{UPLINK}" ip saddr {DROPPED_ADDRESS} counter drop '
+    'comment "web2 stays in during the audit"'
+)
+
+
+def _forward_table(healthy: bool) -> str:
     jumps = "\n".join(
         f'        iifname "{network.bridge}" counter jump {_chain(network)}' for network in NETWORKS
     )
@@ -179,7 +187,7 @@ table inet hostfw {{
         type filter hook forward priority filter; policy drop;
         ct state established,related counter accept comment "established connections"
         ct state invalid counter drop comment "invalid packets"
-        oifname "{UPLINK}" ip saddr {DROPPED_ADDRESS} counter drop comment "web2 stays in during the audit"
+{"" if healthy else _AUDIT}
         ct status dnat counter accept comment "published ports"
 {jumps}
         counter comment "between networks or from outside: dropped by policy"

@@ -28,9 +28,9 @@ _CAPABILITIES = ("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
 class LabError(Exception):
     """The lab can't be built: `reason` says why, `try_` what may help ("" if unknown)."""
 
-    def __init__(self, reason: str, try_: str = "") -> None:
+    def __init__(self, reason: str, try_: str = "", what: str = "can't build the demo lab") -> None:
         self.reason, self.try_ = reason, try_
-        super().__init__(failure_sentence("can't build the demo lab", reason, try_))
+        super().__init__(failure_sentence(what, reason, try_))
 
 
 class Lab:
@@ -113,6 +113,14 @@ class Lab:
         with _signals_forwarded(process):
             return _wait(process)
 
+    def inject(self, *faults: str) -> None:
+        """Inject faults of `core.lab.faults` into the running lab. Raises LabError."""
+        change_faults("inject", faults, self.popen_inside)
+
+    def undo_fault(self, *faults: str) -> None:
+        """Undo injected faults. Raises LabError."""
+        change_faults("undo", faults, self.popen_inside)
+
     def _supervise(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-P", "-S", "-m", "core.lab.supervisor", json.dumps(asdict(self.settings))],
@@ -145,6 +153,24 @@ def check_rights() -> None:
     missing = [name for name in missing_capabilities() if name in _CAPABILITIES]
     if missing:  # root without capabilities is nearly always in a container
         raise LabError(f"needs {' and '.join(missing)}", "docker run --privileged")
+
+
+def change_faults(verb: str, faults: Sequence[str], popen: Callable[..., subprocess.Popen[Any]]) -> None:
+    """Inject or undo faults with a process that `popen` starts in the lab.
+
+    Raises LabError.
+    """
+    process = popen(
+        [sys.executable, "-P", "-S", "-m", "core.lab.inject", verb, *faults],
+        env=python_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    output, _ = process.communicate()
+    if process.returncode:
+        raise LabError(output.strip(), what=f"can't {verb} {', '.join(faults)} in the demo lab")
 
 
 def _enter_lab(supervisor: int, folder: str) -> Callable[[], None]:

@@ -3,7 +3,7 @@
 Run it as `traffic.py COMMAND JOB...`, by path and without site-packages, so that it starts fast. COMMAND
 replaces the command line that the process shows. A JOB is one argument:
 
-- `serve-http PORT`: answers `GET /SIZE` with SIZE bytes, at all addresses.
+- `serve-http PORT [address=ADDRESS]`: answers `GET /SIZE` with SIZE bytes, at all addresses or one.
 - `serve-udp ADDRESS PORT`: answers each datagram with its first 64 bytes.
 - `http ADDRESS PORT size=BYTES every=SECONDS keep=REQUESTS [from=ADDRESS]`: requests about `size` bytes
   every `every` seconds, over connections of `keep` requests each.
@@ -29,11 +29,11 @@ _RETRY = 1.0  # seconds after a failure
 _BODY = bytes(65536)
 
 
-def serve_http(port: str) -> None:
-    """Serve HTTP for ever, with a thread for each connection."""
-    dual = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if dual else socket.AF_INET
-    with socket.create_server(("", int(port)), family=family, dualstack_ipv6=dual) as server:
+def serve_http(port: str, *, address: str = "") -> None:
+    """Serve HTTP for ever, with a thread for each connection; "::" accepts only IPv6."""
+    dual = not address and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual or ":" in address else socket.AF_INET
+    with socket.create_server((address, int(port)), family=family, dualstack_ipv6=dual) as server:
         while True:
             connection, _ = server.accept()
             _in_background(_answer, connection)

@@ -27,9 +27,9 @@ _REQUEST = 1 << 20  # bytes of a request, with its environment
 # What the commands import when they run.
 _PRELOADED = (
     "core.agent", "core.collect.snapshot", "core.export", "core.lab", "tui.cli.agent", "tui.cli.change",
-    "tui.cli", "tui.cli.fastpath", "tui.cli.flows", "tui.cli.record", "tui.cli.show", "bpf.client", "difflib",
-    "tui.cli.why", "tui.cli.doctor",
-    "core.operations.rtnetlink", "docker.api", "psutil",
+    "tui.cli", "tui.cli.fastpath", "tui.cli.flows", "tui.cli.lab_faults", "tui.cli.record", "tui.cli.show",
+    "tui.cli.why", "tui.cli.doctor", "bpf.client", "difflib", "core.operations.rtnetlink", "docker.api",
+    "psutil",
 )  # fmt: skip
 
 

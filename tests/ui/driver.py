@@ -22,7 +22,7 @@ from tests.support.waiting import PATIENCE
 from tui.app import VnetApp
 from tui.screens import navigation
 from tui.screens.dashboard import Dashboard
-from tui.services import ChangeService, FastPathService
+from tui.services import ChangeService, FastPathService, LabFaultService
 
 _NAMES = {
     ":": "colon", "/": "slash", "⏎": "enter", " ": "space", "!": "exclamation_mark", "-": "minus",
@@ -160,10 +160,11 @@ async def dashboard(
     make_change_service: Callable[[], ChangeService] | None = None,
     write: bool = False,
     make_fast_path_service: Callable[[], FastPathService] | None = None,
+    make_lab_faults: Callable[[], LabFaultService] | None = None,
 ) -> AsyncIterator[Person]:
     """Run the dashboard on a snapshot, by default of a small host."""
     source = source or FedSource(snapshot or small_host())
-    app = VnetApp(source, ascii_only, make_change_service, write, make_fast_path_service)
+    app = VnetApp(source, ascii_only, make_change_service, write, make_fast_path_service, make_lab_faults)
     with patient_keys():
         async with app.run_test(size=size, notifications=True) as pilot:
             person = Person(app, pilot, source)

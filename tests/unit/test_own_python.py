@@ -12,7 +12,7 @@ SOURCES = sorted(path for folder in ("core", "bpf", "tui") for path in (ROOT / f
 SAFE = ("-P", "-I")
 # Functions that use the interpreter's path without running it with arguments.
 NOT_STARTED = {
-    ("core/lab/supervisor.py", "_exec_container"): "the program of execve(2); its arguments have -I",
+    ("core/lab/containers.py", "_exec_container"): "the program of execve(2); its arguments have -I",
     ("tui/cli/agent.py", "render"): "what the unit must be able to read",
     ("tui/cli/agent.py", "_program"): "where the installed program lies",
 }

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from core.lab.faults import DEMO, FAULTS, NONE
 from tui.cli.parser import make_parser
 
 # Kinds of values by metavar, for completion in each shell.
-_FILES, _NAMESPACES, _CONTAINERS = "FILE", "NAME", "CONTAINER"
+_FILES, _NAMESPACES, _CONTAINERS, _LAB_FAULTS = "FILE", "NAME", "CONTAINER", "FAULT"
+_FAULT_NAMES = " ".join((*FAULTS, NONE, DEMO))
 
 
 @dataclass
@@ -80,6 +82,7 @@ _vnet_tui() {{
   case $before in
     --from) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
     --ns) mapfile -t COMPREPLY < <(compgen -W "host $(ls /run/netns 2>/dev/null)" -- "$word"); return ;;
+    --fault) mapfile -t COMPREPLY < <(compgen -W "{_FAULT_NAMES}" -- "$word"); return ;;
   esac
   case $command in
 {cases}
@@ -144,6 +147,7 @@ def _zsh_options(command: _Command) -> Iterator[str]:
         "": "",
         _FILES: ":file:_files",
         _NAMESPACES: ':namespace:(host ${(f)"$(ls /run/netns 2>/dev/null)"})',
+        _LAB_FAULTS: f":fault:({_FAULT_NAMES})",
     }
     for option, help_, value in command.options:
         text = help_.replace("[", "(").replace("]", ")").replace(":", " -")
@@ -166,7 +170,12 @@ def _fish(top: _Command, commands: list[_Command]) -> str:
 
 
 def _fish_options(command: _Command) -> Iterator[str]:
-    values = {"": "", _FILES: " -r -F", _NAMESPACES: " -x -a 'host (ls /run/netns 2>/dev/null)'"}
+    values = {
+        "": "",
+        _FILES: " -r -F",
+        _NAMESPACES: " -x -a 'host (ls /run/netns 2>/dev/null)'",
+        _LAB_FAULTS: f" -x -a '{_FAULT_NAMES}'",
+    }
     for option, help_, value in command.options:
         kind, name = ("-l", option[2:]) if option.startswith("--") else ("-s", option[1:])
         yield f" {kind} {name} -d {_quoted(help_)}{values.get(value, ' -x')}"

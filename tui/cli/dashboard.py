@@ -9,14 +9,15 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.text import failure_sentence, safe
 from core.tools import python_command, python_environment
 from tui.command import CommandError, is_recording, load_with_fast_flows, require_terminal
 
 if TYPE_CHECKING:
-    from core.lab import LabError
+    from core.lab import LabError, LabSettings
     from core.model import FastFlows
     from tui.cli.fastpath_session import FastPathSession
-    from tui.services import ChangeService
+    from tui.services import ChangeService, LabFaultService
     from tui.sources import Source
 
 RECORDING = Path(__file__).parents[1] / "demo.vnetrec"  # `make demo-recording` writes it
@@ -30,20 +31,49 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    if getattr(options, "list_faults", False) or "list" in options.faults:
+        return _list_faults()
+    settings = _settings(options)
     words = options.run[1:] if options.run[:1] == ["--"] else options.run
     if words in ([], ["vnet-tui"]):
-        return _open_demo(options)
+        return _open_lab(options.ascii, options.write, settings)
     if words[0] == "vnet-tui":
         flags = [f"--{name}" for name in ("ascii", "write") if getattr(options, name)]
         words = ["vnet-tui", *flags, *words[1:]]
     elif shutil.which(words[0]) is None:
         raise CommandError(f"can't run {words[0]!r} in the demo lab: there is no such command")
-    return _run_command(words, traffic=not options.no_traffic)
+    return _run_command(words, settings)
 
 
-def _open_demo(options: argparse.Namespace) -> int:
-    quiet = getattr(options, "no_traffic", False)
-    return _open_lab(options.ascii, options.write, traffic=not quiet)
+def _settings(options: argparse.Namespace) -> LabSettings:
+    """Return the settings of the lab that the options ask for; raises CommandError."""
+    from core.lab import LabSettings
+    from core.lab.faults import DEMO, NONE, UnknownFault, split_names
+
+    traffic = not getattr(options, "no_traffic", False)
+    try:
+        names = split_names(getattr(options, "faults", ()))
+    except UnknownFault as error:
+        what = f"can't inject the fault {safe(error.name)}"
+        raise CommandError(failure_sentence(what, error.reason, error.try_)) from None
+    return LabSettings(
+        traffic=traffic,
+        changes=_CHANGES if traffic else 0.0,
+        healthy=bool(names) and DEMO not in names,
+        faults=tuple(name for name in names if name not in (NONE, DEMO)),
+    )
+
+
+def _list_faults() -> int:
+    """Print every fault: its name and what is wrong."""
+    from core.lab.faults import DEMO, FAULTS, NONE
+
+    width = max(map(len, FAULTS)) + 2
+    for name, fault in FAULTS.items():
+        print(f"{name:{width}}{fault.sentence}")
+    print(f"{NONE:{width}}No fault: a healthy lab")
+    print(f"{DEMO:{width}}The faults of the plain demo")
+    return 0
 
 
 def _dashboard(options: argparse.Namespace) -> int:
@@ -60,11 +90,12 @@ def _dashboard(options: argparse.Namespace) -> int:
 
     def open_demo() -> int:
         """Open the demo, and this host again when the person has left it."""
-        return _open_demo(options) or _dashboard(options)
+        return _open_lab(options.ascii, options.write, _settings(options)) or _dashboard(options)
 
     return run(
-        _live_source(fast), options.ascii, _change_service, options.write, fast.fast_path_service, open_demo
-    )
+        _live_source(fast), options.ascii, _change_service, options.write, fast.fast_path_service, open_demo,
+        _lab_faults,
+    )  # fmt: skip
 
 
 class DashboardFastPath:
@@ -110,6 +141,12 @@ def _change_service() -> ChangeService:
     return ChangeSession()
 
 
+def _lab_faults() -> LabFaultService:
+    from tui.cli.lab_faults import LabFaults
+
+    return LabFaults()
+
+
 def _file_source(path: str) -> Source:
     from tui.cli.record import open_recording
     from tui.sources import FileSource
@@ -126,7 +163,7 @@ def _live_source(fast: DashboardFastPath) -> Source:
     return LiveSource(fast.flows)
 
 
-def _open_lab(ascii_only: bool = False, write: bool = False, traffic: bool = True) -> int:
+def _open_lab(ascii_only: bool, write: bool, settings: LabSettings) -> int:
     """Open the dashboard on the lab, or else on its recording.
 
     Returns the exit code. Raises CommandError.
@@ -137,12 +174,14 @@ def _open_lab(ascii_only: bool = False, write: bool = False, traffic: bool = Tru
     try:
         check_rights()
         require_terminal()  # checked before the lab is built
-        return _run_in_lab(["vnet-tui", *flags], traffic)
+        return _run_in_lab(["vnet-tui", *flags], settings)
     except LabError as error:
+        if settings.healthy or settings.faults:  # the recording shows the plain demo
+            raise CommandError(str(error)) from None
         return _replay(error, ascii_only)
 
 
-def _run_command(words: list[str], traffic: bool) -> int:
+def _run_command(words: list[str], settings: LabSettings) -> int:
     """Run a command in the lab, where `vnet-tui` is this program.
 
     Returns its exit code. Raises CommandError if the lab can't be built.
@@ -150,15 +189,14 @@ def _run_command(words: list[str], traffic: bool) -> int:
     from core.lab import LabError
 
     try:
-        return _run_in_lab(words, traffic)
+        return _run_in_lab(words, settings)
     except LabError as error:
         raise CommandError(str(error)) from None
 
 
-def _run_in_lab(words: list[str], traffic: bool) -> int:
-    from core.lab import LabSettings, lab
+def _run_in_lab(words: list[str], settings: LabSettings) -> int:
+    from core.lab import lab
 
-    settings = LabSettings(traffic=traffic, changes=_CHANGES if traffic else 0.0)
     if words[0] == "vnet-tui":
         return lab.main(python_command("tui.cli", *words[1:]), settings, python_environment())
     return lab.main(words, settings)

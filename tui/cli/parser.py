@@ -115,10 +115,19 @@ def make_parser() -> argparse.ArgumentParser:
     _add_recording_commands(commands)
     dashboard = commands.add_parser(
         "demo", help=_DEMO, description=_DEMO, allow_abbrev=False,
-        usage="vnet-tui demo [-h] [--ascii] [--write] [--no-traffic] [COMMAND ...]",
+        usage="vnet-tui demo [-h] [--ascii] [--write] [--no-traffic] [--fault FAULT] [--list-faults] "
+        "[COMMAND ...]",
     )  # fmt: skip
     _add_dashboard_options(dashboard, argparse.SUPPRESS)
     dashboard.add_argument("--no-traffic", action="store_true", help="create no traffic in the lab")
+    dashboard.add_argument(
+        "--fault", action="append", default=[], dest="faults", metavar="FAULT",
+        help="inject a fault into a healthy lab; repeat it or use commas for several; none: only a healthy "
+        "lab, demo: the usual lab with its own faults",
+    )  # fmt: skip
+    dashboard.add_argument(
+        "--list-faults", action="store_true", help="print the names of all faults with a sentence each"
+    )
     dashboard.add_argument(
         "run", nargs=argparse.REMAINDER, metavar="COMMAND",
         help="run this command in the lab instead of the dashboard",
