@@ -73,6 +73,15 @@ def create_new(path: Path, mode: int = PRIVATE) -> int:
         raise _refused(path, error) from error
 
 
+def remove_own(path: Path, status: os.stat_result) -> bool:
+    """Remove a file, but only the one with this status; return whether it was removed."""
+    with suppress(OSError), _folder_of(path) as folder:
+        if os.path.samestat(status, os.stat(path.name, dir_fd=folder, follow_symlinks=False)):
+            os.unlink(path.name, dir_fd=folder)
+            return True
+    return False
+
+
 @contextmanager
 def _folder_of(path: Path) -> Iterator[int]:
     """Open the folder of a file, without following symbolic links of other users.

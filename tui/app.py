@@ -28,7 +28,7 @@ from tui.views import registry
 from tui.widgets.lines import TonedApp
 
 if TYPE_CHECKING:
-    from tui.services import ChangeService, FastPathService, LabFaultService
+    from tui.services import CaptureService, ChangeService, FastPathService, LabFaultService
 
 
 class OrderedCommands(SystemCommandsProvider):
@@ -71,7 +71,7 @@ class VnetApp(TonedApp):
     `ascii_only` draws with ASCII characters alone; `make_change_service` makes the service that changes
     networks, None where nothing can be changed; `write` allows changes from the start;
     `make_fast_path_service` makes the service that controls the fast path, `make_lab_faults` the one that
-    injects faults into the demo lab.
+    injects faults into the demo lab, `make_capture_service` the one that captures packets.
     """
 
     TITLE = "vnet-tui"
@@ -90,12 +90,14 @@ class VnetApp(TonedApp):
         write: bool = False,
         make_fast_path_service: Callable[[], FastPathService] | None = None,
         make_lab_faults: Callable[[], LabFaultService] | None = None,
+        make_capture_service: Callable[[], CaptureService] | None = None,
     ) -> None:
         # Without colours: set it before Textual removes the variable, or it paints greys.
         super().__init__(ansi_color=True if "NO_COLOR" in os.environ else None)
         self._source, self._make_change_service, self._write = source, make_change_service, write
         self._make_fast_path_service = make_fast_path_service
         self._make_lab_faults = make_lab_faults
+        self._make_capture_service = make_capture_service
         self.animation_level = "none"
         # Beside a thread that computes, the event loop waits that long after each system call. With Python's
         # 5 ms it stood still for over 100 ms while a bundle was written.
@@ -120,13 +122,22 @@ class VnetApp(TonedApp):
 
     def get_default_screen(self) -> Screen[None]:
         """Return the dashboard's screen, which lies under all others."""
-        return Dashboard(self._source, self._make_change_service, self._write, self._make_fast_path_service)
+        return Dashboard(
+            self._source, self._make_change_service, self._write, self._make_fast_path_service,
+            self._make_capture_service,
+        )  # fmt: skip
 
     async def on_event(self, event: events.Event) -> None:
         """Forward keys to the prompt while it is open, before any other handler."""
         if isinstance(event, events.Key) and not event.is_forwarded and event.key not in ("ctrl+c", "ctrl+q"):
             screen = self.screen
-            if isinstance(screen, Dashboard):
+            feed = getattr(
+                screen, "feed_prompt", None
+            )  # of the screen with packets, imported at its first use
+            if not isinstance(screen, Dashboard):
+                if feed is not None and await feed(event):
+                    return
+            else:
                 if await screen.feed_prompt(event) or self._is_outdated(event):
                     return
                 await screen.catch_up()
@@ -197,19 +208,16 @@ def run(
     make_fast_path_service: Callable[[], FastPathService] | None = None,
     open_demo: Callable[[], int] | None = None,
     make_lab_faults: Callable[[], LabFaultService] | None = None,
+    make_capture_service: Callable[[], CaptureService] | None = None,
 ) -> int:
     """Open the dashboard until the user quits; returns the exit status.
 
     If the user opens the demo, the status is the demo's.
     """
     app = VnetApp(
-        source,
-        ascii_only or wants_ascii(),
-        make_change_service,
-        write,
-        make_fast_path_service,
-        make_lab_faults,
-    )
+        source, ascii_only or wants_ascii(), make_change_service, write, make_fast_path_service,
+        make_lab_faults, make_capture_service,
+    )  # fmt: skip
     app.run()
     if app.wants_demo and open_demo is not None:
         return open_demo()

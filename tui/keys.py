@@ -11,9 +11,10 @@ from textual.binding import Binding, BindingType
 # Where an action is available: "lines" in every pane of lines, "fold" if lines are below others, "list"
 # in views that can be filtered, "order" in those that can be sorted, "pane" where there is a second pane,
 # "any" everywhere in the dashboard, "change" as well, once changes are allowed, "replay"
-# while a recording is open, "demo" if there is no container, "app" also above overlays.
+# while a recording is open, "capture" in the packets of a capture, "demo" if there is no container, "app"
+# also above overlays.
 KeyScope = Literal[
-    "lines", "fold", "list", "order", "pane", "any", "change", "flows", "replay", "demo", "app"
+    "lines", "fold", "list", "order", "pane", "any", "change", "flows", "replay", "demo", "app", "capture"
 ]
 
 READ_ONLY = "can't change networks: the dashboard is read-only. Try: W"
@@ -21,6 +22,7 @@ READ_ONLY = "can't change networks: the dashboard is read-only. Try: W"
 GROUPS: tuple[tuple[str, tuple[KeyScope, ...]], ...] = (
     ("Moving", ("lines", "fold")),
     ("Time line", ("replay",)),
+    ("Capture", ("capture",)),
     ("This view", ("flows", "list", "order", "pane")),
     ("Changing", ("change",)),
     ("Everywhere", ("demo", "any", "app")),
@@ -92,6 +94,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("to_start", ("0",), "0", "Start", "go to the first moment", "replay", 8),
     Action("to_end", ("dollar_sign",), "$", "End", "go to the last moment", "replay", 8),
     Action("record", ("R",), "R", "Record", "start or stop recording to a file", "any", 16),
+    Action("capture", ("C",), "C", "Capture", "capture packets of the selected item", "any", 15),
     Action("bundle", ("B",), "B", "Bundle", "write a bundle for a bug report", "any"),
     Action(
         "problems",
@@ -154,6 +157,16 @@ ACTIONS: tuple[Action, ...] = (
     Action("quit", ("ctrl+c", "ctrl+q"), "Ctrl-c Ctrl-q", "Quit", "quit at once, from anywhere", "app"),
 )
 
+# Those of a capture's screen, which covers the dashboard: some keys have another meaning there.
+CAPTURE_ACTIONS: tuple[Action, ...] = (
+    Action("end_capture", ("escape", "q"), "Esc", "End", "end the capture", "capture", 1),
+    Action("save_packets", ("w",), "w", "Save", "write packets to a pcapng file, or end it", "capture", 2),
+    Action("filter_packets", ("slash",), "/", "Filter", "capture only matching packets", "capture", 3),
+    Action("hold_packets", ("p",), "p", "Pause", "pause or resume the display", "capture", 4),
+    Action("copy_packet", ("y",), "y", "Copy", "copy the selected packet's line", "capture", 5),
+    Action("capture_help", ("question_mark",), "?", "Help", "this help", "capture", 6),
+)
+
 # Actions that move the cursor of a pane of lines, by key.
 MOVES = {
     key: action.name
@@ -171,7 +184,7 @@ def bindings(*scopes: KeyScope) -> list[BindingType]:
     """
     return [
         Binding(",".join(action.keys), action.name, action.title, show=False, priority=True)
-        for action in ACTIONS
+        for action in (*ACTIONS, *CAPTURE_ACTIONS)
         if action.scope in scopes
     ]
 
@@ -190,7 +203,7 @@ def actions_in(scopes: Collection[KeyScope]) -> Iterator[Action]:
 
     With a time line, arrows move on it.
     """
-    for action in ACTIONS:
+    for action in (*ACTIONS, *CAPTURE_ACTIONS):
         if action.scope in scopes:
             along_time = "replay" in scopes and action.scope == "fold"
             yield replace(action, label=action.keys[0]) if along_time else action

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from core.model import FastPath, Requirement
 from core.operations import Operation, is_final
@@ -12,6 +13,10 @@ from core.plan import Plan, Refused
 from core.plan.requests import Request
 from core.topology import Topology
 from tui.views.fast_targets import BridgeChoice
+
+if TYPE_CHECKING:
+    from core.capture.lines import PacketLine
+    from core.capture.targets import Target
 
 # How much a plan needs to be read: "publishing" adds ports in use on the host, "tuning" offloads and steering
 # of links, "whole" the rules of other namespaces, which only their deletion needs.
@@ -218,4 +223,66 @@ class FastPathService(Protocol):
 
     def close(self) -> None:
         """End everything that was turned on by this service."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureState:
+    """How far a capture of the dashboard is.
+
+    Packets are numbered; those from `first` up to `last`, exclusive, are in memory. `dropped` counts those
+    that the kernel dropped. `ended` is why it has ended ("" while it runs), `error` a failure as a sentence;
+    `file` the file that is written ("" for none), `notice` a sentence about the last file that was completed.
+    """
+
+    first: int = 0
+    last: int = 0
+    dropped: int = 0
+    seconds: float = 0.0
+    ended: str = ""
+    error: str = ""
+    file: str = ""
+    notice: str = ""
+
+
+class PacketSource(Protocol):
+    """A capture that runs in a thread.
+
+    Only `set_filter`, `save` and `end_file` may block."""
+
+    @property
+    def state(self) -> CaptureState:
+        """How far it is."""
+        ...
+
+    def lines(self, first: int, last: int) -> list[PacketLine]:
+        """Return packets by number as text, those in memory."""
+        ...
+
+    def set_filter(self, text: str) -> None:
+        """Use another filter from now on. Raises CommandError."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write packets, those in memory first, to a new file. Raises CommandError."""
+        ...
+
+    def end_file(self) -> None:
+        """Complete the file."""
+        ...
+
+    def stop(self) -> None:
+        """End the capture and its file."""
+        ...
+
+
+class CaptureService(Protocol):
+    """Start captures. Every method may block, and raise CommandError."""
+
+    def missing_rights(self) -> str:
+        """Return why this process may not capture, "" where it may."""
+        ...
+
+    def start(self, target: Target, topology: Topology, filter_text: str) -> PacketSource:
+        """Start a capture."""
         ...

@@ -233,6 +233,27 @@ def test_captured_and_invalid_addresses(machine: Machine) -> None:
         wait_until(lambda: say(talk) or packets(machine) > before, "the fast path again")
 
 
+@pytest.mark.needs("tcpdump")
+def test_a_capture_sees_accelerated_connections(machine: Machine) -> None:
+    path = machine.folder / "web.pcapng"
+    with started(machine, _SERVE, "db"), started(machine, _TALK, "web", "10.91.0.3") as talk:
+        ok(machine, "accelerate shop --yes")
+        wait_until(lambda: say(talk) or packets(machine) > 200, "the fast path")
+        answers = "dst host 10.91.0.2 and greater 150"
+        words = machine.words(*PROGRAM, "capture", "v-web", answers, "-c", "100", "-w", str(path))
+        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as capture:
+            assert capture.stderr is not None and "capturing" in capture.stderr.readline()
+            assert daemon_status(machine)["captured"] == ["10.91.0.2"]
+            say(talk)  # answers leave by the host's end of the veth, which the fast path skips
+            assert "100 packets" in capture.communicate(timeout=PATIENCE)[1]
+        read = ["tcpdump", "-nr", str(path), answers]
+        done = subprocess.run(read, capture_output=True, text=True, check=True)
+        assert len(done.stdout.splitlines()) == 100
+        assert daemon_status(machine)["captured"] == []
+        before = packets(machine)
+        wait_until(lambda: say(talk) or packets(machine) > before, "the fast path again")
+
+
 def test_the_reason_of_a_pause_is_shown_before_and_after(machine: Machine) -> None:
     machine.run("nft add table ip mine")
     machine.run(["nft", "add chain ip mine some { type filter hook forward priority 0; }"])

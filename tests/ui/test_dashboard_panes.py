@@ -119,10 +119,13 @@ def test_a_key_has_one_meaning_everywhere() -> None:
     pressed = [key for action in actions for key in action.keys]
     assert len(pressed) == len(set(pressed))
     assert not set(pressed) & set("123456789")
+    captured = [key for action in keys.CAPTURE_ACTIONS for key in action.keys]
+    assert len(captured) == len(set(captured)) and not set(captured) & set(keys.MOVES)
 
 
 def test_every_action_has_a_method() -> None:
     from tui.app import VnetApp
+    from tui.screens.capture import CaptureScreen
     from tui.screens.dashboard import Dashboard
     from tui.widgets.detail import DetailPane
     from tui.widgets.table import MainPane
@@ -131,6 +134,7 @@ def test_every_action_has_a_method() -> None:
         owners = (MainPane, DetailPane) if action.scope in ("lines", "fold") else (Dashboard,)
         owners = (VnetApp,) if action.scope == "app" else owners
         assert all(hasattr(owner, f"action_{action.name}") for owner in owners), action
+    assert all(hasattr(CaptureScreen, f"action_{action.name}") for action in keys.CAPTURE_ACTIONS)
 
 
 def test_help_of_the_overview_has_no_keys_for_sorting() -> None:

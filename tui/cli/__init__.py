@@ -22,6 +22,7 @@ _ENGINES = ("DOCKER_HOST", "CONTAINER_HOST")
 # Commands that change nothing on this host.
 _READING = (
     "show", "dump", "record", "replay", "bundle", "flows", "export", "history", "fastpath", "completion",
+    "capture",
 )  # fmt: skip
 
 
@@ -66,6 +67,8 @@ def _run(options: argparse.Namespace) -> int:
                 from tui.cli.doctor import run
             case "record" | "replay" | "bundle":
                 from tui.cli.record import run
+            case "capture":
+                from tui.cli.capture import run
             case "completion":
                 from tui.cli.completion import run
             case _:
@@ -105,6 +108,8 @@ def confine(options: argparse.Namespace) -> None:
         else:
             for_engines = {rights.DAC_OVERRIDE} if any(map(os.environ.get, _ENGINES)) else set()
             rights.drop_capabilities(rights.READING | for_engines)
+    elif options.command == "capture":
+        rights.drop_capabilities(rights.READING | {rights.DAC_OVERRIDE})
     elif options.command == "replay" or (options.command is None and options.source):
         rights.drop_capabilities((rights.DAC_READ_SEARCH, rights.DAC_OVERRIDE))
         rights.forbid_writing(_outputs())

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from core.lab import LabError, LabSettings
     from core.model import FastFlows
     from tui.cli.fastpath_session import FastPathSession
-    from tui.services import ChangeService, LabFaultService
+    from tui.services import CaptureService, ChangeService, LabFaultService
     from tui.sources import Source
 
 RECORDING = Path(__file__).parents[1] / "demo.vnetrec"  # `make demo-recording` writes it
@@ -86,7 +86,7 @@ def _dashboard(options: argparse.Namespace) -> int:
 
     fast = DashboardFastPath()
     if options.read_only:
-        return run(_live_source(fast), options.ascii)
+        return run(_live_source(fast), options.ascii, make_capture_service=_capture_service)
 
     def open_demo() -> int:
         """Open the demo, and this host again when the person has left it."""
@@ -95,6 +95,7 @@ def _dashboard(options: argparse.Namespace) -> int:
     return run(
         _live_source(fast), options.ascii, _change_service, options.write, fast.fast_path_service, open_demo,
         _lab_faults,
+        _capture_service,
     )  # fmt: skip
 
 
@@ -145,6 +146,12 @@ def _lab_faults() -> LabFaultService:
     from tui.cli.lab_faults import LabFaults
 
     return LabFaults()
+
+
+def _capture_service() -> CaptureService:
+    from tui.cli.capture_session import CaptureSession
+
+    return CaptureSession()
 
 
 def _file_source(path: str) -> Source:

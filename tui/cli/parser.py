@@ -9,6 +9,9 @@ import argparse
 import re
 from typing import NoReturn
 
+from tui.cli.capture_options import add_capture_options
+from tui.cli.option_types import bytes_of, seconds_of
+
 TOPICS = (
     "namespaces", "links", "bridges", "veths", "containers", "networks", "nat", "conntrack", "routes",
 )  # fmt: skip
@@ -24,6 +27,7 @@ examples:
   vnet-tui dump host.vnet                save a snapshot to a file
   vnet-tui --from host.vnet              open that file (needs no root)
   vnet-tui record now.vnetrec            record this host; see also `replay`
+  vnet-tui capture web1 -w web1.pcapng   capture packets for Wireshark
   vnet-tui bundle report.tar.gz          write an archive for a bug report
   vnet-tui demo                          open the dashboard on a demo lab
   vnet-tui network create shop --dry-run print the commands for a NAT network
@@ -48,34 +52,7 @@ _PORTS = "[HOST_IP:]HOST_PORTS[:CONTAINER_PORTS][/PROTO], such as 8080:80, 127.0
 FAST_PATH_COMMANDS = ("accelerate", "fastpath")
 _DEMO = "open the dashboard on a demo lab, or on a recording of it"
 _TARGETS = "a bridge, a network of Docker, podman or vnet-tui, or all"
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]?)(?:i?b)?", re.IGNORECASE)
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
-_BYTES = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
-_LEAST_SIZE, _MOST_SIZE = 10_000, 2 * 1000**3
-_MOST_SECONDS = 24 * 3600
-
 type _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-
-
-def seconds_of(text: str) -> float:
-    """Convert "60s", "10m" or "1.5h" to seconds; for argparse."""
-    found = _SPAN.fullmatch(text.strip())
-    seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
-    if not 0 < seconds <= _MOST_SECONDS:
-        reason = "at most 24h" if seconds > 0 else "not a duration"
-        raise argparse.ArgumentTypeError(f"can't use {text!r}: {reason}. Try: 10m")
-    return seconds
-
-
-def bytes_of(text: str) -> int:
-    """Convert "500k", "64M" or "1G" to bytes; for argparse."""
-    found = _SIZE.fullmatch(text.strip())
-    size = int(float(found[1]) * _BYTES[found[2].lower()]) if found else 0
-    if not _LEAST_SIZE <= size <= _MOST_SIZE:
-        reason = "from 10k to 2G" if found else "not a size"
-        raise argparse.ArgumentTypeError(f"can't use {text!r}: {reason}. Try: 64M")
-    return size
 
 
 class _Parser(argparse.ArgumentParser):
@@ -135,6 +112,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_flows(_command(commands, "flows", "list connections with their rates"))
     _add_why(_command(commands, "why", "say whether A can reach B, hop by hop, and what stops it"))
     _add_doctor(_command(commands, "doctor", "list what is wrong on this host, and repair it"))
+    add_capture_options(
+        _command(commands, "capture", "capture packets as lines, or to pcapng files for Wireshark")
+    )
     _change_commands(commands)
     _fast_path_commands(commands)
     shell = _command(commands, "completion", "print a script that completes commands in a shell")

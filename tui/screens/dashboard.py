@@ -33,7 +33,7 @@ from tui.widgets.lines import LinesPane
 from tui.widgets.table import TableView
 
 if TYPE_CHECKING:
-    from tui.services import ChangeService, FastPathService
+    from tui.services import CaptureService, ChangeService, FastPathService
 
 
 class Dashboard(Layout):
@@ -53,6 +53,7 @@ class Dashboard(Layout):
         make_change_service: Callable[[], ChangeService] | None = None,
         write: bool = False,
         make_fast_path_service: Callable[[], FastPathService] | None = None,
+        make_capture_service: Callable[[], CaptureService] | None = None,
     ) -> None:
         super().__init__()
         self._write = write
@@ -65,6 +66,7 @@ class Dashboard(Layout):
         self.fast_path = FastPathController(
             self, self.presenter, self.navigation, self.changes, make_fast_path_service
         )
+        self._make_capture_service = make_capture_service
 
     def on_mount(self) -> None:
         """Paint the empty screen; data is requested only after the first paint."""
@@ -355,6 +357,12 @@ class Dashboard(Layout):
 
     def action_bundle(self) -> None:
         self.recording.bundle()
+
+    def action_capture(self) -> None:
+        """Show the packets of the selected item in a screen of their own."""
+        from tui.screens.capture import open_capture
+
+        open_capture(self, self.presenter, self.ref, self._make_capture_service)
 
     def action_play(self) -> None:
         self.replay.play()

@@ -278,9 +278,10 @@ class Prompt(Painted):
     It takes no focus: the dashboard feeds it keys in the order in which they were typed, however fast.
     """
 
-    def __init__(self, complete: Callable[[str], str]) -> None:
-        """`complete` completes what was typed after ":"."""
+    def __init__(self, complete: Callable[[str], str], hint: str = "") -> None:
+        """`complete` completes what was typed after ":"; `hint` replaces the usual one."""
         super().__init__()
+        self._hint = hint
         self.kind: Kind = "/"
         self._typed = LineEditor()
         self._complete = self._completer = complete
@@ -338,7 +339,7 @@ class Prompt(Painted):
         if self.kind != "/" and self._typed.place == len(self.text):
             spans.append((self._completer(self.text)[len(self.text) :], self.style_of("dim")))
         if not self.text:
-            spans.append((f" {HINTS[self.kind]}", self.style_of("dim")))
+            spans.append((f" {self._hint or HINTS[self.kind]}", self.style_of("dim")))
         return [strip_of(spans, width)]
 
     def _parts(self) -> tuple[str, str, str]:
