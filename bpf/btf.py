@@ -51,6 +51,15 @@ class Btf:
         """Return the BTF id of a kernel function, or None."""
         return self.functions.get(name)
 
+    def parameters(self, function: str) -> int:
+        """Return the number of parameters of a kernel function.
+
+        Raises BtfError if there is no such function.
+        """
+        if function not in self.functions:
+            raise BtfError(f"this kernel has no function {function}")
+        return self._type(self._type(self.functions[function])[2])[1] & 0xFFFF
+
     def is_of_module(self, type_id: int) -> bool:
         """Return whether a type belongs to the joined module."""
         return type_id >= self.base_types
@@ -79,15 +88,19 @@ class Btf:
 
         Raises BtfError if there is no such enumeration.
         """
+        return self.enumerators_of(enumeration).get(name)
+
+    def enumerators_of(self, enumeration: str) -> dict[str, int]:
+        """Return the values of a named enumeration's members.
+
+        Raises BtfError if there is no such enumeration.
+        """
         if enumeration not in self.enums:
             raise BtfError(f"the kernel's type information has no enum {enumeration}")
         at = self.starts[self.enums[enumeration]]
         _, info, _ = struct.unpack_from("<III", self.data, at)
-        for index in range(info & 0xFFFF):
-            text, value = struct.unpack_from("<Ii", self.data, at + 12 + 8 * index)
-            if self._string(text) == name:
-                return int(value)
-        return None
+        members = (struct.unpack_from("<Ii", self.data, at + 12 + 8 * each) for each in range(info & 0xFFFF))
+        return {self._string(text): int(value) for text, value in members}
 
     def _struct(self, name: str) -> int:
         if name not in self.structs:

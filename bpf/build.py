@@ -1,10 +1,10 @@
-"""Compile the fast path with BCC, and cache the result.
+"""Compile the programs with BCC, and cache the results.
 
-    python -m bpf.build OUTPUT
+    python -m bpf.build OUTPUT [PROGRAM]
 
-writes the compiled program as JSON; a separate process, as its end frees LLVM's memory. BCC wants a
-kernel's header tree: it gets bpf/include/kernel, a few stand-ins around the C library's UAPI headers, so
-kernel headers aren't needed.
+writes a compiled program as JSON (by default the fast path, see SOURCES); a separate process, as its end
+frees LLVM's memory. BCC wants a kernel's header tree: it gets bpf/include/kernel, a few stand-ins around
+the C library's UAPI headers, so kernel headers aren't needed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from bpf import layout
 from bpf.btf import VMLINUX, Btf, BtfError, read_btf, types_of_module
@@ -54,12 +53,13 @@ class CompiledProgram:
 
     `code` has zeros in place of map descriptors; `map_uses` has the index of each with the map's name.
     Kernel functions are already resolved, for the kernel that it was compiled on; `calls_module`: they are
-    those of the module nf_conntrack.
+    those of the module nf_conntrack. `names` are the kernel's names for numbers that the program reports.
     """
 
     code: bytes
     map_uses: tuple[tuple[int, str], ...]
     calls_module: bool = False
+    names: Mapping[int, str] = field(default_factory=dict)
 
     def with_maps(self, descriptors: Mapping[str, int]) -> bytes:
         """Return the instructions with these map descriptors, ready to load."""
@@ -72,7 +72,8 @@ class CompiledProgram:
     def to_json(self) -> str:
         """Return the format of the cache file."""
         code = base64.b64encode(self.code).decode()
-        return json.dumps({"code": code, "map_uses": self.map_uses, "calls_module": self.calls_module})
+        fields = {"code": code, "map_uses": self.map_uses, "calls_module": self.calls_module}
+        return json.dumps(fields | {"names": self.names})
 
     @classmethod
     def from_json(cls, text: str) -> CompiledProgram:
@@ -80,8 +81,10 @@ class CompiledProgram:
         try:
             found = json.loads(text)
             uses = tuple((int(index), str(name)) for index, name in found["map_uses"])
-            return cls(base64.b64decode(found["code"], validate=True), uses, bool(found["calls_module"]))
-        except (KeyError, TypeError) as error:
+            names = {int(number): str(name) for number, name in found["names"].items()}
+            code = base64.b64decode(found["code"], validate=True)
+            return cls(code, uses, bool(found["calls_module"]), names)
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError("not a compiled program") from error
 
 
@@ -119,9 +122,9 @@ class CompileError(Exception):
     """The program can't be compiled for this kernel; the text is the reason."""
 
 
-def main(output: str) -> None:
+def main(output: str, name: str = PROGRAM) -> None:
     """Compile, and write the result atomically."""
-    program = compile_fastpath()
+    program = compile_fastpath() if name == PROGRAM else compile_source(SOURCES[name])
     target = Path(output)
     # A random name, not our PID: another PID namespace may share the directory.
     descriptor, written = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
@@ -135,16 +138,26 @@ def compile_fastpath(source: str | None = None) -> CompiledProgram:
 
     Raises BtfError, ImportError without BCC, and whatever exception BCC raises.
     """
+    return compile_source(SOURCES[PROGRAM], source)
+
+
+def compile_source(source: ProgramSource, text: str | None = None) -> CompiledProgram:
+    """Compile a program for the running kernel, with another `text` if given.
+
+    Raises as compile_fastpath does.
+    """
     btf = read_btf(module=types_of_module())
     with kernel_tree() as tree:
         os.environ["BCC_KERNEL_SOURCE"] = str(tree)
         from bcc import BPF
 
         # The text as rewritten by BCC has warnings: `make lint` compiles the original with them on.
-        text = source_text() if source is None else source
-        compiled = BPF(text=text.encode(), cflags=["-Wno-everything", *flags(btf)])
-    names = {table.map_fd: name.decode() for name, table in _tables(compiled)}
-    return extract_program(compiled.dump_func(PROGRAM), names, btf)
+        text = source.text() if text is None else text
+        compiled = BPF(text=text.encode(), cflags=["-Wno-everything", *source.flags(btf)])
+    # BCC opens maps when asked for by name.
+    names = {compiled[name.encode()].map_fd: name for name in source.maps}
+    program = extract_program(compiled.dump_func(source.function), names, btf)
+    return replace(program, names=source.names(btf))
 
 
 def source_text() -> str:
@@ -152,12 +165,6 @@ def source_text() -> str:
     parts = {str(HERE / "program" / part): (HERE / "program" / part).read_text() for part in PARTS}
     parts["layout.checks()"] = layout.checks()
     return "".join(f'#line 1 "{path}"\n{text}\n' for path, text in parts.items())
-
-
-def _tables(compiled: Any) -> Iterator[tuple[bytes, Any]]:
-    """Yield the maps of a compiled module: BCC opens them when asked for by name."""
-    for name in MAPS:
-        yield name.encode(), compiled[name.encode()]
 
 
 MAPS = ("config", "counters", "scratch", "links", "owners", "macs", "captured",
@@ -224,9 +231,72 @@ def kernel_tree() -> Iterator[Path]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def compiled_program(cache: Path = CACHE) -> CompiledProgram:
-    """Return the compiled program, from the cache if source and kernel are the same."""
-    path = cache / f"fastpath-{_fingerprint()}.json"
+@dataclass(frozen=True, slots=True)
+class ProgramSource:
+    """Describe a program in C: text, main function, maps, and what it needs of BTF.
+
+    `names` returns the kernel's names for numbers that the program reports.
+    """
+
+    function: str
+    text: Callable[[], str]
+    maps: tuple[str, ...]
+    flags: Callable[[Btf], Iterator[str]]
+    names: Callable[[Btf], Mapping[int, str]] = lambda btf: {}
+
+
+def drops_text() -> str:
+    """Return the program that counts dropped packets, in C."""
+    path = HERE / "program" / "drops.c"
+    return f'#line 1 "{path}"\n{path.read_text()}\n'
+
+
+def drops_flags(btf: Btf) -> Iterator[str]:
+    """Yield compiler flags for program/drops.c.
+
+    A kernel without reasons (before 5.17) has no enum skb_drop_reason: BtfError.
+    """
+    btf.enumerators_of(DROP_REASONS)
+    yield "-D__LINUX_BPF_H__"
+    # Parameters besides the first, which the tracepoint's arguments don't include: since 6.11 four.
+    yield f"-DHAS_RECEIVER={int(btf.parameters('__traceiter_kfree_skb') > 4)}"
+    for define, (structure, member) in _DROP_MEMBERS.items():
+        yield f"-D{define}={btf.offset(structure, member)}"
+
+
+def drop_reasons(btf: Btf) -> dict[int, str]:
+    """Return the names of drop reasons by number, also those of Open vSwitch."""
+    found = {
+        number & 0xFFFFFFFF: name.removeprefix(_REASON_PREFIX)
+        for enumeration in (DROP_REASONS, *_SUBSYSTEM_REASONS)
+        if enumeration in btf.enums
+        for name, number in btf.enumerators_of(enumeration).items()
+    }
+    return {number: name for number, name in found.items() if not name.startswith("SUBSYS")}
+
+
+DROP_REASONS = "skb_drop_reason"
+_REASON_PREFIX = "SKB_DROP_REASON_"
+_SUBSYSTEM_REASONS = ("ovs_drop_reason", "mac80211_drop_reason")
+_DROP_MEMBERS = {
+    "SKB_DEV": ("sk_buff", "dev"), "SKB_SK": ("sk_buff", "sk"), "SKB_IIF": ("sk_buff", "skb_iif"),
+    "SKB_DST": ("sk_buff", "_skb_refdst"), "SKB_HEAD": ("sk_buff", "head"),
+    "SKB_PROTOCOL": ("sk_buff", "protocol"), "SKB_NETWORK_HEADER": ("sk_buff", "network_header"),
+    "SKB_LEN": ("sk_buff", "len"), "DEV_IFINDEX": ("net_device", "ifindex"),
+    "DEV_NET": ("net_device", "nd_net"), "DST_DEV": ("dst_entry", "dev"),
+    "SOCK_NET": ("sock", "__sk_common.skc_net"), "NET_INUM": ("net", "ns.inum"),
+}  # fmt: skip
+_DROP_MAPS = ("drops", "uncounted", "owners", "packets")
+SOURCES: Mapping[str, ProgramSource] = {
+    PROGRAM: ProgramSource(PROGRAM, source_text, MAPS, flags),
+    "drops": ProgramSource("count_drop", drops_text, _DROP_MAPS, drops_flags, drop_reasons),
+    "drop_packets": ProgramSource("report_drop", drops_text, _DROP_MAPS, drops_flags),
+}
+
+
+def compiled_program(cache: Path = CACHE, name: str = PROGRAM) -> CompiledProgram:
+    """Return a compiled program, from the cache if source and kernel are the same."""
+    path = cache / f"{name}-{_fingerprint()}.json"
     cached = _cached(path)
     if cached is not None:
         return cached
@@ -234,7 +304,7 @@ def compiled_program(cache: Path = CACHE) -> CompiledProgram:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise CompileError(f"{error.strerror} ({cache})") from error
-    _compile(path)
+    _compile(path, name)
     cached = _cached(path)
     if cached is None:
         raise CompileError("the compiler wrote no result")
@@ -281,10 +351,10 @@ def _cached(path: Path) -> CompiledProgram | None:
         return None
 
 
-def _compile(path: Path) -> None:
+def _compile(path: Path, name: str) -> None:
     """Compile in a separate process: BCC with LLVM takes 150 MB, which its end frees."""
     done = subprocess.run(
-        python_command("bpf.build", str(path.absolute())),
+        python_command("bpf.build", str(path.absolute()), name),
         capture_output=True,
         text=True,
         env=python_environment(),
@@ -306,4 +376,4 @@ def reason_of(stderr: str) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

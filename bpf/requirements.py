@@ -193,8 +193,8 @@ def read_host_features(whole: bool = False) -> HostFeatures:
         members=_members(btf) if btf and not module.loadable else "",
         conntrack=module,
         tcx=_has_tcx(),
-        capabilities=_effective(),
-        lockdown=_lockdown_level(),
+        capabilities=effective_capabilities(),
+        lockdown=lockdown_level(),
         has_bcc=find_spec("bcc") is not None,
         has_headers=(build.UAPI / "linux" / "bpf.h").is_file(),
         compiled=compiled,
@@ -226,12 +226,13 @@ def _has_tcx() -> bool | None:
     return True
 
 
-def _effective() -> int:
+def effective_capabilities() -> int:
+    """Return this process's effective capabilities as bits, by their numbers."""
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1], 16)
 
 
-def _lockdown_level() -> str:
+def lockdown_level() -> str:
     """Return the selected level, which the kernel prints in brackets."""
     try:
         chosen = _LOCKDOWN.read_text().partition("[")[2].partition("]")[0]

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAP_HASH, MAP_ARRAY, MAP_PERCPU_ARRAY, MAP_LRU_HASH = 1, 2, 6, 9
+MAP_HASH, MAP_ARRAY, MAP_PERCPU_HASH, MAP_PERCPU_ARRAY, MAP_LRU_HASH = 1, 2, 5, 6, 9
 MAP_RINGBUF = 27
-PROG_SCHED_CLS = 3
+PROG_SCHED_CLS, PROG_RAW_TRACEPOINT = 3, 17
 TCX_INGRESS, TCX_EGRESS = 46, 47
 STATS_RUN_TIME = 0
 
@@ -30,6 +30,7 @@ _MAP_FD_BY_ID, _INFO_BY_FD = 14, 15
 _BTF_FD_BY_ID, _BTF_NEXT_ID = 19, 23
 _LINK_FD_BY_ID, _LINK_NEXT_ID, _LINK_NETFILTER = 30, 31, 10
 _MAP_LOOKUP_BATCH = 24
+_RAW_TRACEPOINT_OPEN = 17
 _LINK_CREATE, _LINK_UPDATE, _ENABLE_STATS = 28, 29, 32
 
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
@@ -235,6 +236,18 @@ def attach_tcx(prog_fd: int, ifindex: int, where: int = TCX_INGRESS) -> int:
     Returns a link, which ends with its last descriptor.
     """
     return bpf(_LINK_CREATE, struct.pack("<IIIIIIQ", prog_fd, ifindex, where, 0, 0, 0, 0))
+
+
+def attach_raw_tracepoint(prog_fd: int, name: str) -> int:
+    """Attach a program to a raw tracepoint, which needs no tracefs.
+
+    Returns a link, which ends with its last descriptor.
+    """
+    text, text_at = _bytes_at(f"{name}\0".encode())
+    try:
+        return bpf(_RAW_TRACEPOINT_OPEN, struct.pack("<QIxxxxQ", text_at, prog_fd, 0))
+    finally:
+        del text
 
 
 def replace_program(link_fd: int, prog_fd: int) -> None:

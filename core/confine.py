@@ -18,6 +18,7 @@ from pathlib import Path
 NET_ADMIN, SYS_PTRACE, SYS_ADMIN = 12, 19, 21  # rules and conntrack; /proc/PID/ns; setns(2)
 NET_BROADCAST, NET_RAW = 11, 13  # events of other namespaces; counting broadcasts, rules of iptables-legacy
 DAC_READ_SEARCH, DAC_OVERRIDE = 2, 1  # /proc/PID/fd; an engine's socket, a folder of another user
+SYSLOG, PERFMON, BPF = 34, 38, 39  # names in /proc/kallsyms; programs that read kernel memory
 READING = frozenset((NET_ADMIN, SYS_PTRACE, SYS_ADMIN, NET_BROADCAST, NET_RAW, DAC_READ_SEARCH))
 
 _CAPBSET_DROP, _NO_NEW_PRIVS = 24, 38  # linux/prctl.h

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from core.flows.merge import FlowTable
-from core.model import Change, Conntrack, FastFlows, Snapshot
+from core.model import Change, Conntrack, Drops, FastFlows, Snapshot
 from core.rates import Rates
 
 
@@ -25,7 +25,7 @@ class Update:
     `rates` is None where nothing counts (a dump file), `flows` where none are measured. `changes` are those
     since the update before, or with `replaces_log` all until now. `fast` holds the fast path's counters that
     were read with conntrack. `previous` is an earlier reading of the connections, from which speeds follow
-    where no flows are measured (a recording).
+    where no flows are measured (a recording). `drops` is None while dropped packets aren't counted.
     """
 
     snapshot: Snapshot
@@ -35,3 +35,4 @@ class Update:
     fast: FastFlows | None = None
     replaces_log: bool = False
     previous: TrackedConnections | None = None
+    drops: Drops | None = None

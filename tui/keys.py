@@ -10,11 +10,25 @@ from textual.binding import Binding, BindingType
 
 # Where an action is available: "lines" in every pane of lines, "fold" if lines are below others, "list"
 # in views that can be filtered, "order" in those that can be sorted, "pane" where there is a second pane,
+# "flows" and "drops" in these views, "group" in views whose rows can be grouped,
 # "any" everywhere in the dashboard, "change" as well, once changes are allowed, "replay"
 # while a recording is open, "capture" in the packets of a capture, "demo" if there is no container, "app"
 # also above overlays.
 KeyScope = Literal[
-    "lines", "fold", "list", "order", "pane", "any", "change", "flows", "replay", "demo", "app", "capture"
+    "lines",
+    "fold",
+    "list",
+    "order",
+    "pane",
+    "any",
+    "change",
+    "flows",
+    "group",
+    "drops",
+    "replay",
+    "demo",
+    "app",
+    "capture",
 ]
 
 READ_ONLY = "can't change networks: the dashboard is read-only. Try: W"
@@ -23,7 +37,7 @@ GROUPS: tuple[tuple[str, tuple[KeyScope, ...]], ...] = (
     ("Moving", ("lines", "fold")),
     ("Time line", ("replay",)),
     ("Capture", ("capture",)),
-    ("This view", ("flows", "list", "order", "pane")),
+    ("This view", ("flows", "drops", "group", "list", "order", "pane")),
     ("Changing", ("change",)),
     ("Everywhere", ("demo", "any", "app")),
 )
@@ -112,10 +126,11 @@ ACTIONS: tuple[Action, ...] = (
         ("b",),
         "b",
         "Group",
-        "group flows by container, network, peer, ...; matrix",
-        "flows",
+        "group by container and others; flows: matrix",
+        "group",
         3,
     ),
+    Action("inspect", ("i",), "i", "Inspect", "list each dropped packet for 10 seconds", "drops", 3),
     Action("hops", ("o",), "o", "Hops", "show a connection once, or its entry in each namespace", "flows", 6),
     Action("pin", ("asterisk",), "*", "Pin", "keep the selected flow on top, or stop that", "flows", 8),
     Action("count", ("A",), "A", "Accounting", "turn on the kernel's traffic accounting", "flows"),

@@ -18,6 +18,7 @@ from tui.view_model import read_at
 if TYPE_CHECKING:
     from core.recording import Recording
     from core.watch import Watcher
+    from core.watch.drops import OpenDrops
 
 
 Mode = Literal["live", "paused", "offline", "replay"]
@@ -62,9 +63,14 @@ class LiveSource:
     live = True
     title = ""
 
-    def __init__(self, fast_flows: Callable[[], FastFlows] | None = None) -> None:
-        """`fast_flows` reads the fast path's counters, None if there is none."""
-        self.fast_flows = fast_flows
+    def __init__(
+        self, fast_flows: Callable[[], FastFlows] | None = None, open_drops: OpenDrops | None = None
+    ) -> None:
+        """`fast_flows` reads the fast path's counters, None if there is none.
+
+        `open_drops` begins to count dropped packets.
+        """
+        self.fast_flows, self.open_drops = fast_flows, open_drops
         self._lock = threading.Lock()
         self._watcher: Watcher | None = None
         self._demand: Set[Demand] = frozenset()
@@ -79,7 +85,7 @@ class LiveSource:
     def _create_watcher(self, on_update: Callable[[Update], None]) -> None:
         from core.watch import Watcher
 
-        watcher = Watcher(on_update, fast_flows=self.fast_flows)
+        watcher = Watcher(on_update, fast_flows=self.fast_flows, open_drops=self.open_drops)
         with self._lock:
             if self._stopped:
                 return

@@ -25,6 +25,7 @@ from core.topology.flow_index import FlowView
 from core.topology.related import follow
 from core.update import Update
 from tui.views import doctor, query, registry
+from tui.views.drops import DropRows, target_of
 from tui.views.fastpath import state_change
 from tui.views.findings import empty_text
 from tui.views.flows import FlowRows
@@ -167,7 +168,7 @@ class ViewModel:
         if snapshot is not old.snapshot:
             topology, self.problems = Topology(snapshot), snapshot.problems
         log = (ChangeLog() if update.replaces_log else old.log).extended(changes)
-        self.context = replace(old, topology=topology, rates=update.rates, log=log)
+        self.context = replace(old, topology=topology, rates=update.rates, log=log, drops=update.drops)
 
     def set_fast_path(self, fast: FastPath) -> None:
         """Show the state of the fast path; a change of it becomes an event."""
@@ -184,6 +185,8 @@ class ViewModel:
             self._update_flows()
         base = self._rows_of(view)
         rows: Rows
+        if isinstance(base, DropRows):
+            base = base.grouped_by(state.flow_options.by)
         if isinstance(base, FlowRows):
             self._flow_query = state.filter, state.flow_options
             base = base.with_options(state.flow_options)
@@ -280,6 +283,8 @@ class ViewModel:
             return ViewTarget("flows", None, " ".join(filter(None, (text, str(history[-1].key[1])))))
         if history and history[-1].kind == "flow":
             history = (*history[:-1], conntrack_ref(int(history[-1].key[0]), int(history[-1].key[1])))
+        if history and history[-1].kind == "drop":
+            target = target or target_of(self.context, history[-1])
         ref = target or self._event_subject(history) or follow(topology, history)
         if ref is not None and ref.kind == "connections":
             return ViewTarget("conntrack", None, query.term(str(ref.key[0]), str(ref.key[1])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from weakref import WeakKeyDictionary
 
-from core.diagnose import addresses, forwarding, links, paths
+from core.diagnose import addresses, drops, forwarding, links, paths
 from core.diagnose.identity import finding_id
 from core.diagnose.links import joined, storm_text
 from core.model import Ref
@@ -56,6 +56,7 @@ def _diagnose(topology: Topology) -> tuple[Finding, ...]:
         *links.full_tables(topology),
         *links.failing_tables(topology),
         *links.storms(topology),
+        *drops.heavy_drops(topology),
     ]
     found = paths.merged(found, tuple(forwarding.no_default_route(topology)))
     found = paths.merged(found, paths.stopped_paths(topology))

@@ -1,8 +1,11 @@
-"""Compare containers, networks, rules, conntrack, problems, namespaces and storms."""
+"""Compare containers, networks, rules, conntrack, namespaces, storms and drops."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from core.diagnose import storm_text
+from core.diagnose.drops import subject_of
 from core.diff.links import ChangeList, in_both, missing_in
 from core.model import (
     Chain,
@@ -348,3 +351,20 @@ def compare_storms(log: ChangeList) -> None:
 
 def _storm_key(storm: Storm) -> tuple[LinkKey, str]:
     return LinkKey(storm.ns, storm.ifindex), storm.kind
+
+
+def compare_heavy_drops(log: ChangeList) -> None:
+    """Report high rates of dropped packets that began and ended."""
+    old, new = log.old.snapshot.heavy_drops, log.new.snapshot.heavy_drops
+    if old is new:
+        return
+    before, now = ({replace(one, rate=0.0) for one in each} for each in (old, new))
+    for heavy in new:
+        subject = subject_of(log.new, heavy)
+        if subject is not None and replace(heavy, rate=0.0) not in before:
+            rate = f"about {heavy.rate:,.0f}/s"
+            log.add("added", subject[0], f"packets of {subject[1]} are dropped, {rate}: {heavy.reason}")
+    for heavy in old:
+        subject = subject_of(log.old, heavy)
+        if subject is not None and replace(heavy, rate=0.0) not in now:
+            log.add("removed", subject[0], f"packets of {subject[1]} are no longer dropped: {heavy.reason}")

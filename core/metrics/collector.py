@@ -18,10 +18,12 @@ from core.collect.conntrack import read_usage
 from core.collect.host import read_host
 from core.collect.snapshot import read_engines
 from core.diagnose import findings
+from core.drops import is_drop
 from core.metrics.samples import FastPathSource, SampleSet, fill_fast_path, unique_labels
-from core.model import Container, Link, LinkStats, Namespace, Network, Problem, Snapshot
+from core.model import Container, Drop, Link, LinkStats, Namespace, Network, Problem, Snapshot
 from core.netlink.netns import NamespaceGone
 from core.topology import Topology
+from core.topology.drops import container_of_drop, link_of_drop
 
 # Fields of STATS_DTYPE by the suffix of their metrics.
 _LINK_COUNTERS = {
@@ -191,6 +193,29 @@ def fill_findings(samples: SampleSet, topology: Topology) -> None:
         samples.add("vnet_findings", (kind, severity), count)
 
 
+# Called at each scrape; returns counters of dropped packets, and how many weren't counted.
+DropSource = Callable[[Topology], tuple[Iterable[Drop], int]]
+
+
+def fill_drops(
+    samples: SampleSet, topology: Topology, labels: Mapping[int, str], source: DropSource | None
+) -> None:
+    """Add dropped packets of known namespaces, if they are counted."""
+    if source is None:
+        return
+    drops, uncounted = source(topology)
+    counts: Counter[tuple[str, str, str, str]] = Counter()
+    for drop in drops:
+        if drop.ns in labels and is_drop(drop):
+            container = container_of_drop(topology, drop)
+            link = link_of_drop(topology, drop)
+            names = labels[drop.ns], link.name if link else "", container.name if container else ""
+            counts[(*names, drop.reason)] += drop.packets
+    for key, packets in samples.bounded("drops", counts.items()):
+        samples.add("vnet_dropped_packets_total", key, packets)
+    samples.add("vnet_dropped_uncounted_packets_total", (), uncounted)
+
+
 # Scrapes within so many seconds get the same result: several scrapers cost no more than one.
 _SHARED_SECONDS = 1.0
 
@@ -201,8 +226,13 @@ class HostCollector(Collector):
     `log` is called when a part can't be read, once until that changes.
     """
 
-    def __init__(self, log: Callable[[str], None], fast_path: FastPathSource | None = None) -> None:
-        self._log, self._fast_path = log, fast_path
+    def __init__(
+        self,
+        log: Callable[[str], None],
+        fast_path: FastPathSource | None = None,
+        drops: DropSource | None = None,
+    ) -> None:
+        self._log, self._fast_path, self._drops = log, fast_path, drops
         self._lock = threading.Lock()
         self._failures: dict[str, str] = {}
         self._last: list[Metric] = []
@@ -238,6 +268,7 @@ class HostCollector(Collector):
             ("findings", lambda: fill_findings(samples, topology)),
             ("conntrack", lambda: fill_conntrack(samples, topology.snapshot.namespaces, labels)),
             ("fast path", lambda: fill_fast_path(samples, self._fast_path() if self._fast_path else None)),
+            ("drops", lambda: fill_drops(samples, topology, labels, self._drops)),
         ):
             self._try(samples, part, fill)
         return samples.families()

@@ -14,7 +14,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 
 from core.collect.engine_http import DeadlineSocket
-from core.metrics.collector import HostCollector
+from core.metrics.collector import DropSource, HostCollector
 from core.metrics.samples import FastPathSource
 
 _MAX_CLIENTS = 16
@@ -29,15 +29,19 @@ class MetricsServer:
     """Serves the metrics of this host until `close`; each scrape has its own thread.
 
     `address` is "HOST:PORT", "[IPV6]:PORT" or ":PORT" for all addresses. `log` gets messages about what can't
-    be read, `fast_path` returns the fast path's numbers. Raises MetricsError.
+    be read, `fast_path` returns the fast path's numbers, `drops` counts dropped packets. Raises MetricsError.
     """
 
     def __init__(
-        self, address: str, log: Callable[[str], None], fast_path: FastPathSource | None = None
+        self,
+        address: str,
+        log: Callable[[str], None],
+        fast_path: FastPathSource | None = None,
+        drops: DropSource | None = None,
     ) -> None:
         host, port = parse_address(address)
         registry = CollectorRegistry()
-        registry.register(HostCollector(log, fast_path))
+        registry.register(HostCollector(log, fast_path, drops))
         ProcessCollector(registry=registry)
         try:
             self._server, self._thread = _start(port, host, registry)

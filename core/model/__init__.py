@@ -11,6 +11,7 @@ from core.model.container import (
     Network,
     PublishedPort,
 )
+from core.model.drops import Direction, Drop, DroppedPacket, Drops, HeavyDrop
 from core.model.fastpath import FAST_PATHS, FASTFLOW_DTYPE, FastFlows, FastPath, FastPort, Requirement
 from core.model.firewall import Chain, Firewall, FirewallRule, NatEntry, Translation, VerdictCase
 from core.model.link import (
@@ -81,6 +82,10 @@ __all__ = [
     "ConntrackStats",
     "Container",
     "Demand",
+    "Direction",
+    "Drop",
+    "DroppedPacket",
+    "Drops",
     "Endpoint",
     "Engine",
     "FastFlows",
@@ -89,6 +94,7 @@ __all__ = [
     "FdbEntry",
     "Firewall",
     "FirewallRule",
+    "HeavyDrop",
     "Host",
     "IpSettings",
     "Link",

@@ -20,9 +20,10 @@ class Ref:
     """The key of one object of a snapshot.
 
     `kind` is one of "namespace", "link", "container", "network", "nat", "conntrack", "connections", "flow",
-    "flow group", "route", "rule", "neighbour", "fdb", "event", "problem"; `key` identifies the object within
-    its kind: (inode,), (inode, ifindex), (runtime, id), (network id,), (inode, rule id),
-    (inode, conntrack id). "conntrack" is a conntrack entry; "connections" are all connections of an object:
+    "flow group", "drop", "route", "rule", "neighbour", "fdb", "event", "problem"; `key` identifies the object
+    within its kind: (inode,), (inode, ifindex), (runtime, id), (network id,), (inode, rule id),
+    (inode, conntrack id). "drop" is a reason, or packets that were dropped for it: the keys of a line of the
+    view. "conntrack" is a conntrack entry; "connections" are all connections of an object:
     ("ct", "net" or "nat", its name). "flow" is a flow with its rates, by the key of its conntrack entry;
     "flow group" is a group of flows: (what they are grouped by, the filter that selects them).
     """

@@ -8,6 +8,7 @@ from enum import Enum, StrEnum, auto
 
 from core.model.conntrack import Conntrack
 from core.model.container import Container, Engine
+from core.model.drops import HeavyDrop
 from core.model.firewall import Firewall
 from core.model.link import FdbEntry, IpSettings, Link, LinkTuning, Neighbour, OvsBridge, PolicyRule, Route
 from core.model.refs import LinkKey, Problem, Ref
@@ -80,6 +81,7 @@ class Part(StrEnum):
     SOCKETS = "sockets"
     STATS = "stats"
     STORMS = "storms"
+    DROPS = "drops"
     # Read for plans: ports of the host that processes listen on, offloads and steering, links without
     # counters and forwarding tables, all rules of the host, and those of tables that may drop.
     LISTENERS = "listeners"
@@ -105,6 +107,8 @@ class Demand(Enum):
     RULE_COUNTERS = auto()
     RATES = auto()  # speeds of links
     FAST_FLOWS = auto()  # the fast path's counters with each conntrack table
+    DROPS = auto()  # dropped packets; once demanded, they are counted until the watcher ends
+    DROP_PACKETS = auto()  # single dropped packets, for some seconds after it was demanded
 
 
 RECORDING_DEMAND = frozenset({Demand.CONNTRACK, Demand.RULE_COUNTERS, Demand.RATES, Demand.FAST_FLOWS})
@@ -178,6 +182,7 @@ class Snapshot:
     engines: Mapping[str, Engine] = field(default_factory=dict)
     ovs: tuple[OvsBridge, ...] = ()
     storms: tuple[Storm, ...] = ()
+    heavy_drops: tuple[HeavyDrop, ...] = ()
     tuning: Mapping[int, Mapping[int, LinkTuning]] = field(default_factory=dict)
     listeners: Mapping[int, tuple[Listener, ...]] = field(default_factory=dict)
     part_problems: Mapping[str, tuple[Problem, ...]] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -267,6 +267,10 @@ class Topology:
 
         It is in that namespace, connected to it by a veth or macvlan, or connected to the same namespace."""
         return self._addresses.owner(ns, address)
+
+    def reachable_addresses(self) -> Collection[tuple[int, str]]:
+        """Return the addresses of containers by the namespaces whose links lead to them."""
+        return self._addresses.reachable.keys()
 
     def addresses_of(self, container: Container) -> tuple[str, ...]:
         """Return a container's addresses without prefix length, none of the host's."""

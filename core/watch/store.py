@@ -10,7 +10,7 @@ from typing import Any
 
 from core.diff import changes
 from core.flows.merge import FlowTable
-from core.model import WATCHED_PARTS, Change, FastFlows, Part, Problem, Snapshot
+from core.model import WATCHED_PARTS, Change, Drops, FastFlows, Part, Problem, Snapshot
 from core.rates import Rates
 from core.update import Update
 
@@ -25,6 +25,7 @@ class SnapshotStore:
         self.rates = Rates()
         self.flows: FlowTable | None = None
         self.fast: FastFlows | None = None
+        self.drops: Drops | None = None
 
     def put(
         self,
@@ -50,22 +51,33 @@ class SnapshotStore:
             now = time.time()
             self.snapshot = replace(old, taken_at=now, pending=old.pending - {part}, **differing)
             found = () if first else changes(old, self.snapshot, now)
-            self._listener(Update(self.snapshot, self.rates, found, self.flows, self.fast))
+            self._publish(found)
 
     def put_rates(self, rates: Rates, publish: bool = True) -> None:
         """Replace the rates; without `publish` they go out with the next update."""
         with self._lock:
             self.rates = rates
             if publish:
-                self._listener(Update(self.snapshot, rates, flows=self.flows, fast=self.fast))
+                self._publish()
 
     def put_flows(self, flows: FlowTable | None) -> None:
         """Replace the flows."""
         with self._lock:
             self.flows = flows
-            self._listener(Update(self.snapshot, self.rates, flows=flows, fast=self.fast))
+            self._publish()
+
+    def put_drops(self, drops: Drops) -> None:
+        """Replace the counters of dropped packets, if any differs."""
+        with self._lock:
+            old, self.drops = self.drops, drops
+            if old is None or replace(old, taken_at=drops.taken_at) != drops:
+                self._publish()
 
     def note(self, change: Change) -> None:
         """Publish a change that isn't one of the snapshot, such as lost events."""
         with self._lock:
-            self._listener(Update(self.snapshot, self.rates, (change,), self.flows, self.fast))
+            self._publish((change,))
+
+    def _publish(self, found: tuple[Change, ...] = ()) -> None:
+        """Give the listener all that is known; call it with the lock held."""
+        self._listener(Update(self.snapshot, self.rates, found, self.flows, self.fast, drops=self.drops))

@@ -15,6 +15,7 @@ from core.model import Change, Demand, Namespace, Part, Problem, Ref
 from core.netlink.events import RECV_BUFFER, EventSocket, assign_nsids
 from core.rates import RateMeter, RuleMeter
 from core.update import Update
+from core.watch.drops import DropWatch, OpenDrops
 from core.watch.poller import Poller
 from core.watch.rates import EVERY as _FLOWS_EVERY
 from core.watch.rates import (
@@ -40,6 +41,8 @@ _LISTENERS_EVERY = 1.0  # sockets send no event when they begin or stop to liste
 _SOCKETS_EVERY = 2.0
 _STATS_HIDDEN_EVERY = 10.0  # the step of the last hour's history
 _STORMS_EVERY = 1.0  # broadcast counters of bridges: a storm is reported whatever is in sight
+_DROPS_EVERY = 1.0
+_DROPS_HIDDEN_EVERY = 5.0  # once counted, for the finding
 _NEED_FLOWS = frozenset({Demand.FLOWS, Demand.NAT_RATES})
 
 
@@ -55,10 +58,12 @@ class Watcher:
         listener: Callable[[Update], None],
         event_buffer: int = RECV_BUFFER,
         fast_flows: ReadFastFlows | None = None,
+        open_drops: OpenDrops | None = None,
     ) -> None:
         """`event_buffer` is the size in bytes of the kernel's event queue.
 
-        `fast_flows` reads the fast path's counters, None without one.
+        `fast_flows` reads the fast path's counters, None without one; `open_drops` begins to count dropped
+        packets.
         """
         self.store = SnapshotStore(listener)
         self._event_buffer = event_buffer
@@ -93,9 +98,11 @@ class Watcher:
         self._listeners = self._poller(
             Part.LISTENERS, self._poll_listeners, _LISTENERS_EVERY, debounce=0.0, share=0.02
         )
+        self._drop_watch = DropWatch(self.store, open_drops)
+        self._drops = self._poller(Part.DROPS, self._drop_watch.poll, None, debounce=0.0, share=0.05)
         self._pollers = (
             self._nets, self._rules, self._containers, self._ovs, self._conntrack, self._stats, self._storms,
-            self._flows, self._sockets, self._listeners,
+            self._flows, self._sockets, self._drops, self._listeners,
         )  # fmt: skip
 
     def start(self) -> None:
@@ -111,6 +118,7 @@ class Watcher:
         for poller in self._pollers:
             poller.stop()
         self._broadcasts.close()
+        self._drop_watch.close()
 
     def refresh(self) -> None:
         """Read everything again."""
@@ -123,13 +131,24 @@ class Watcher:
 
     def set_demand(self, demand: Collection[Demand]) -> None:
         """Set the readings that are needed; pollers' intervals follow from it."""
-        wanted = self._demand = frozenset(demand)
+        before, wanted = self._demand, frozenset(demand)
+        self._demand = wanted
+        self._demand_drops(before, wanted)
         counted = _CONNTRACK_COUNTED_EVERY if Demand.CONNECTION_COUNT in wanted else None
         self._conntrack.set_every(_CONNTRACK_EVERY if Demand.CONNTRACK in wanted else counted)
         self._flows.set_every(_FLOWS_EVERY if wanted & _NEED_FLOWS else None)
         self._sockets.set_every(_SOCKETS_EVERY if Demand.FLOWS in wanted else None)
         self._rules.set_every(_RULES_SHOWN_EVERY if Demand.RULE_COUNTERS in wanted else _RULES_EVERY)
         self._stats.set_every(_STATS_EVERY if Demand.RATES in wanted else _STATS_HIDDEN_EVERY)
+
+    def _demand_drops(self, before: Collection[Demand], wanted: Collection[Demand]) -> None:
+        """Count drops from the first demand on; single packets are listed for a while."""
+        report = Demand.DROP_PACKETS in wanted and Demand.DROP_PACKETS not in before
+        if report or (Demand.DROPS in wanted and Demand.DROPS not in before):
+            self._drop_watch.demand(report)
+            self._drops.mark()
+        if Demand.DROPS in wanted or self._drops.every is not None:
+            self._drops.set_every(_DROPS_EVERY if Demand.DROPS in wanted else _DROPS_HIDDEN_EVERY)
 
     @property
     def overruns(self) -> int:

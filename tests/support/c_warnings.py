@@ -1,4 +1,4 @@
-"""Compile the fast path's C program with clang's warnings as errors: `make clang`.
+"""Compile the C programs with clang's warnings as errors: `make clang`.
 
 It is part of `make lint`. Text and flags are those that BCC gets, and the headers are the ones in BCC's
 library, so neither root nor kernel headers are needed.
@@ -10,25 +10,27 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
-from bpf.build import flags, kernel_tree, source_text
+from bpf.build import drops_flags, drops_text, flags, kernel_tree, source_text
 
 _LIBRARY = "libbcc.so.0"
 # How the headers begin that BCC includes before the program; each ends with a zero byte.
 _HEADERS = {"bpf.h": b"#ifndef _UAPI__LINUX_BPF_H__", "helpers.h": b"#ifndef __BPF_HELPERS_H"}
 # No warning depends on where a kernel's structures have their members.
 _ANY_KERNEL = SimpleNamespace(
-    enumerators={"BPF_F_IPV6": 1 << 7}, offset=lambda *_: 8, size=lambda *_: 8, enumerator=lambda *_: 1
-)
+    enumerators={"BPF_F_IPV6": 1 << 7}, offset=lambda *_: 8, size=lambda *_: 8, enumerator=lambda *_: 1,
+    enumerators_of=lambda _: {}, parameters=lambda _: 5,
+)  # fmt: skip
 
 
 def main() -> int:
     """Print the warnings; return 1 if there are any, or if a required tool is missing."""
     try:
-        found = warnings(source_text())
+        found = warnings(source_text()) or warnings(drops_text(), drops_flags)
     except OSError as error:
         print(f"can't compile the C program with clang: {error}. Try: apt install clang python3-bpfcc")
         return 1 if os.environ.get("VNET_REQUIRE_ROOT") else 0
@@ -36,8 +38,8 @@ def main() -> int:
     return 1 if found else 0
 
 
-def warnings(text: str) -> str:
-    """Return clang's warnings about a text, "" for none.
+def warnings(text: str, options: Callable[..., Iterator[str]] = flags) -> str:
+    """Return clang's warnings about a text, "" for none; `options` are the program's flags.
 
     Raises OSError if clang or BCC is missing.
     """
@@ -49,7 +51,7 @@ def warnings(text: str) -> str:
         words = [
             "clang", "-target", "bpf", "-O2", "-Wall", "-Wextra", "-Werror", "-ferror-limit=0",
             "-nostdinc", "-isystem", folder, f"-I{tree}/include", f"-I{tree}/include/uapi", "-D__KERNEL__",
-            "-D__TARGET_ARCH_x86", *included, *flags(_ANY_KERNEL),
+            "-D__TARGET_ARCH_x86", *included, *options(_ANY_KERNEL),
             # No code for BPF: before BCC rewrites it, the text calls methods of maps.
             "-x", "c", "-emit-llvm", "-S", "-o", "/dev/null", "-",
         ]  # fmt: skip

@@ -62,6 +62,7 @@ BY_PATH = {
     "kernel/": _HOST_TOOLS,
     "kernels/": (*_HOST_TOOLS, "fastpath", "bpftool"),
     "kernel/test_accelerate": ("fastpath", "bpftool"),
+    "kernel/test_drops": ("bcc",),
     "kernel/test_fastpath": ("fastpath", "bpftool"),
     "kernel/test_show_unprivileged": ("nobody",),
 }

@@ -14,7 +14,7 @@ from textual.app import App
 from textual.pilot import Pilot
 
 import tui.app
-from core.model import Change, Demand, Snapshot
+from core.model import Change, Demand, Drops, Snapshot
 from core.rates import Rates
 from core.update import Update
 from tests.support.snapshots import small_host
@@ -65,10 +65,11 @@ class FedSource:
         return self._listener is not None
 
     def feed(
-        self, snapshot: Snapshot, rates: Rates | None = None, changes: tuple[Change, ...] = ()
-    ) -> Update:
+        self, snapshot: Snapshot, rates: Rates | None = None, changes: tuple[Change, ...] = (),
+        drops: Drops | None = None,
+    ) -> Update:  # fmt: skip
         assert self._listener is not None
-        update = Update(snapshot, rates, changes)
+        update = Update(snapshot, rates, changes, drops=drops)
         self._listener(update)
         return update
 

@@ -47,6 +47,13 @@ def test_the_unit_passes_on_environment_variables(monkeypatch: pytest.MonkeyPatc
     assert found["ExecStart"] == ["/home/$$HOME/bin/python -P -m tui.cli agent"]
 
 
+def test_units_that_count_drops_may_load_programs() -> None:
+    found = settings(agent.render("127.0.0.1:9742", drops=True))
+    assert found["ExecStart"][0].endswith("agent --metrics 127.0.0.1:9742 --drops")
+    assert found["CacheDirectory"] == ["vnet-tui"] and "bpf" in found["SystemCallFilter"]
+    assert "CAP_NET_RAW" not in found["CapabilityBoundingSet"][0]
+
+
 def test_only_units_that_accelerate_get_rights_for_the_fast_path() -> None:
     plain, fast = settings(agent.render()), settings(agent.render(accelerate=["shop", "my net"]))
     assert fast["ExecStart"][0].endswith('agent --accelerate shop "my net"')

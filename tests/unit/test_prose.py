@@ -106,6 +106,7 @@ FRAMED = {
     "CannotPlan": "core/plan/__init__.py plan_all",
     "CompileError": "tui/cli/fastpath_session.py _start",
     "CorruptFile": "tui/command.py load_with_fast_flows",
+    "DropsUnavailable": "core/watch/drops.py poll",
     "EngineError": "core/apply/run.py _sentence",
     "Exhausted": "core/plan/__init__.py plan_all",
     "FaultError": "core/lab/lab.py change_faults",

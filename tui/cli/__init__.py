@@ -21,8 +21,8 @@ __all__ = ["main"]
 _ENGINES = ("DOCKER_HOST", "CONTAINER_HOST")
 # Commands that change nothing on this host.
 _READING = (
-    "show", "dump", "record", "replay", "bundle", "flows", "export", "history", "fastpath", "completion",
-    "capture",
+    "show", "dump", "record", "replay", "bundle", "flows", "drops", "export", "history", "fastpath",
+    "completion", "capture",
 )  # fmt: skip
 
 
@@ -65,6 +65,8 @@ def _run(options: argparse.Namespace) -> int:
                 from tui.cli.why import run
             case "doctor":
                 from tui.cli.doctor import run
+            case "drops":
+                from tui.cli.drops import run
             case "record" | "replay" | "bundle":
                 from tui.cli.record import run
             case "capture":
@@ -102,11 +104,14 @@ def confine(options: argparse.Namespace) -> None:
     from core import confine as rights
 
     reads_only = options.command in ("why", "doctor") and not _changes(options)
-    if options.command in ("show", "flows") or (reads_only and options.command == "why"):
-        if options.source:
+    if options.command in ("show", "flows", "drops") or (reads_only and options.command == "why"):
+        for_engines = {rights.DAC_OVERRIDE} if any(map(os.environ.get, _ENGINES)) else set()
+        if options.command == "drops":
+            counting = {rights.SYSLOG, rights.PERFMON, rights.BPF}
+            rights.drop_capabilities(rights.READING | counting | for_engines)
+        elif options.source:
             rights.drop_capabilities((rights.DAC_READ_SEARCH,))
         else:
-            for_engines = {rights.DAC_OVERRIDE} if any(map(os.environ.get, _ENGINES)) else set()
             rights.drop_capabilities(rights.READING | for_engines)
     elif options.command == "capture":
         rights.drop_capabilities(rights.READING | {rights.DAC_OVERRIDE})

@@ -7,26 +7,32 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.agent import Agent
-from core.text import safe
+from core.text import failure_sentence, safe
 from tui.cli.console import require_rights
 from tui.command import CommandError
+
+if TYPE_CHECKING:
+    from core.metrics.collector import DropSource
+    from core.model import Drop
+    from core.topology import Topology
 
 
 def run(options: argparse.Namespace) -> int:
     """Run until SIGTERM or Ctrl-C; each action is a line on standard output."""
     if options.unit:
-        sys.stdout.write(render(options.metrics, options.accelerate, options.strict))
+        sys.stdout.write(render(options.metrics, options.accelerate, options.strict, options.drops))
         return 0
     require_rights()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with _accelerating(options.accelerate, options.strict), _serving(options.metrics):
+    with _accelerating(options.accelerate, options.strict), _serving(options.metrics, options.drops):
         try:
             Agent(_print, stop).run()
         except OSError as error:
@@ -55,8 +61,13 @@ def _print(text: str) -> None:
 
 
 @contextmanager
-def _serving(address: str) -> Iterator[None]:
-    """Serve metrics during the body if an address is given. Raises CommandError."""
+def _serving(address: str, drops: bool = False) -> Iterator[None]:
+    """Serve metrics during the body if an address is given. Raises CommandError.
+
+    With `drops` they include dropped packets.
+    """
+    if drops and not address:
+        raise CommandError("can't count drops: only metrics show them. Try: --metrics 127.0.0.1:9742")
     if not address:
         yield
         return
@@ -68,13 +79,33 @@ def _serving(address: str) -> Iterator[None]:
         reason = f"{error.name} isn't installed. Try: pip install {error.name}" if error.name else str(error)
         raise CommandError(f"can't serve metrics: {safe(reason)}") from error
     try:
-        server = MetricsServer(address, _print, FastPathMetrics())
+        server = MetricsServer(address, _print, FastPathMetrics(), _drop_source() if drops else None)
     except MetricsError as error:
         raise CommandError(safe(str(error))) from error
     try:
         yield
     finally:
         server.close()
+
+
+def _drop_source() -> DropSource:
+    """Count dropped packets from now on; raises CommandError."""
+    from bpf.drops import DropCounter
+    from core.drops import DropsUnavailable
+
+    try:
+        counter = DropCounter()
+    except DropsUnavailable as error:
+        sentence = failure_sentence("can't count dropped packets", error.why, error.try_)
+        raise CommandError(safe(sentence)) from error
+
+    def read(topology: Topology) -> tuple[Iterable[Drop], int]:
+        counter.set_owners(topology.reachable_addresses())
+        found = counter.read()
+        counter.keep_namespaces(topology.snapshot.namespaces)
+        return found
+
+    return read
 
 
 _PACKAGES = Path(__file__).parents[2]  # the folder that holds `tui`
@@ -148,11 +179,13 @@ _FAST_WHY = """;
 # hearing of changes in these (BROADCAST), and of those of iptables-legacy (RAW)"""
 
 
-def render(metrics: str = "", accelerate: Sequence[str] = (), strict: bool = False) -> str:
+def render(
+    metrics: str = "", accelerate: Sequence[str] = (), strict: bool = False, drops: bool = False
+) -> str:
     """Return the systemd unit of this installation.
 
     `metrics` is the address to serve metrics at ("" for none), `accelerate` what to run the fast path for,
-    `strict` its mode.
+    `strict` its mode; `drops`: metrics include dropped packets.
     """
     words, more = _program()
     environment = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)} | more
@@ -160,8 +193,9 @@ def render(metrics: str = "", accelerate: Sequence[str] = (), strict: bool = Fal
     state, serving = os.environ.get(_STATE), ("--metrics", metrics) if metrics else ()
     settings += [f"ReadWritePaths={_quoted(state)}"] if state else ["StateDirectory=vnet-tui"]
     settings += [] if state else ["StateDirectoryMode=0700"]
-    settings += [_FAST] if accelerate else []
+    settings += [_FAST] if accelerate or drops else []
     fast = ("--accelerate", *accelerate, *(["--strict"] if strict else [])) if accelerate else ()
+    fast = (*fast, *(["--drops"] if drops else []))
     needed = [*words[:1], sys.executable, sys.prefix, str(_PACKAGES), *([state] if state else [])]
     needed += [url.removeprefix(_LOCAL) for url in _engines() if url.startswith(_LOCAL)]
     return _UNIT.format(
@@ -171,7 +205,7 @@ def render(metrics: str = "", accelerate: Sequence[str] = (), strict: bool = Fal
         capabilities=" CAP_NET_RAW CAP_NET_BROADCAST" if accelerate else "",
         namespaces="net uts" if metrics else "net",
         why=_FAST_WHY if accelerate else "",
-        calls="SystemCallFilter=bpf\n" if accelerate else "",
+        calls="SystemCallFilter=bpf\n" if accelerate or drops else "",
         module=_MODULE if accelerate else "",
         settings="\n".join(settings),
         home="read-only" if any(_is_below(path, _HOMES) for path in needed) else "yes",

@@ -16,6 +16,7 @@ from tui.command import CommandError, is_recording, load_with_fast_flows, requir
 if TYPE_CHECKING:
     from core.lab import LabError, LabSettings
     from core.model import FastFlows
+    from core.watch.drops import DropReader
     from tui.cli.fastpath_session import FastPathSession
     from tui.services import CaptureService, ChangeService, LabFaultService
     from tui.sources import Source
@@ -167,7 +168,17 @@ def _file_source(path: str) -> Source:
 def _live_source(fast: DashboardFastPath) -> Source:
     from tui.sources import LiveSource
 
-    return LiveSource(fast.flows)
+    return LiveSource(fast.flows, open_drops)
+
+
+def open_drops() -> DropReader:
+    """Begin to count dropped packets, for which it imports bpf.
+
+    Raises DropsUnavailable.
+    """
+    from bpf.drops import DropCounter
+
+    return DropCounter()
 
 
 def _open_lab(ascii_only: bool, write: bool, settings: LabSettings) -> int:

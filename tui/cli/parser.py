@@ -10,6 +10,7 @@ import re
 from typing import NoReturn
 
 from tui.cli.capture_options import add_capture_options
+from tui.cli.diagnosis_parser import add_doctor, add_drops, add_why
 from tui.cli.option_types import bytes_of, seconds_of
 
 TOPICS = (
@@ -24,6 +25,7 @@ examples:
   vnet-tui flows --by container          rates of connections, by container
   vnet-tui why web1 db --port 5432       can web1 reach db? what stops it?
   vnet-tui doctor                        what is wrong here, and repairs
+  vnet-tui drops --follow                dropped packets: where and why
   vnet-tui dump host.vnet                save a snapshot to a file
   vnet-tui --from host.vnet              open that file (needs no root)
   vnet-tui record now.vnetrec            record this host; see also `replay`
@@ -110,11 +112,15 @@ def make_parser() -> argparse.ArgumentParser:
         help="run this command in the lab instead of the dashboard",
     )  # fmt: skip
     _add_flows(_command(commands, "flows", "list connections with their rates"))
-    _add_why(_command(commands, "why", "say whether A can reach B, hop by hop, and what stops it"))
-    _add_doctor(_command(commands, "doctor", "list what is wrong on this host, and repair it"))
+    why = _command(commands, "why", "say whether A can reach B, hop by hop, and what stops it")
+    doctor = _command(commands, "doctor", "list what is wrong on this host, and repair it")
+    for command, add in ((why, add_why), (doctor, add_doctor)):
+        add(command)
+        _add_from(command, argparse.SUPPRESS)
     add_capture_options(
         _command(commands, "capture", "capture packets as lines, or to pcapng files for Wireshark")
     )
+    add_drops(_command(commands, "drops", "count dropped packets by the kernel's reasons"))
     _change_commands(commands)
     _fast_path_commands(commands)
     shell = _command(commands, "completion", "print a script that completes commands in a shell")
@@ -195,39 +201,6 @@ def _add_flows(flows: argparse.ArgumentParser) -> None:
     _add_from(flows, argparse.SUPPRESS)
 
 
-_END = "a container, namespace, address, host, or outside (any host beyond the default route)"
-
-
-def _add_why(why: argparse.ArgumentParser) -> None:
-    why.add_argument("a", metavar="A", help=f"the sender: {_END}")
-    why.add_argument("b", metavar="B", help="the receiver, likewise")
-    why.add_argument(
-        "--port", default="", metavar="PORT[/PROTO]", help="its port: 443/tcp, 53/udp (default: ICMP)"
-    )
-    why.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
-    why.add_argument("--fix", action="store_true", help="repair what stops the packet; asks first")
-    _add_repair_options(why)
-    _add_from(why, argparse.SUPPRESS)
-
-
-def _add_doctor(doctor: argparse.ArgumentParser) -> None:
-    doctor.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
-    doctor.add_argument("--all", action="store_true", help="also list muted findings")
-    doctor.add_argument("--fix", metavar="ID", default="", help="repair a finding; asks first")
-    doctor.add_argument("--mute", metavar="ID", nargs="+", default=[], help="don't list these any more")
-    doctor.add_argument("--unmute", metavar="ID", nargs="+", default=[], help="list these again")
-    _add_repair_options(doctor)
-    _add_from(doctor, argparse.SUPPRESS)
-
-
-def _add_repair_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--dry-run", action="store_true", help="with --fix: print the commands only")
-    command.add_argument(
-        "--auto-undo", action="store_true", help="with --fix: undo interrupted changes first"
-    )
-    _yes(command)
-
-
 class _Version(argparse.Action):
     """Print the installed version, which is looked up only here."""
 
@@ -260,6 +233,7 @@ def _change_commands(commands: _Commands) -> None:
         "--accelerate", nargs="+", metavar="NETWORK", default=[],
         help="keep the fast path on for these bridges and networks, or for all (docs/fast-path.md)",
     )  # fmt: skip
+    agent.add_argument("--drops", action="store_true", help="with --metrics: also count dropped packets")
     agent.add_argument("--strict", action="store_true", help="with --accelerate: like `accelerate --strict`")
 
 

@@ -40,7 +40,7 @@ class Dashboard(Layout):
     """The screen below all others."""
 
     BINDINGS = [
-        *keys.bindings("any", "change", "flows", "replay", "demo", "list", "order", "pane"),
+        *keys.bindings("any", "change", "flows", "group", "drops", "replay", "demo", "list", "order", "pane"),
         *keys.view_bindings(9),
     ]
 
@@ -273,9 +273,14 @@ class Dashboard(Layout):
         self.navigation.reverse()
 
     def action_group(self) -> None:
-        options = self.navigation.flow_options.grouped_next()
-        self.navigation.set_flow_options(options, keep_selection=False)
-        self.notify(options.title[0].upper() + options.title[1:], markup=False, timeout=2)
+        if self.view.groupings:
+            options = self.navigation.flow_options.grouped_next(self.view.groupings)
+            self.navigation.set_flow_options(options, keep_selection=False)
+            title = options.title if options.by or self.view.name == "flows" else "by reason"
+            self.notify(title[0].upper() + title[1:], markup=False, timeout=2)
+
+    def action_inspect(self) -> None:
+        self.navigation.inspect_drops()
 
     def action_hops(self) -> None:
         options = self.navigation.flow_options

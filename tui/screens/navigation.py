@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from core.model import Ref
+from core.model import Demand, Ref
 from core.text import safe
 from tui.keys import KeyScope
 from tui.presenter import DetailReady, Presenter, QueryFailed, RowsReady, TargetReady
@@ -65,8 +65,10 @@ class NavigationController:
             found.add("fold")
         if self._screen.table.header_height:
             found.add("order")
-        if self.view.name == "flows":
-            found.add("flows")
+        if self.view.groupings:
+            found.add("group")
+        if self.view.name in ("flows", "drops"):
+            found.add("flows" if self.view.name == "flows" else "drops")
         return found
 
     # ---- bars
@@ -86,7 +88,7 @@ class NavigationController:
     def _title(self) -> str:
         """Return the view's name; of grouped flows, the grouping."""
         options = self.state.current.state.flow_options
-        if not options.by or self.view.name != "flows":
+        if not options.by or not self.view.groupings:
             return self.view.title
         if options.title.startswith("by "):
             return f"{self.view.title} {options.title}"
@@ -217,6 +219,12 @@ class NavigationController:
             self.state.current.state.ref = None
         self.state.current.state.flow_options = options
         self.request_rows()
+
+    def inspect_drops(self) -> None:
+        """List each dropped packet for a while, in the details of the selected line."""
+        if Demand.DROPS in self.view.demand:
+            self._presenter.set_demand(self.view.demand)
+            self._presenter.set_demand(self.view.demand | {Demand.DROP_PACKETS})
 
     # ---- requests
 

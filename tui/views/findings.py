@@ -63,7 +63,7 @@ def name_of(topology: Topology, ref: Ref) -> str:
 def of_container(topology: Topology, container: Container, link: Link | None) -> tuple[Cell, ...]:
     """Return the findings of a container, and of its link to the network."""
     own = container_ref(container.runtime, container.id)
-    wanted: dict[Ref, tuple[str, ...]] = {own: ("dead join", "dropped") if link else ("dead join",)}
+    wanted: dict[Ref, tuple[str, ...]] = {own: ("dead join", "dropped", "drops") if link else ("dead join",)}
     if link is not None:
         wanted[link_ref(link.key)] = ("link", "port", "mtu")
     found = (
@@ -76,7 +76,7 @@ def of_container(topology: Topology, container: Container, link: Link | None) ->
 
 
 def _by_kind(finding: Finding) -> int:
-    return ("dead join", "link", "port", "mtu", "dropped").index(finding.kind)
+    return ("dead join", "link", "port", "mtu", "dropped", "drops").index(finding.kind)
 
 
 def findings_sections(topology: Topology, ref: Ref) -> tuple[Section, ...]:
@@ -109,6 +109,8 @@ def empty_text(view: ListView, snapshot: Snapshot) -> str:
     """Explain why the list of a view is empty: nothing exists, or it is out of sight."""
     parts = view.problem_parts
     lacking = snapshot.host.missing_capabilities if parts else ()
+    if Part.DROPS in parts and (failed := _first(snapshot.problems, parts)):
+        return failed
     if missing := [name for name in view.capabilities if name in lacking]:
         return f"Can't read this: it needs {_listed(missing)}. {_AS_ROOT}"
     if parts and (hidden := hidden_reason(snapshot)):

@@ -21,6 +21,7 @@ from tui.views.formatting import PIN
 from tui.views.lists import ListRows
 from tui.views.rows import (
     DEFAULT_OPTIONS,
+    GROUPINGS,
     TO_READ_TABLES,
     Cell,
     Column,
@@ -332,6 +333,7 @@ VIEW = ListView(
         ("hops:>1", "flows that several namespaces track"),
     ),
     demand=frozenset({Demand.FLOWS}),
+    groupings=GROUPINGS,
     problem_parts=(Part.CONNTRACK,),
     capabilities=TO_READ_TABLES,
     stays_on_top=True,

@@ -14,6 +14,7 @@ from tui.views import (
     conntrack,
     containers,
     doctor,
+    drops,
     events,
     fastpath,
     findings,
@@ -63,6 +64,7 @@ VIEWS: tuple[View, ...] = (
     View(None, links.VIEW),
     View(None, routes.VIEW),
     View(None, fastpath.VIEW),
+    View(None, drops.VIEW),
 )
 
 _BY_NAME: Mapping[str, View] = {
@@ -70,13 +72,17 @@ _BY_NAME: Mapping[str, View] = {
 }
 _HOMES = {
     "namespace": "namespaces", "container": "containers", "network": "networks", "nat": "nat",
-    "finding": "doctor", "flow": "flows", "flow group": "flows", "fast": "fastpath",
+    "finding": "doctor", "flow": "flows", "flow group": "flows", "fast": "fastpath", "drop": "drops",
     "conntrack": "conntrack", "route": "routes", "rule": "routes", "neighbour": "routes", "event": "events",
 }  # fmt: skip
 _DETAILS: Mapping[str, DetailOf] = {
     "namespace": namespaces.detail, "container": containers.detail, "network": networks.detail,
     "nat": nat.detail, "conntrack": conntrack.detail, "route": routes.detail, "rule": routes.detail,
     "neighbour": routes.detail,
+}  # fmt: skip
+_CONTEXT_DETAILS: Mapping[str, Callable[[ViewContext, Ref], Detail]] = {
+    "event": events.detail, "fast": fastpath.detail, "drop": drops.detail,
+    "finding": doctor.detail,
 }  # fmt: skip
 _LINK_DETAILS: Mapping[str, DetailOf] = {
     "bridges": bridges.detail, "veths": veths.detail, "links": links.detail,
@@ -113,10 +119,8 @@ def detail(context: ViewContext, ref: Ref) -> Detail:
 
 def _detail(context: ViewContext, ref: Ref) -> Detail:
     topology = context.topology
-    if ref.kind in ("event", "fast"):
-        return (events.detail if ref.kind == "event" else fastpath.detail)(context, ref)
-    if ref.kind == "finding":
-        return doctor.detail(context, ref)
+    if ref.kind in _CONTEXT_DETAILS:
+        return _CONTEXT_DETAILS[ref.kind](context, ref)
     if ref.kind in ("flow", "flow group"):
         return (flows_detail.detail if ref.kind == "flow" else flows_detail.group_detail)(context, ref)
     if ref.kind == "link":

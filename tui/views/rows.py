@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from core.flows.merge import table_of
-from core.model import Change, Demand, FastPath, LinkKey, Part, Ref, Snapshot
+from core.model import Change, Demand, Drops, FastPath, LinkKey, Part, Ref, Snapshot
 from core.rates import LinkRate, Rates
 from core.topology import Topology
 from core.topology.flow_index import FlowView
@@ -156,7 +156,8 @@ class ListView:
     which it has no rows yet. Problems of `problem_parts` (`Problem.part`) leave it empty, those of
     `maker_parts` only without some of its rows; without `capabilities` it has none. With `stays_on_top` a
     cursor on the first line stays on the first line: the newest, the biggest. `is_recorded` is False for a
-    view of something that recordings don't contain.
+    view of something that recordings don't contain. `groupings` are those of its rows, in the order in which
+    a key goes through them.
     """
 
     name: str
@@ -176,6 +177,7 @@ class ListView:
     capabilities: tuple[str, ...] = ()
     stays_on_top: bool = False
     is_recorded: bool = True
+    groupings: tuple[str, ...] = ()
 
 
 # Groupings of flows, in the order in which a key goes through them.
@@ -199,9 +201,9 @@ class FlowViewOptions:
         """The grouping as text."""
         return {"": "not grouped", "matrix": "traffic matrix"}.get(self.by, f"by {self.by}")
 
-    def grouped_next(self) -> FlowViewOptions:
+    def grouped_next(self, groupings: Sequence[str] = GROUPINGS) -> FlowViewOptions:
         """Return the options with the next grouping."""
-        return replace(self, by=GROUPINGS[(GROUPINGS.index(self.by) + 1) % len(GROUPINGS)])
+        return replace(self, by=groupings[(groupings.index(self.by) + 1) % len(groupings)])
 
     def pinned(self, ref: Ref) -> FlowViewOptions:
         """Pin a flow, or unpin it."""
@@ -249,6 +251,7 @@ class ViewContext:
     grouped flows add up to; `offers_demo` is set where a key opens the demo if there is nothing else to see.
     `muted` are the ids of muted findings; `since` is when each finding appeared, 0 for those that were there
     at the start.
+    `drops` is None while dropped packets aren't counted.
     """
 
     topology: Topology
@@ -261,6 +264,7 @@ class ViewContext:
     offers_demo: bool = False
     muted: frozenset[str] = frozenset()
     since: Mapping[str, float] = field(default_factory=dict)
+    drops: Drops | None = None
 
     @property
     def flow_view(self) -> FlowView:

@@ -1,0 +1,61 @@
+"""Define the arguments of commands that diagnose.
+
+It imports nothing that takes time.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_drops(drops: argparse.ArgumentParser) -> None:
+    """Add the arguments of `vnet-tui drops`."""
+    drops.add_argument(
+        "filter", nargs="*", metavar="FILTER", help="a filter as in the dashboard: ct:web1 reason:NETFILTER"
+    )
+    drops.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
+    drops.add_argument(
+        "--follow", action="store_true", help="repeat until Ctrl-C; with --json, one counter per line"
+    )
+    drops.add_argument("--by", choices=("reason", "container", "link"), default="reason", help="group drops")
+    drops.add_argument(
+        "--over", type=float, metavar="SECONDS", default=None,
+        help="count for SECONDS (default 5; with --follow 1, with --packets 10, at most 60)",
+    )  # fmt: skip
+    drops.add_argument(
+        "--packets", action="store_true", help="list each dropped packet, with addresses and ports"
+    )
+    drops.add_argument("--all", action="store_true", help="also list reasons that are normal on every host")
+
+
+_END = "a container, namespace, address, host, or outside (any host beyond the default route)"
+
+
+def add_why(why: argparse.ArgumentParser) -> None:
+    """Add the arguments of `vnet-tui why`."""
+    why.add_argument("a", metavar="A", help=f"the sender: {_END}")
+    why.add_argument("b", metavar="B", help="the receiver, likewise")
+    why.add_argument(
+        "--port", default="", metavar="PORT[/PROTO]", help="its port: 443/tcp, 53/udp (default: ICMP)"
+    )
+    why.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
+    why.add_argument("--fix", action="store_true", help="repair what stops the packet; asks first")
+    _add_repair_options(why)
+
+
+def add_doctor(doctor: argparse.ArgumentParser) -> None:
+    """Add the arguments of `vnet-tui doctor`."""
+    doctor.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
+    doctor.add_argument("--all", action="store_true", help="also list muted findings")
+    doctor.add_argument("--fix", metavar="ID", default="", help="repair a finding; asks first")
+    doctor.add_argument("--mute", metavar="ID", nargs="+", default=[], help="don't list these any more")
+    doctor.add_argument("--unmute", metavar="ID", nargs="+", default=[], help="list these again")
+    _add_repair_options(doctor)
+
+
+def _add_repair_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dry-run", action="store_true", help="with --fix: print the commands only")
+    command.add_argument(
+        "--auto-undo", action="store_true", help="with --fix: undo interrupted changes first"
+    )
+    command.add_argument("--yes", "-y", action="store_true", help="don't ask for confirmation")
