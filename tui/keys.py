@@ -110,6 +110,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("record", ("R",), "R", "Record", "start or stop recording to a file", "any", 16),
     Action("capture", ("C",), "C", "Capture", "capture packets of the selected item", "any", 15),
     Action("bundle", ("B",), "B", "Bundle", "write a bundle for a bug report", "any"),
+    Action("mark", ("M",), "M", "Mark", "mark this moment: :diff lists what changed since", "any"),
     Action(
         "problems",
         ("exclamation_mark",),

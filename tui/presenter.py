@@ -13,6 +13,7 @@ from textual.message import Message
 from core.diagnose import Finding
 from core.model import RECORDING_DEMAND, WATCHED_PARTS, Change, Demand, FastPath, Problem, Ref
 from core.update import Update
+from tui.baseline import Baseline
 from tui.sources import Mode, ReplaySource, Source
 from tui.view_model import HistoryEntry, ViewData, ViewModel, ViewTarget
 from tui.views.rows import Detail, ListView, ViewContext
@@ -165,6 +166,7 @@ class Presenter:
         self._current: Update | None = None
         self._fast: FastPath | None = None
         self._demand: frozenset[Demand] = frozenset()
+        self.baseline: Baseline | None = None
 
     def start(self) -> None:
         """Start the source, in a thread: its imports would delay keys."""
@@ -201,6 +203,11 @@ class Presenter:
         self._view_model.set_muted(ids)
         self._post_safely(UpdateArrived())
         return ""
+
+    def set_baseline(self, baseline: Baseline) -> None:
+        """Set the moment with which `:diff` compares, from the next picture on."""
+        self.baseline = baseline
+        self._post_safely(UpdateArrived())
 
     def set_demand(self, demand: frozenset[Demand]) -> None:
         """Set the readings that the view on the screen needs."""
@@ -307,6 +314,7 @@ class Presenter:
             self._current = update
         if fresh and self._fast is not None:
             self._view_model.set_fast_path(self._fast)
+        self._view_model.set_baseline(self.baseline)
         data = self._view_model.view_data(view, state)
         ended = time.monotonic()
         self._next_at = ended + _pause_after(ended - began, view.name == "flows")

@@ -191,6 +191,7 @@ class ReplaySource:
         self._change_counts: list[int] = []  # number of changes until each moment
         self._changes: list[Change] = []
         self._last: Snapshot = Snapshot()
+        self.first: Snapshot | None = None  # the first moment that was shown: that of the start
 
     def loop_with_banner(self, name: str, words: str) -> None:
         """Play repeatedly under a banner with a name and a sentence; call before `start`."""
@@ -343,6 +344,7 @@ class ReplaySource:
             problems = {**self._last.part_problems, "recording": (problem,)}
             return Update(replace(self._last, part_problems=problems), replaces_log=True)
         self._last = moment.snapshot
+        self.first = self.first or moment.snapshot
         until = self._change_counts[place]
         changes = tuple(self._changes[:until])
         return Update(

@@ -24,7 +24,8 @@ from core.topology import Topology
 from core.topology.flow_index import FlowView
 from core.topology.related import follow
 from core.update import Update
-from tui.views import doctor, query, registry
+from tui.baseline import Baseline
+from tui.views import diff, doctor, query, registry
 from tui.views.drops import DropRows, target_of
 from tui.views.fastpath import state_change
 from tui.views.findings import empty_text
@@ -179,6 +180,11 @@ class ViewModel:
                 log = log.extended(state_change(before, fast, time.time()))
             self.context = replace(self.context, fast=fast, log=log)
 
+    def set_baseline(self, baseline: Baseline | None) -> None:
+        """Compare with another moment in the view `:diff`."""
+        if baseline is not self.context.baseline:
+            self.context = replace(self.context, baseline=baseline)
+
     def view_data(self, view: ListView, state: ViewState) -> ViewData:
         """Return the rows of a view in its current state."""
         if view.name == "flows":
@@ -205,7 +211,7 @@ class ViewModel:
         if isinstance(rows, ListRows):
             rows.needs()
         self._update_findings()
-        empty = empty_text(view, self.context.snapshot)
+        empty = getattr(base, "empty", "") or empty_text(view, self.context.snapshot)
         columns = getattr(rows, "columns", view.columns)
         return ViewData(view.name, rows, len(base), pending, empty, remarks, columns)
 
@@ -292,7 +298,10 @@ class ViewModel:
         return ViewTarget(home.name, ref) if home else None
 
     def _event_subject(self, history: tuple[Ref, ...]) -> Ref | None:
-        """Return the subject of the event at the end of the history."""
+        """Return the subject of the event or difference at the end of the history."""
+        if history and history[-1].kind == "difference":
+            found = diff.difference(self.context, history[-1])
+            return found.ref if found else None
         change = self.context.log.change(history[-1]) if history and history[-1].kind == "event" else None
         return change.ref if change else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.diff import containers, links
-from core.diff.links import ChangeList
+from core.diff.changelist import ChangeList
 from core.model import Change, Part, Snapshot
 
 _PARTS = {

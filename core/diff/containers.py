@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from core.diagnose import storm_text
 from core.diagnose.drops import subject_of
-from core.diff.links import ChangeList, in_both, missing_in
+from core.diff.changelist import MANY, ChangeList, Topic, in_both, missing_in
 from core.model import (
     Chain,
     Conntrack,
@@ -42,14 +42,14 @@ def compare_containers(log: ChangeList) -> None:
         ref = container_ref(container.runtime, container.id)
         if was is None:
             verb = "started" if container.state == "running" else f"appeared ({container.state})"
-            log.add("added", ref, f"container {container.name} {verb}")
+            log.add("added", ref, f"container {container.name} {verb}", Topic.CONTAINER)
         elif was is not container and was != container:
             for sentence in _differences(was, container):
-                log.add("changed", ref, f"container {sentence}")
+                log.add("changed", ref, f"container {sentence}", Topic.CONTAINER)
     for uid, container in before.items():
         if uid not in after and _has_answered(log, container.runtime):
             ref = container_ref(container.runtime, container.id)
-            log.add("removed", ref, f"container {container.name} is gone")
+            log.add("removed", ref, f"container {container.name} is gone", Topic.CONTAINER)
 
 
 def _containers(snapshot: Snapshot) -> dict[str, Container]:
@@ -96,9 +96,11 @@ def _compare_networks(log: ChangeList, old: Engine, new: Engine) -> None:
     before = {network.id: network for network in old.networks}
     after = {network.id: network for network in new.networks}
     for key in missing_in(before, after):
-        log.add("added", network_ref(key), f"network {_network_text(after[key])} was created")
+        sentence = f"network {_network_text(after[key])} was created"
+        log.add("added", network_ref(key), sentence, Topic.NETWORK)
     for key in missing_in(after, before):
-        log.add("removed", network_ref(key), f"network {_network_text(before[key])} was removed")
+        sentence = f"network {_network_text(before[key])} was removed"
+        log.add("removed", network_ref(key), sentence, Topic.NETWORK)
 
 
 def _network_text(network: Network) -> str:
@@ -126,7 +128,8 @@ def compare_rules(log: ChangeList) -> None:
         for key, rule in after.items():
             if key in before and rule.table not in (TABLE, _FAST_TABLE):
                 change = f"in {_chain(rule)} of {log.label(ns)} changed to: {rule.text}"
-                log.add("changed", namespace_ref(ns), f"rule {before[key].text} {change}")
+                sentence = f"rule {before[key].text} {change}"
+                log.add("changed", namespace_ref(ns), sentence, _topic(rule))
         _compare_policies(log, ns, old, new)
 
 
@@ -191,11 +194,12 @@ def _without_own(
     reports = (("removed", unpublished, "is no longer published"), ("added", published, "is published"))
     for action, names, text in reports:
         for name in sorted(names):
-            log.add(action, namespace_ref(ns), f"port {name} of {log.label(ns)} {text} by vnet-tui")
+            sentence = f"port {name} of {log.label(ns)} {text} by vnet-tui"
+            log.add(action, namespace_ref(ns), sentence, Topic.NAT)
     fewer, more = (sum(not _port(rule) for rule in rules) for rules in own)
     if (fewer or more) and not unpublished | published:
         sentence = f"vnet-tui's own rules in {log.label(ns)} were updated: {more} added, {fewer} removed"
-        log.add("changed", namespace_ref(ns), sentence)
+        log.add("changed", namespace_ref(ns), sentence, Topic.FIREWALL)
     others = [[rule for rule in rules if rule.table != TABLE] for rules in (removed, added)]
     return others[0], others[1]
 
@@ -210,7 +214,7 @@ def _without_untracking(
     if was_untracked != is_untracked:
         verb, again = ("no longer tracks", "") if is_untracked else ("tracks", " again")
         sentence = f"conntrack {verb} connections of {log.label(ns)}{again}"
-        log.add("added" if is_untracked else "removed", namespace_ref(ns), sentence)
+        log.add("added" if is_untracked else "removed", namespace_ref(ns), sentence, Topic.FIREWALL)
     # Docker's DNS rules, which the untracking rules replace.
     dns = (_DOCKER_DNS,) if was_untracked != is_untracked else ()
     others = [
@@ -241,8 +245,26 @@ def _compare_chains(
         groups.setdefault(_chain(rule), []).append(rule)
     ref, where = namespace_ref(ns), log.label(ns)
     for chain, group in groups.items():
-        found = [(ref, f"a rule {one} {chain} in {where}: {rule.text}") for rule in group]
-        log.add_each(action, found, f"rules {several} {chain} in {where}", ref)
+        if len(group) >= MANY:
+            weight = min(_weight(rule, action) for rule in group)
+            log.add(action, ref, f"{len(group)} rules {several} {chain} in {where}", _topic(group[0]), weight)
+            continue
+        for rule in group:
+            sentence = f"a rule {one} {chain} in {where}: {rule.text}"
+            log.add(action, ref, sentence, _topic(rule), _weight(rule, action))
+
+
+_TRANSLATING = ("masquerade", "snat", "dnat", "redirect")
+
+
+def _topic(rule: FirewallRule) -> Topic:
+    return Topic.NAT if rule.verdict in _TRANSLATING else Topic.FIREWALL
+
+
+def _weight(rule: FirewallRule, action: str) -> int:
+    """Return a rule's weight: added drops and removed accepts come first."""
+    dropping = ("drop", "reject") if action == "added" else ("accept", *_TRANSLATING)
+    return 0 if rule.verdict in dropping else 1
 
 
 def _compare_policies(log: ChangeList, ns: int, old: Firewall, new: Firewall) -> None:
@@ -251,7 +273,8 @@ def _compare_policies(log: ChangeList, ns: int, old: Firewall, new: Firewall) ->
         was = before.get(_chain_key(chain), chain.policy)
         if was != chain.policy:
             policy = f"the policy of {' '.join(_chain_key(chain))} in {log.label(ns)}"
-            log.add("changed", namespace_ref(ns), f"{policy} changed from {was} to {chain.policy}")
+            sentence = f"{policy} changed from {was} to {chain.policy}"
+            log.add("changed", namespace_ref(ns), sentence, Topic.FIREWALL)
 
 
 def _chain_key(chain: Chain) -> ChainKey:
@@ -273,7 +296,7 @@ def compare_sysctls(log: ChangeList) -> None:
     for name, value in new.items():
         if old.get(name, value) != value and not name.endswith("_count"):
             sentence = f"{name} changed from {old[name]} to {value}"
-            log.add("changed", namespace_ref(log.new.host), sentence)
+            log.add("changed", namespace_ref(log.new.host), sentence, Topic.SYSCTL)
 
 
 def compare_conntrack(log: ChangeList) -> None:
@@ -323,9 +346,9 @@ def compare_namespaces(log: ChangeList) -> None:
     if old is new:
         return
     for inode in missing_in(old, new):
-        log.add("added", namespace_ref(inode), f"namespace {log.label(inode)} appeared")
+        log.add("added", namespace_ref(inode), f"namespace {log.label(inode)} appeared", Topic.CONTAINER)
     for inode in missing_in(new, old):
-        log.add("removed", namespace_ref(inode), f"namespace {log.label(inode)} is gone")
+        log.add("removed", namespace_ref(inode), f"namespace {log.label(inode)} is gone", Topic.STATE)
     for inode in (inode for inode in new if inode in old):
         for name in missing_in(old[inode].names, new[inode].names):
             log.add("changed", namespace_ref(inode), f"namespace {log.old.label(inode)} was named {name}")

@@ -2,69 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
+from core.diff.changelist import ChangeList, Topic, in_both, missing_in
 from core.model import (
     BridgePort,
     BridgeSettings,
-    Change,
     Link,
     LinkKey,
     Neighbour,
     NetState,
     PolicyRule,
-    Ref,
     Route,
-    Snapshot,
     link_ref,
     namespace_ref,
 )
-from core.topology import Topology
 
-# From this number on, additions or removals at once become one sentence.
-MANY = 12
 _UNNAMED_KINDS = ("physical", "loopback", "")
-
-
-class ChangeList:
-    """Two snapshots and the changes found so far."""
-
-    def __init__(self, old: Snapshot, new: Snapshot, at: float) -> None:
-        self.old, self.new = Topology(old), Topology(new)
-        self.changes: list[Change] = []
-        self._at = at
-
-    def add(self, action: str, ref: Ref, sentence: str) -> None:
-        """Add one change; `action` as in core.model.Change."""
-        self.changes.append(Change(self._at, action, ref, sentence))
-
-    def add_each(self, action: str, found: Sequence[tuple[Ref, str]], together: str, ref: Ref) -> None:
-        """Add a change for each (ref, sentence), or one of `ref` for all if they are many."""
-        if len(found) < MANY:
-            for each, sentence in found:
-                self.add(action, each, sentence)
-        else:
-            self.add(action, ref, f"{len(found)} {together}")
-
-    def label(self, ns: int) -> str:
-        """Return the label of a namespace, even if it no longer exists."""
-        side = self.new if ns in self.new.snapshot.namespaces else self.old
-        return side.label(ns)
-
-
-def in_both[Part](old: Mapping[int, Part], new: Mapping[int, Part]) -> Iterator[tuple[int, Part, Part]]:
-    """Iterate over (key, old, new) of the parts in both that aren't the same object."""
-    for key, value in new.items():
-        before = old.get(key)
-        if before is not None and before is not value:
-            yield key, before, value
-
-
-def missing_in[Key](others: Container[Key], keys: Iterable[Key]) -> list[Key]:
-    """Return the keys that aren't in others, in their order."""
-    return [key for key in keys if key not in others]
 
 
 def link_text(link: Link) -> str:
@@ -72,6 +28,7 @@ def link_text(link: Link) -> str:
     return f"{'link' if link.kind in _UNNAMED_KINDS else link.kind} {link.name}"
 
 
+_WEAK = 2  # the weight of what seldom breaks traffic
 _STATES = {"lowerlayerdown": "down: its other end is down", "notpresent": "not present"}
 # Fields that aren't settings of the bridge itself, or are compared separately.
 _IGNORED = ("root_id", "root_port", "bridge_id", "vlans")
@@ -95,17 +52,17 @@ def _compare_net(log: ChangeList, ns: int, old: NetState, new: NetState) -> None
     where = log.label(ns)
     log.add_each(
         "removed", [(link_ref(link.key), f"{link_text(link)} is gone from {where}") for link in removed],
-        f"links are gone from {where}", namespace_ref(ns),
+        f"links are gone from {where}", namespace_ref(ns), Topic.STATE,
     )  # fmt: skip
     log.add_each(
         "added", [(link_ref(link.key), _appeared(link, new, where)) for link in added],
-        f"links appeared in {where}", namespace_ref(ns),
+        f"links appeared in {where}", namespace_ref(ns), Topic.STATE, _WEAK,
     )  # fmt: skip
     for index in sorted(same):
         before, after = old.links[index], new.links[index]
         if before is not after and before != after:
-            for sentence in _differences(before, after, old, new, where):
-                log.add("changed", link_ref(after.key), sentence)
+            for topic, weight, sentence in _differences(before, after, old, new, where):
+                log.add("changed", link_ref(after.key), sentence, topic, weight)
 
 
 def _appeared(link: Link, net: NetState, where: str) -> str:
@@ -114,31 +71,45 @@ def _appeared(link: Link, net: NetState, where: str) -> str:
     return f"{link_text(link)} appeared in {where}{port}{addresses}"
 
 
-def _differences(old: Link, new: Link, before: NetState, after: NetState, where: str) -> Iterator[str]:
+def _differences(
+    old: Link, new: Link, before: NetState, after: NetState, where: str
+) -> Iterator[tuple[Topic, int, str]]:
+    """Yield topic, weight and sentence of each difference of a link."""
     name = f"{link_text(new)} in {where}"
     if old.name != new.name:
-        yield f"{link_text(old)} in {where} was renamed to {new.name}"
-    toggled = old.admin_up != new.admin_up
-    if toggled:
-        yield f"{name} was set {'up' if new.admin_up else 'down'}"
-    if old.state != new.state and not (toggled and new.state == ("up" if new.admin_up else "down")):
-        yield f"{name} is {_STATES.get(new.state, new.state)} (was {old.state})"
+        yield Topic.OTHER, 0, f"{link_text(old)} in {where} was renamed to {new.name}"
+    yield from _state_changes(old, new, name)
     if old.mtu != new.mtu:
-        yield f"the MTU of {name} changed from {old.mtu} to {new.mtu}"
+        yield Topic.MTU, 0, f"the MTU of {name} changed from {old.mtu} to {new.mtu}"
     if old.sizes.gso != new.sizes.gso:
-        yield f"gso_max_size of {name} changed from {old.sizes.gso} to {new.sizes.gso} bytes"
+        sizes = f"from {old.sizes.gso} to {new.sizes.gso} bytes"
+        yield Topic.SETTING, 0, f"gso_max_size of {name} changed {sizes}"
     if old.mac != new.mac:
-        yield f"the MAC address of {name} changed from {old.mac or 'none'} to {new.mac or 'none'}"
+        macs = f"from {old.mac or 'none'} to {new.mac or 'none'}"
+        yield Topic.ADDRESS, 1, f"the MAC address of {name} changed {macs}"
     if old.alias != new.alias:
-        yield f"the alias of {name} changed from {old.alias or 'none'} to {new.alias or 'none'}"
+        aliases = f"from {old.alias or 'none'} to {new.alias or 'none'}"
+        yield Topic.OTHER, 0, f"the alias of {name} changed {aliases}"
     if old.master != new.master:
-        yield _moved(old, new, before, after, name)
+        yield Topic.STATE, 0, _moved(old, new, before, after, name)
     yield from _addresses(old, new, name)
     if old.port and new.port:
-        port = replace(old.port, state=new.port.state) if toggled else old.port  # it follows admin_up
-        yield from _settings(port, new.port, f"port {new.name} of {_master(new, after)} in {where}")
+        follows = old.admin_up != new.admin_up
+        port = replace(old.port, state=new.port.state) if follows else old.port
+        settings = _settings(port, new.port, f"port {new.name} of {_master(new, after)} in {where}")
+        yield from ((Topic.BRIDGE, 0, each) for each in settings)
     if old.bridge and new.bridge:
-        yield from _settings(old.bridge, new.bridge, name)
+        yield from ((Topic.BRIDGE, 0, each) for each in _settings(old.bridge, new.bridge, name))
+
+
+def _state_changes(old: Link, new: Link, name: str) -> Iterator[tuple[Topic, int, str]]:
+    """Yield changes of the state, without those that follow from another."""
+    toggled = old.admin_up != new.admin_up
+    if toggled:
+        yield Topic.STATE, _WEAK * new.admin_up, f"{name} was set {'up' if new.admin_up else 'down'}"
+    if old.state != new.state and not (toggled and new.state == ("up" if new.admin_up else "down")):
+        state = f"{name} is {_STATES.get(new.state, new.state)} (was {old.state})"
+        yield Topic.STATE, _WEAK if new.state == "up" else 1, state
 
 
 def _moved(old: Link, new: Link, before: NetState, after: NetState, name: str) -> str:
@@ -154,12 +125,12 @@ def _master(link: Link, net: NetState) -> str:
     return master.name if master else f"the link with index {link.master}"
 
 
-def _addresses(old: Link, new: Link, name: str) -> Iterator[str]:
+def _addresses(old: Link, new: Link, name: str) -> Iterator[tuple[Topic, int, str]]:
     before, after = _configured(old), _configured(new)
     for address in missing_in(before, after):
-        yield f"{name} got the address {address}"
+        yield Topic.ADDRESS, 1, f"{name} got the address {address}"
     for address in missing_in(after, before):
-        yield f"{name} lost the address {address}"
+        yield Topic.ADDRESS, 0, f"{name} lost the address {address}"
 
 
 def _configured(link: Link) -> list[str]:
@@ -171,7 +142,7 @@ def _settings[Kind: (BridgePort, BridgeSettings)](old: Kind, new: Kind, name: st
     for field in fields(new):
         before, after = getattr(old, field.name), getattr(new, field.name)
         if before != after and field.name not in _IGNORED:
-            yield f"{field.name} of {name} changed from {_value_text(before)} to {_value_text(after)}"
+            yield f"{field.name} of {name} changed from {value_text(before)} to {value_text(after)}"
     if old.vlans != new.vlans:
         yield f"the VLANs of {name} changed from {_vlans(old)} to {_vlans(new)}"
 
@@ -181,7 +152,7 @@ def _vlans(holder: BridgePort | BridgeSettings) -> str:
     return ",".join(ranges) or "none"
 
 
-def _value_text(value: Any) -> str:
+def value_text(value: Any) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
@@ -202,20 +173,20 @@ def compare_routing(log: ChangeList) -> None:
 
 
 def _compare_routes(log: ChangeList, ns: int, old: NetState, new: NetState) -> None:
-    before, after = _keyed(old.routes), _keyed(new.routes)
+    before, after = configured_routes(old.routes), configured_routes(new.routes)
     ref, where = namespace_ref(ns), log.label(ns)
-    removed = [_route_text(before[key], old) for key in before if key not in after]
-    added = [_route_text(after[key], new) for key in after if key not in before]
+    removed = [route_text(before[key], old) for key in before if key not in after]
+    added = [route_text(after[key], new) for key in after if key not in before]
     log.add_each("removed", [(ref, f"route {route} is gone from {where}") for route in removed],
-                 f"routes are gone from {where}", ref)  # fmt: skip
+                 f"routes are gone from {where}", ref, Topic.ROUTE)  # fmt: skip
     log.add_each("added", [(ref, f"route {route} appeared in {where}") for route in added],
-                 f"routes appeared in {where}", ref)  # fmt: skip
+                 f"routes appeared in {where}", ref, Topic.ROUTE)  # fmt: skip
     for key in after:
-        if key in before and (was := _route_text(before[key], old)) != (now := _route_text(after[key], new)):
-            log.add("changed", ref, f"route {was} in {where} changed to {now}")
+        if key in before and (was := route_text(before[key], old)) != (now := route_text(after[key], new)):
+            log.add("changed", ref, f"route {was} in {where} changed to {now}", Topic.ROUTE)
 
 
-def _keyed(routes: Iterable[Route]) -> dict[RouteKey, Route]:
+def configured_routes(routes: Iterable[Route]) -> dict[RouteKey, Route]:
     """Map the configured routes by key; the kernel's own only follow addresses."""
     return {
         (route.family, route.dst, route.kind, route.table, route.metric): route
@@ -224,7 +195,7 @@ def _keyed(routes: Iterable[Route]) -> dict[RouteKey, Route]:
     }
 
 
-def _route_text(route: Route, net: NetState) -> str:
+def route_text(route: Route, net: NetState) -> str:
     words = [] if route.kind == "unicast" else [route.kind]
     words.append(route.dst)
     for hop in route.nexthops:
@@ -239,9 +210,11 @@ def _compare_rules(
 ) -> None:
     ref, where = namespace_ref(ns), log.label(ns)
     for rule in missing_in(new, old):
-        log.add("removed", ref, f"routing rule {_rule_text(rule)} is gone from {where}")
+        sentence = f"routing rule {_rule_text(rule)} is gone from {where}"
+        log.add("removed", ref, sentence, Topic.POLICY_RULE)
     for rule in missing_in(old, new):
-        log.add("added", ref, f"routing rule {_rule_text(rule)} appeared in {where}")
+        sentence = f"routing rule {_rule_text(rule)} appeared in {where}"
+        log.add("added", ref, sentence, Topic.POLICY_RULE)
 
 
 def _rule_text(rule: PolicyRule) -> str:
@@ -269,4 +242,5 @@ def _report_neighbour(log: ChangeList, ns: int, net: NetState, neighbour: Neighb
     link = net.links.get(neighbour.ifindex)
     on = f" on {link.name}" if link else ""
     ref = link_ref(LinkKey(ns, neighbour.ifindex))
-    log.add("changed", ref, f"neighbour {neighbour.address}{on} in {log.label(ns)} {text}")
+    sentence = f"neighbour {neighbour.address}{on} in {log.label(ns)} {text}"
+    log.add("changed", ref, sentence, Topic.NEIGHBOUR)

@@ -24,14 +24,15 @@ from core.flows.merge import PATHS
 from core.model import CONNTRACK_DTYPE, Conntrack
 from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY
 from core.topology import Topology
-from core.topology.flow_index import CLIENTS, FlowView
+from core.topology.flow_index import CLIENTS, SEGMENTS, FlowView, SocketEnds
 from core.topology.index import names_in
 from core.topology.related import mask_by_namespace
 
 _ROWS_AT_ONCE = 8192
 _ICMPS = (ICMP, ICMPV6)
 _UNKNOWN = '"bits_per_second":null,"packets_per_second":null'
-_NOT_MEASURED = f',{_UNKNOWN},"age":null,"rtt":null,"processes":[null,null]}}'
+_NO_SEGMENTS = ',"retransmits":[null,null],"lost":[null,null],"out_of_order":[null,null]'
+_NOT_MEASURED = f',{_UNKNOWN},"age":null,"rtt":null,"processes":[null,null]{_NO_SEGMENTS}}}'
 
 
 def flow_lines(flow_view: FlowView, rows: Column, label: dict[int, str]) -> Iterator[str]:
@@ -184,11 +185,30 @@ def _measured(flow_view: FlowView, rows: Column) -> list[str]:
         return [f"{each}{_NOT_MEASURED}" for each in counts]
     return [
         f'{each},{_speeds(speeds)},"age":{_number(seconds, 3)},"rtt":{_number(trip, 6)},'
-        f'"processes":{_processes(pair, ends.commands) if pair[0] or pair[1] else "[null,null]"}}}'
-        for each, speeds, seconds, trip, pair in zip(
-            counts, table.speeds[rows].tolist(), age.tolist(), rtt.tolist(), pids.tolist(), strict=True
+        f'"processes":{_processes(pair, ends.commands) if pair[0] or pair[1] else "[null,null]"}{counted}}}'
+        for each, speeds, seconds, trip, pair, counted in zip(
+            counts,
+            table.speeds[rows].tolist(),
+            age.tolist(),
+            rtt.tolist(),
+            pids.tolist(),
+            _segments(ends, rows),
+            strict=True,
         )
     ]
+
+
+def _segments(ends: SocketEnds, rows: Column) -> list[str]:
+    """Format retransmits, lost and out-of-order segments of both ends."""
+    texts = [_NO_SEGMENTS] * len(rows)
+    if not len(ends.entries):
+        return texts
+    columns = [ends.segments(name, rows) for name in SEGMENTS]
+    known = np.flatnonzero(~np.isnan(columns[0]).all(axis=1))
+    for row, *pairs in zip(known.tolist(), *(column[known].tolist() for column in columns), strict=True):
+        lists = (f"[{','.join(map(_whole, pair))}]" for pair in pairs)
+        texts[row] = ',"retransmits":{},"lost":{},"out_of_order":{}'.format(*lists)
+    return texts
 
 
 def _counts(counted: Column, packets: Column, octets: Column) -> list[str]:
@@ -211,6 +231,10 @@ def _speeds(speeds: Sequence[float]) -> str:
 
 def _number(value: float, digits: int) -> str:
     return "null" if value != value else str(round(value, digits))
+
+
+def _whole(value: float) -> str:
+    return "null" if value != value else str(int(value))
 
 
 def _processes(pids: Sequence[int], commands: Any) -> str:

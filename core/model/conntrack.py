@@ -112,7 +112,10 @@ class Conntrack:
 # Addresses are 16 bytes in network order, IPv4 mapped, ports in host order (as in CONNTRACK_DTYPE).
 # `rtt` is TCP's smoothed round trip time in microseconds, 0 if the kernel has none; `inode` that of
 # the socket's file, 0 if no process holds it any more; `pid` the process that holds it, 0 if unknown.
-# `tcp_state` as TCP_* of linux/tcp_states.h.
+# `tcp_state` as TCP_* of linux/tcp_states.h. Of segments, `retrans` counts those that the socket sent again,
+# `lost` those that it sent and takes for lost now, `ooo` those that it received out of order. `info` is the
+# number of bytes of struct tcp_info that the kernel sent, 0 for none: without RETRANS_INFO or OOO_INFO bytes
+# the counts are unknown, and 0.
 SOCKET_DTYPE = np.dtype(
     [
         ("family", "u1"),  # 4 or 6
@@ -125,8 +128,14 @@ SOCKET_DTYPE = np.dtype(
         ("inode", "u4"),
         ("rtt", "u4"),
         ("pid", "u4"),
+        ("retrans", "u4"),
+        ("lost", "u4"),
+        ("ooo", "u4"),
+        ("info", "u2"),
     ]
 )
+# Bytes of tcp_info with which the kernel sends `retrans` and `lost`, and `ooo` (from Linux 5.4 on).
+RETRANS_INFO, OOO_INFO = 104, 228
 
 
 def no_sockets() -> np.ndarray:

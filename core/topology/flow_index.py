@@ -16,6 +16,7 @@ from core.flows.columns import KeyPositions, address_halves, halves, row_keys, t
 from core.flows.describe import UDP
 from core.flows.merge import FlowTable, edge_mask, label_connections
 from core.model import Container, Network, Sockets
+from core.model.conntrack import OOO_INFO, RETRANS_INFO, no_sockets
 from core.topology.index import names_in
 
 if TYPE_CHECKING:
@@ -334,16 +335,41 @@ _ANY_IPV4 = np.frombuffer(bytes(10) + b"\xff\xff" + bytes(4), np.uint8)  # 0.0.0
 _ANY = np.zeros(16, np.uint8)  # ::, which also accepts IPv4
 
 
+# Names of segments that TCP counts, with the bytes of tcp_info that a kernel with the count sends.
+SEGMENTS = {"retrans": RETRANS_INFO, "lost": RETRANS_INFO, "ooo": OOO_INFO}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SocketEnds:
-    """Round trip times and processes of flows.
+    """Round trip times, segments and processes of flows.
 
     `rtt` is in seconds, NaN if unknown; `pids` has shape (n, 2), of origin and responder, 0 if unknown;
-    `commands` are the names of these processes."""
+    `commands` are the names of these processes. `positions`, of shape (n, 2), are the sockets of both ends in
+    `entries` (SOCKET_DTYPE), -1 if unknown."""
 
     rtt: Column
     pids: Column
     commands: Mapping[int, str]
+    entries: Column
+    positions: Column
+
+    def segments(self, name: str, rows: Column | slice = slice(None)) -> Column:
+        """Return one of SEGMENTS of both ends, shape (rows, 2), NaN if unknown."""
+        positions = self.positions[rows]
+        if not len(self.entries):
+            return np.full(positions.shape, np.nan)
+        known = (positions >= 0) & (self.entries["info"][positions] >= SEGMENTS[name])
+        return np.where(known, self.entries[name][positions].astype(float), np.nan)
+
+    def count(self, name: str, row: int) -> int | None:
+        """Return the sum of both ends of one of SEGMENTS for a row, None if unknown."""
+        known = [int(count) for count in self.segments(name, slice(row, row + 1))[0] if count == count]
+        return sum(known) if known else None
+
+    def total(self, name: str) -> Column:
+        """Return the sum of both ends of one of SEGMENTS, NaN if neither is known."""
+        ends = self.segments(name)
+        return np.where(np.isnan(ends).all(axis=1), np.nan, np.nan_to_num(ends).sum(axis=1))
 
 
 def socket_ends(index: FlowIndex, sockets: Mapping[int, Sockets]) -> SocketEnds:
@@ -352,10 +378,11 @@ def socket_ends(index: FlowIndex, sockets: Mapping[int, Sockets]) -> SocketEnds:
     It is connected to the other end, or for UDP it may be unconnected and bound to that address and port."""
     count = len(index)
     rtt, pids = np.full(count, np.nan), np.zeros((count, 2), np.uint32)
+    sockets_of_ends = np.full((count, 2), -1, np.int32)
     tables = [one for one in sockets.values() if len(one.entries)]
     if not tables or not count:
-        return SocketEnds(rtt, pids, {})
-    entries = np.concatenate([one.entries for one in tables])
+        return SocketEnds(rtt, pids, {}, no_sockets(), sockets_of_ends)
+    entries = tables[0].entries if len(tables) == 1 else np.concatenate([one.entries for one in tables])
     namespaces = np.concatenate([np.full(len(one.entries), one.ns, np.uint64) for one in tables])
     positions = KeyPositions(row_keys(tuple_keys(entries, "local", "lport", "remote", "rport"), namespaces))
     owner_ns = np.array([0, *(owner.ns for owner in index.owners)], np.uint64)
@@ -364,16 +391,16 @@ def socket_ends(index: FlowIndex, sockets: Mapping[int, Sockets]) -> SocketEnds:
     for end, (owner, address, port) in enumerate(ends):
         ns = owner_ns[owner + 1]
         position = positions.of(row_keys(index.socket_keys[end], ns))
+        sockets_of_ends[:, end] = position
         rows = np.flatnonzero(position >= 0)
-        found = entries[position[rows]]
-        pids[rows, end] = found["pid"]
-        measured = found["rtt"] > 0
-        rtt[rows[measured]] = found["rtt"][measured] / 1e6
+        pids[rows, end] = entries["pid"][position[rows]]
+        trips = entries["rtt"][position[rows]]
+        rtt[rows[trips > 0]] = trips[trips > 0] / 1e6
         missing = (pids[:, end] == 0) & (ns > 0) & (index.columns.column("l4_proto") == UDP)
         rows, holders = unconnected.find(np.flatnonzero(missing), index, ns, address, port)
         pids[rows, end] = holders
     commands = {pid: name for one in tables for pid, name in one.commands.items()}
-    return SocketEnds(rtt, pids, commands)
+    return SocketEnds(rtt, pids, commands, entries, sockets_of_ends)
 
 
 class _UnconnectedSockets:
@@ -434,7 +461,7 @@ class FlowView:
 
     @cached_property
     def ends(self) -> SocketEnds:
-        """Round trip times and processes."""
+        """Round trip times, segments and processes."""
         return self.index.process_columns(self.table.sockets)
 
     def command(self, row: int, end: int) -> str:

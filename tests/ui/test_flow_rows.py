@@ -58,6 +58,7 @@ def test_cells_of_a_row(rows: FlowRows) -> None:
         "from": "198.51.100.9:5000", "via": "DNAT :8080", "to": "web1 172.18.0.2:80", "proto": "tcp",
         "rate": "1.0 Mbit/s", "path": "fast", "state": "ESTABLISHED", "client": "outside", "bytes": "120 B",
         "rtt": "–", "process": "–", "age": "–", "timeout": "1m 00s", "packets": "2", "ns": "host",
+        "retrans": "–", "lost": "–", "ooo": "–",
     }  # fmt: skip
 
 

@@ -233,3 +233,14 @@ def test_a_network_filters_the_flows_of_the_view_not_those_of_the_snapshot() -> 
     view = FlowView.of(Topology(snapshot(table(HOST, OUT))), newer)
     for text, count in (("net:net", 1), ("nat:=masquerade", 0)):
         assert len(FlowRows(view.index.topology, view).matching(text)) == count
+
+
+def test_segments_are_known_only_if_the_kernel_sent_their_count() -> None:
+    found = flows_view(table(HOST, OUT, flow(f"{DB_AT}:4000", PEER)))
+    full = Sockets(WEB, socket(f"{WEB_AT}:4000", PEER, info=248, retrans=7, lost=2, ooo=1))
+    old = Sockets(DB, socket(f"{DB_AT}:4000", PEER, info=192, retrans=3))
+    ends = found.index.process_columns({WEB: full, DB: old})
+    assert [ends.count(name, 0) for name in ("retrans", "lost", "ooo")] == [7, 2, 1]
+    assert [ends.count(name, 1) for name in ("retrans", "lost", "ooo")] == [3, 0, None]
+    assert ends.total("retrans").tolist() == [7, 3] and np.isnan(ends.total("ooo")[1])
+    assert found.index.process_columns({}).count("retrans", 0) is None

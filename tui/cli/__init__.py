@@ -1,6 +1,6 @@
 """Run the commands of `vnet-tui`.
 
-Exit codes: 0 done, 1 an error with a message, 2 wrong usage.
+Exit codes: 0 done, 1 an error with a message, 2 wrong usage; `diff` has those of diff(1).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ENGINES = ("DOCKER_HOST", "CONTAINER_HOST")
 # Commands that change nothing on this host.
 _READING = (
     "show", "dump", "record", "replay", "bundle", "flows", "drops", "export", "history", "fastpath",
-    "completion", "capture",
+    "completion", "capture", "diff",
 )  # fmt: skip
 
 
@@ -71,6 +71,8 @@ def _run(options: argparse.Namespace) -> int:
                 from tui.cli.record import run
             case "capture":
                 from tui.cli.capture import run
+            case "diff":
+                from tui.cli.diff import run
             case "completion":
                 from tui.cli.completion import run
             case _:
@@ -104,7 +106,7 @@ def confine(options: argparse.Namespace) -> None:
     from core import confine as rights
 
     reads_only = options.command in ("why", "doctor") and not _changes(options)
-    if options.command in ("show", "flows", "drops") or (reads_only and options.command == "why"):
+    if options.command in ("show", "flows", "drops", "diff") or (reads_only and options.command == "why"):
         for_engines = {rights.DAC_OVERRIDE} if any(map(os.environ.get, _ENGINES)) else set()
         if options.command == "drops":
             counting = {rights.SYSLOG, rights.PERFMON, rights.BPF}

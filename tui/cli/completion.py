@@ -13,6 +13,7 @@ from tui.cli.parser import make_parser
 # Kinds of values by metavar, for completion in each shell.
 _FILES, _NAMESPACES, _CONTAINERS, _LAB_FAULTS = "FILE", "NAME", "CONTAINER", "FAULT"
 _FAULT_NAMES = " ".join((*FAULTS, NONE, DEMO))
+_MOMENTS = ("A", "B")  # of `diff`: files, or now
 
 
 @dataclass
@@ -63,7 +64,7 @@ def _add_argument(action: argparse.Action, command: _Command) -> None:
             command.options.append((option, action.help or "", value))
     if not action.option_strings and not isinstance(action, argparse._SubParsersAction):
         command.words += [str(choice) for choice in action.choices or ()]
-        command.files |= action.metavar == _FILES
+        command.files |= action.metavar in (_FILES, *_MOMENTS)
         command.containers |= action.metavar == _CONTAINERS
 
 

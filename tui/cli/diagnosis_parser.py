@@ -59,3 +59,20 @@ def _add_repair_options(command: argparse.ArgumentParser) -> None:
         "--auto-undo", action="store_true", help="with --fix: undo interrupted changes first"
     )
     command.add_argument("--yes", "-y", action="store_true", help="don't ask for confirmation")
+
+
+def add_diff(diff: argparse.ArgumentParser) -> None:
+    """Add the arguments of `diff`."""
+    diff.description = (
+        "Print what changed between two moments, the likeliest suspects first. A moment is a file from "
+        "`dump` or `bundle`, FILE@TIME in a recording (14:05:30, 2026-01-31T14:05, -5m before its end, "
+        "+30s after its start; default: its end), or now. Exit status: 0 no difference, 1 differences, "
+        "2 an error."
+    )
+    diff.add_argument(
+        "old", metavar="A", nargs="?", default="",
+        help="the earlier moment (default: your newest dump, bundle or recording in this folder)",
+    )  # fmt: skip
+    diff.add_argument("new", metavar="B", nargs="?", default="now", help="the later moment (default: now)")
+    diff.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
+    diff.add_argument("-q", "--quiet", action="store_true", help="print only the number of differences")

@@ -23,7 +23,7 @@ from core.flows.meter import FlowMeter
 from core.model import Part, Problem, Snapshot
 from core.text import safe
 from core.topology import Topology
-from core.topology.flow_index import FlowView
+from core.topology.flow_index import SEGMENTS, FlowView
 from core.watch.rates import SocketReader, read_timed
 from tui.cli.fastpath_agent import SharedFlows
 from tui.cli.show import shortened
@@ -131,7 +131,7 @@ def _check(options: argparse.Namespace, is_file: bool) -> None:
 def _needs_sockets(options: argparse.Namespace) -> bool:
     """Return whether the options ask for anything that only sockets have."""
     keys = {each.key for each in query.parse(" ".join(options.filter))}
-    return bool(options.sockets or options.by == "process" or keys & {"rtt", "process"})
+    return bool(options.sockets or options.by == "process" or keys & {"rtt", "process", *SEGMENTS})
 
 
 def _filters_speed(options: argparse.Namespace) -> bool:

@@ -10,7 +10,7 @@ import re
 from typing import NoReturn
 
 from tui.cli.capture_options import add_capture_options
-from tui.cli.diagnosis_parser import add_doctor, add_drops, add_why
+from tui.cli.diagnosis_parser import add_diff, add_doctor, add_drops, add_why
 from tui.cli.option_types import bytes_of, seconds_of
 
 TOPICS = (
@@ -30,6 +30,7 @@ examples:
   vnet-tui --from host.vnet              open that file (needs no root)
   vnet-tui record now.vnetrec            record this host; see also `replay`
   vnet-tui capture web1 -w web1.pcapng   capture packets for Wireshark
+  vnet-tui diff host.vnet                what changed since that dump
   vnet-tui bundle report.tar.gz          write an archive for a bug report
   vnet-tui demo                          open the dashboard on a demo lab
   vnet-tui network create shop --dry-run print the commands for a NAT network
@@ -140,6 +141,7 @@ def _add_recording_commands(commands: argparse._SubParsersAction[argparse.Argume
     )
     replay = _command(commands, "replay", "open a recording in the dashboard, with a time line")
     replay.add_argument("file", metavar="FILE", help="a file from `vnet-tui record` or R in the dashboard")
+    add_diff(_command(commands, "diff", "print what changed between two moments, likely suspects first"))
     bundle = _command(commands, "bundle", "write a readable archive of the current state, for a bug report")
     bundle.add_argument("file", metavar="FILE", help="file to write, a .tar.gz")
     _add_from(bundle, argparse.SUPPRESS)
@@ -197,7 +199,9 @@ def _add_flows(flows: argparse.ArgumentParser) -> None:
     flows.add_argument(
         "--top", type=int, metavar="COUNT", default=None, help="show only the fastest COUNT flows"
     )
-    flows.add_argument("--sockets", action="store_true", help="also show round-trip times and processes")
+    flows.add_argument(
+        "--sockets", action="store_true", help="also read round-trip times, retransmits and processes"
+    )
     _add_from(flows, argparse.SUPPRESS)
 
 

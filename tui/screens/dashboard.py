@@ -15,6 +15,7 @@ from core.topology.related import find_by_name
 from tui import keys, themes
 from tui.presenter import DetailReady, Presenter, QueryFailed, RowsReady, TargetReady, UpdateArrived
 from tui.screens.change import ChangeController
+from tui.screens.compare import CompareController
 from tui.screens.fast_path import FastPathChanged, FastPathController
 from tui.screens.layout import NUMBERED, Layout
 from tui.screens.navigation import NavigationController
@@ -63,6 +64,7 @@ class Dashboard(Layout):
         self.why = WhyController(self, self.presenter, self.navigation, self.changes)
         self.recording = RecordController(self, self.presenter, self.changes)
         self.replay = ReplayController(self, self.presenter)
+        self.comparison = CompareController(self, self.presenter, lambda: self.go_to("diff"))
         self.fast_path = FastPathController(
             self, self.presenter, self.navigation, self.changes, make_fast_path_service
         )
@@ -236,6 +238,8 @@ class Dashboard(Layout):
             self.notify(words, severity="warning", markup=False)
         elif isinstance(found, str):
             await self.run_action(found)
+        elif found[0].name == "diff":
+            self.comparison.open(found[1])
         else:
             self.go_to(found[0].name, found[1])
 
@@ -356,6 +360,9 @@ class Dashboard(Layout):
         self.go_to("fastpath")
 
     # ---- actions: recordings
+
+    def action_mark(self) -> None:
+        self.comparison.mark()
 
     def action_record(self) -> None:
         self.recording.toggle()

@@ -11,7 +11,7 @@ from core.flows import PROTOCOLS, STATES, TRANSLATIONS, FlowColumns
 from core.flows.merge import FAST, PART
 from core.model.conntrack import IPS_ASSURED, IPS_SEEN_REPLY
 from core.topology import Topology
-from core.topology.flow_index import CLIENTS, FlowView
+from core.topology.flow_index import CLIENTS, SEGMENTS, FlowView
 from core.topology.related import mask_by_name, mask_by_nat_entry, mask_by_network
 from tui.views import query
 from tui.views.query import Term, bounds, fits, port_range
@@ -192,7 +192,7 @@ def _any(masks: Iterable[Mask]) -> Mask:
     return reduce(np.logical_or, masks)
 
 
-SIZES = frozenset({"rate", "bytes", "packets", "age", "timeout", "rtt", "hops"})
+SIZES = frozenset({"rate", "bytes", "packets", "age", "timeout", "rtt", "hops", *SEGMENTS})
 
 
 def flows_mask_of(terms: Iterable[Term], topology: Topology, flow_view: FlowView) -> Mask:
@@ -233,6 +233,7 @@ class _Filter(FlowFilter):
             "age": lambda: table.age,
             "timeout": lambda: table.columns.column("timeout"),
             "rtt": lambda: flow_view.ends.rtt * 1e3,
+            **{name: partial(flow_view.ends.total, name) for name in SEGMENTS},
             "hops": lambda: np.bincount(index.connection, minlength=len(index))[index.connection],
         }
         self.by_key |= {key: partial(self._sized, make) for key, make in sizes.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from core.flows.merge import AGAIN, FAST, PART, PATHS
 from core.model import Demand, Part, Ref, flow_ref
 from core.text import safe
 from core.topology import Topology
-from core.topology.flow_index import CLIENTS, FlowView
+from core.topology.flow_index import CLIENTS, SEGMENTS, FlowView
 from tui.views import cells, formatting, query
 from tui.views.conntrack import state_cell
 from tui.views.filters import flow_keys_of, flows_mask_of, remarks
@@ -47,6 +47,9 @@ COLUMNS = (
     Column("timeout", "timeout", 8, align="right", priority=9),
     Column("packets", "packets", 7, align="right", priority=10),
     Column("ns", "namespace", 10, grow=1, priority=11),
+    Column("retrans", "retrans", 7, align="right", priority=12),
+    Column("lost", "lost", 5, align="right", priority=13),
+    Column("ooo", "ooo", 5, align="right", priority=14),
 )
 
 
@@ -76,7 +79,13 @@ def cells_of(
         Cell(formatting.duration(flow.entry.timeout), sort=flow.entry.timeout),
         cells.count(packets),
         cells.text(topology.label(ns)),
+        *(segments_cell(flow_view, row, name) for name in SEGMENTS),
     )
+
+
+def segments_cell(flow_view: FlowView, row: int, name: str) -> Cell:
+    """Return the cell of one of SEGMENTS, the sum of both ends."""
+    return cells.count(flow_view.ends.count(name, row))
 
 
 def named_end(flow_view: FlowView, end: End) -> str:
@@ -243,6 +252,9 @@ class FlowRows:
             ordered = np.concatenate((ordered[first], ordered[~first]))
         return self._with(ordered)
 
+    def _segments(self, name: str) -> Sequence[np.ndarray]:
+        return (self._flow_view.ends.total(name),)
+
     def _sort_keys(self) -> Mapping[str, Callable[[], Sequence[np.ndarray]]]:
         """Sort keys of each column, the foremost first; NaN for rows without a value."""
         flow_view, index, table = self._flow_view, self._flow_view.index, self._flow_view.table
@@ -256,6 +268,7 @@ class FlowRows:
             "rate": lambda: (table.bits,),
             "path": lambda: (_rank(PATHS)[table.path],),
             "rtt": lambda: (flow_view.ends.rtt,),
+            **{name: partial(self._segments, name) for name in SEGMENTS},
             "bytes": lambda: (_blanked(table.octets.sum(axis=1).astype(float), ~table.counted),),
             "packets": lambda: (_blanked(table.packets.sum(axis=1).astype(float), ~table.counted),),
             "age": lambda: (table.age,),
@@ -331,6 +344,7 @@ VIEW = ListView(
         ("path:fast", "(nearly) all packets forwarded by the fast path; path:part, path:kernel"),
         ("port:443 proto:udp", "by port, by protocol; also sport: dport: addr: src: dst: state: nat:"),
         ("hops:>1", "flows that several namespaces track"),
+        ("retrans:>0 lost:>0", "TCP segments sent again, or taken for lost now; ooo: received out of order"),
     ),
     demand=frozenset({Demand.FLOWS}),
     groupings=GROUPINGS,

@@ -29,6 +29,7 @@ _CLIENT_WORDS = {
     "other network": "a container on another network", "outside": "another host",
     "itself": "the container itself",
 }  # fmt: skip
+_SEGMENTS = {"retrans": "retransmits", "lost": "lost now", "ooo": "out of order"}
 _TOP = 8
 
 
@@ -118,6 +119,21 @@ def _traffic(flow_view: FlowView, row: int) -> Iterator[Line]:
             yield title, _direction(flow_view, row, way), None
     yield "started", _started(float(table.age[row])), None
     yield "round trip", rtt_cell(float(flow_view.ends.rtt[row])), None
+    for name, title in _SEGMENTS.items():
+        if cell := _segments(flow_view, row, name):
+            yield title, cell, None
+
+
+def _segments(flow_view: FlowView, row: int, name: str) -> Cell | None:
+    """Return the counts of the ends whose sockets are on this host, None without one."""
+    ends = flow_view.ends.segments(name, slice(row, row + 1))[0]
+    counts = [none_if_nan(float(count)) for count in ends]
+    words = [
+        f"{formatting.count(int(count))} by {end}"
+        for count, end in zip(counts, ("the client", "the server"), strict=True)
+        if count is not None
+    ]
+    return Cell(", ".join(words), "warn" if any(counts) else "") if words else None
 
 
 def _direction(flow_view: FlowView, row: int, way: int) -> Cell:

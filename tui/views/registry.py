@@ -13,6 +13,7 @@ from tui.views import (
     bridges,
     conntrack,
     containers,
+    diff,
     doctor,
     drops,
     events,
@@ -65,6 +66,7 @@ VIEWS: tuple[View, ...] = (
     View(None, routes.VIEW),
     View(None, fastpath.VIEW),
     View(None, drops.VIEW),
+    View(None, diff.VIEW),
 )
 
 _BY_NAME: Mapping[str, View] = {
@@ -74,6 +76,7 @@ _HOMES = {
     "namespace": "namespaces", "container": "containers", "network": "networks", "nat": "nat",
     "finding": "doctor", "flow": "flows", "flow group": "flows", "fast": "fastpath", "drop": "drops",
     "conntrack": "conntrack", "route": "routes", "rule": "routes", "neighbour": "routes", "event": "events",
+    "difference": "diff",
 }  # fmt: skip
 _DETAILS: Mapping[str, DetailOf] = {
     "namespace": namespaces.detail, "container": containers.detail, "network": networks.detail,
@@ -83,6 +86,7 @@ _DETAILS: Mapping[str, DetailOf] = {
 _CONTEXT_DETAILS: Mapping[str, Callable[[ViewContext, Ref], Detail]] = {
     "event": events.detail, "fast": fastpath.detail, "drop": drops.detail,
     "finding": doctor.detail,
+    "difference": diff.detail,
 }  # fmt: skip
 _LINK_DETAILS: Mapping[str, DetailOf] = {
     "bridges": bridges.detail, "veths": veths.detail, "links": links.detail,

@@ -11,6 +11,7 @@ from core.model import Change, Demand, Drops, FastPath, LinkKey, Part, Ref, Snap
 from core.rates import LinkRate, Rates
 from core.topology import Topology
 from core.topology.flow_index import FlowView
+from tui.baseline import Baseline
 
 # Tones of cells: colours show state, and are no decoration.
 Tone = Literal["", "ok", "warn", "bad", "dim", "accent"]
@@ -251,7 +252,7 @@ class ViewContext:
     grouped flows add up to; `offers_demo` is set where a key opens the demo if there is nothing else to see.
     `muted` are the ids of muted findings; `since` is when each finding appeared, 0 for those that were there
     at the start.
-    `drops` is None while dropped packets aren't counted.
+    `drops` is None while dropped packets aren't counted; `baseline` is the other side of `:diff`.
     """
 
     topology: Topology
@@ -265,6 +266,7 @@ class ViewContext:
     muted: frozenset[str] = frozenset()
     since: Mapping[str, float] = field(default_factory=dict)
     drops: Drops | None = None
+    baseline: Baseline | None = None
 
     @property
     def flow_view(self) -> FlowView:
