@@ -19,13 +19,13 @@ import numpy as np
 from bpf import layout, syscall
 from bpf.clock import Clock, jiffies_ago
 from bpf.hostwatch import conntrack_timeouts
-from bpf.nfnetlink import (
+from bpf.syscall import RingBuffer
+from core.netlink.client import NETFILTER, Netlink, attribute, attributes, walk
+from core.netlink.nfnetlink import (
     NESTED,
     header,
     nest,
 )
-from bpf.syscall import RingBuffer
-from core.netlink.client import NETFILTER, Netlink, attribute, attributes, walk
 
 # Our bits of the ct mark hold a generation for each direction. The chain that writes them (see
 # bpf/generation_chain.py) is the last one before conntrack confirms an entry.

@@ -22,7 +22,10 @@ from bpf.connections import (
     field_mask,
 )
 from bpf.maps import Maps
-from bpf.nfnetlink import (
+from bpf.preconditions import Preconditions, has_ipsec_policies
+from bpf.ruleset import legacy_fingerprint
+from core.netlink.client import attribute
+from core.netlink.nfnetlink import (
     AF_INET_BOTH,
     APPEND,
     CREATE,
@@ -34,9 +37,6 @@ from bpf.nfnetlink import (
     string,
     word,
 )
-from bpf.preconditions import Preconditions, has_ipsec_policies
-from bpf.ruleset import legacy_fingerprint
-from core.netlink.client import attribute
 
 CHAIN = "mark"
 _NEW_TABLE, _NEW_CHAIN, _NEW_RULE, _DEL_RULE = 0, 3, 6, 8

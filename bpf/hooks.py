@@ -20,8 +20,8 @@ from pathlib import Path
 
 from bpf import syscall
 from bpf.attachments import is_foreign_filter
-from bpf.nfnetlink import header
 from core.netlink.client import GENERIC, NETFILTER, Netlink, attribute, attribute_list, attributes, text, u16
+from core.netlink.nfnetlink import header
 
 _GET = 12 << 8  # NFNL_SUBSYS_HOOK, NFNL_MSG_HOOK_GET
 _HOOKNUM, _DEVICE, _FUNCTION, _MODULE = 1, 3, 4, 5

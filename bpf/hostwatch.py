@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bpf.nfnetlink import NFTABLES
 from bpf.rule_analysis import ChainName, SetName
 from core.collect.nft_netlink import FAMILIES
 from core.netlink.client import (
@@ -31,6 +30,8 @@ from core.netlink.client import (
     walk,
     walk_events,
 )
+from core.netlink.nfnetlink import NFTABLES
+from core.text import TRACE_TABLE
 
 # RTNLGRP_* of linux/rtnetlink.h: links, IPv4 routes and rules, IPv6 routes and rules, settings of links by
 # family, next hops.
@@ -294,6 +295,7 @@ class RuleWatch:
     def __init__(self) -> None:
         self._socket = listener(NETFILTER, (_NFT_GROUP,), _NFT_BUFFER)
         self._transaction = RuleChanges()
+        self._of_probe = False  # whether the transaction has events of a probe's table
 
     def fileno(self) -> int:
         """Return the descriptor to wait for."""
@@ -318,22 +320,25 @@ class RuleWatch:
 
     def _add_event(self, kind: int, payload: bytes) -> None:
         """Add an event to the transaction that it belongs to."""
-        if kind in _NFT_ELEMENTS:
-            name, given = _object_name(payload)
+        name, given = _object_name(payload)
+        if name[1].startswith(TRACE_TABLE):
+            self._of_probe = True
+        elif kind in _NFT_ELEMENTS:
             self._transaction.sets.add(name)
             verdicts = _verdicts(given.get(3, b""))
             self._transaction.verdicts |= bool(verdicts)
             self._transaction.verdict_changes |= {(name, chain) for chain in _verdict_changes(kind, verdicts)}
         elif kind in _NFT_RULES:
-            self._transaction.chains.add(_object_name(payload)[0])
+            self._transaction.chains.add(name)
         else:
             self._transaction.rules = True
 
     def _end_transaction(self, found: RuleChanges, is_own: bool) -> None:
         """End a transaction; one without events may have changed anything."""
         transaction, self._transaction = self._transaction, RuleChanges()
+        of_probe, self._of_probe = self._of_probe, False
         if not is_own:
-            transaction.rules |= not transaction.sets and not transaction.chains
+            transaction.rules |= not transaction.sets and not transaction.chains and not of_probe
             found.merge(transaction)
 
     def close(self) -> None:

@@ -18,11 +18,12 @@ from pathlib import Path
 from bpf.connections import PRIORITY, SHIFT, TABLE, field_mask
 from bpf.expressions import Sets, rule_of
 from bpf.extensions import saved_rule
-from bpf.nfnetlink import NFTABLES, header, string
 from bpf.rule_analysis import ChainName, Rule, RuleSet
 from core.collect.iptables import read_iptables
 from core.collect.nft_netlink import FAMILIES
 from core.netlink.client import NETFILTER, Message, Netlink, attribute_list, attributes, text
+from core.netlink.nfnetlink import NFTABLES, header, string
+from core.text import TRACE_TABLE
 
 _GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS = (
     NFTABLES | number for number in (1, 4, 7, 10, 13)
@@ -112,12 +113,15 @@ class _BaseChains:
 def _read_chains(
     kernel: Netlink, chains: dict[ChainName, list[Rule]], hooks: dict[ChainName, str]
 ) -> _BaseChains:
-    """Add nftables' chains, without rules, and their hooks."""
+    """Add nftables' chains, without rules, and their hooks.
+
+    Those of a probe only mark its own packets for tracing.
+    """
     found = _BaseChains()
     for message in kernel.dump(_GET_CHAIN, header(0)):
         family, given = _parsed(message)
         name = (family, text(given[1]), text(given[3]))
-        if name[:2] == ("inet", TABLE) or family == "arp":
+        if name[:2] == ("inet", TABLE) or name[1].startswith(TRACE_TABLE) or family == "arp":
             continue
         chains.setdefault(name, [])
         if 4 in given and text(given.get(7, b"")) != "nat":

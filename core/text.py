@@ -117,6 +117,8 @@ PREFIX = "vnet:"
 TABLE = "vnet"
 # vnet's table in containers whose packets aren't tracked, of family netdev.
 UNTRACKED_TABLE = "vnet_untracked"
+# The beginning of the names of tables that trace a probe, of families inet and bridge.
+TRACE_TABLE = "vnet-trace-"
 _UNESCAPED = "/:,[]*"
 
 TagValues = Mapping[str, tuple[str, ...]]

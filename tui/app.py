@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from textual import events
 from textual._time import get_time
-from textual.app import SystemCommand
+from textual.app import SuspendNotSupported, SystemCommand
 from textual.command import DiscoveryHit, Hits, Provider
 from textual.driver import Driver
 from textual.drivers import linux_driver
@@ -165,6 +165,17 @@ class VnetApp(TonedApp):
         """End, for the demo."""
         self.wants_demo = True
         self.exit()
+
+    def on_dashboard_shell_asked(self, message: Dashboard.ShellAsked) -> None:
+        """Give the terminal to a shell, until that ends."""
+        from tui.suspended import open_shell
+
+        try:
+            with self.suspend():
+                open_shell(message.target)
+        except SuspendNotSupported:
+            words = f"can't open a shell here. Try: vnet-tui shell {message.target}"
+            self.notify(words, severity="warning", markup=False)
 
     async def action_quit(self) -> None:
         """End at once."""

@@ -32,7 +32,7 @@ _IPV4_KEY, _IPV6_KEY = struct.Struct("=9xB2x12s"), struct.Struct("=6xBx36s")
 _IPV4_TYPE, _IPV6_TYPE = b"\x08\x00", b"\x86\xdd"
 _WITH_PORTS = frozenset({6, 17, 132})
 _MOST_COMMENTS = 1 << 16
-_MOST_TRIES = 3  # to complete a comment: a server may accept a connection after its first packets
+_MOST_TRIES = 5  # to complete a comment: a server may accept a connection after its first packets
 
 # (time in nanoseconds, packet block)
 Record = tuple[int, bytes]
@@ -60,13 +60,13 @@ class Encoder:
         self._commenter = commenter
         self._comments: dict[Key, bytes] = {}
         self._unfinished: set[Key] = set()
-        self._tries: dict[Key, int] = {}
+        self._made: dict[Key, tuple[int, str]] = {}  # tries, and the longest text
 
     def renew(self, all_comments: bool = False) -> None:
         """Make comments that weren't final, or all, again."""
         if all_comments:
             self._comments.clear()
-            self._tries.clear()
+            self._made.clear()
         for key in self._unfinished:
             self._comments.pop(key, None)
         self._unfinished.clear()
@@ -125,7 +125,9 @@ class Encoder:
         if len(self._comments) >= _MOST_COMMENTS:
             self.renew(all_comments=True)
         text, is_final = self._commenter(ends)
-        tries = self._tries[key] = self._tries.get(key, 0) + 1
+        tries, before = self._made.get(key, (0, ""))
+        tries, text = tries + 1, max(text, before, key=len)  # a socket may be gone by now
+        self._made[key] = tries, text
         if not is_final and tries <= _MOST_TRIES:
             self.new_flows = True
             self._unfinished.add(key)

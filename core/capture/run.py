@@ -31,6 +31,7 @@ _ALL_COMMENTS = 30.0  # seconds after which all comments are made again
 # Packets of several links are sorted; each waits until every ring has handed over what came before it.
 _SETTLED = 3 * RETIRE_MS * 1_000_000
 _MOST_WAITING = 500_000
+_MOST_HELD = 2_000_000  # bytes of the ring
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,7 @@ class Capture:
         self._began = time.time_ns()
         self._started = time.monotonic()
         self._is_pending = False
+        self._held: list[tuple[_Source, bytes]] = []
 
     # ---- before
 
@@ -321,28 +323,36 @@ class Capture:
         limits = self.settings.limits
         return f"the time limit of {limits.seconds:g} s" if now >= self._started + limits.seconds else ""
 
-    def _read(self) -> list[Record]:
-        """Return the packets that have arrived, in the order of time."""
-        filled = [(source, block) for source in self._sources for block in source.ring.blocks()]
-        encoded = [source.encoder.encode(block) for source, block in filled]
-        if self.settings.comments and self._renew_comments():
-            encoded = [source.encoder.encode(block) for source, block in filled]
+    def _read(self, last: bool = False) -> list[Record]:
+        """Return the packets that have arrived, in the order of time.
+
+        Few packets with a new flow wait until connections and sockets may be read again, unless they are the
+        `last`: a short connection would be over before its comment is complete."""
+        filled = [
+            *self._held,
+            *((source, block) for source in self._sources for block in source.ring.blocks()),
+        ]
+        may_wait = not last and self._comments.is_due_soon and sum(len(one) for _, one in filled) < _MOST_HELD
+        if self._held and may_wait:
+            self._held = filled
+            return []
+        encoded, self._held = [source.encoder.encode(block) for source, block in filled], []
+        if self.settings.comments:
+            self._is_pending = self._is_pending or any(one.encoder.new_flows for one in self._sources)
+            if self._is_pending and may_wait:
+                self._held, encoded = filled, []
+                self._renew_comments()
+            elif self._is_pending and self._comments.is_due and self._comments.refresh():
+                self._renew_comments()
+                self._is_pending = False
+                encoded = [source.encoder.encode(block) for source, block in filled]
         records = [record for each in encoded for record in each]
         return records if len(self._sources) == 1 else self._sorted(records)
 
-    def _renew_comments(self) -> bool:
-        """Read connections and sockets again if a flow is new; return whether it was."""
-        encoders = [source.encoder for source in self._sources]
-        self._is_pending = self._is_pending or any(one.new_flows for one in encoders)
-        is_due = self._is_pending and self._comments.is_due
-        if is_due:
-            self._comments.refresh()
-            self._is_pending = False
-        for encoder in encoders:
-            encoder.new_flows = False
-            if is_due:
-                encoder.renew()
-        return is_due
+    def _renew_comments(self) -> None:
+        for source in self._sources:
+            source.encoder.new_flows = False
+            source.encoder.renew()
 
     def _sorted(self, records: list[Record], all_of_them: bool = False) -> list[Record]:
         """Sort packets of several links; the newest wait for older ones of other links."""
@@ -360,7 +370,7 @@ class Capture:
     def _drain(self) -> list[Record]:
         """Return the packets of blocks that the kernel still fills, and those that wait."""
         time.sleep(2 * RETIRE_MS / 1000)
-        records = self._read()
+        records = self._read(last=True)
         return records + self._sorted([], all_of_them=True) if len(self._sources) > 1 else records
 
     def _deliver(self, records: list[Record]) -> str:

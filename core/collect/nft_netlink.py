@@ -21,7 +21,7 @@ from core.model import Chain, FirewallRule, VerdictCase
 from core.nat.forward_policy import is_forward_chain
 from core.netlink import client
 from core.netlink.client import NETFILTER, Message, Netlink, attribute, attribute_list, attributes, text
-from core.text import TABLE
+from core.text import TABLE, TRACE_TABLE
 
 # linux/netfilter/nf_tables.h and nfnetlink.h.
 _SUBSYS = 10 << 8
@@ -53,7 +53,7 @@ class Table(NamedTuple):
 
 
 def read_tables() -> tuple[Table, ...]:
-    """Return the tables of the thread's network namespace.
+    """Return the tables of the thread's network namespace, without those of a probe.
 
     Raises PermissionError without CAP_NET_ADMIN there.
     """
@@ -62,7 +62,8 @@ def read_tables() -> tuple[Table, ...]:
     try:
         with client.Netlink(client.NETFILTER) as kernel:
             messages = kernel.dump(_GET_TABLE, NFGENMSG.pack(0, 0, 0))
-            return tuple(_table(kernel, message) for message in messages)
+            tables = (_table(kernel, message) for message in messages)
+            return tuple(table for table in tables if not table.name.startswith(TRACE_TABLE))
     except PermissionError:
         raise
     except OSError:

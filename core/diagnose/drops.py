@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from core.drop_reasons import explain
 from core.model import HeavyDrop, Ref, container_ref, link_ref, namespace_ref
-from core.model.refs import Finding
+from core.model.finding import Finding
 from core.topology import Topology
 
 

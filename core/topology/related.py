@@ -311,6 +311,18 @@ def entry_table(topology: Topology, ref: Ref) -> Conntrack | None:
     return replace(table, entries=found[:1]) if len(found) else None
 
 
+def shell_target(topology: Topology, ref: Ref | None) -> str:
+    """Return what `vnet-tui shell` calls the object, "" if it is in no namespace.
+
+    That is a container's "runtime:id", otherwise the inode of a namespace."""
+    if ref is None:
+        return ""
+    if ref.kind == "container":
+        return ":".join(map(str, ref.key))
+    is_inside = ref.kind in ("namespace", "link") and ref.key[0] in topology.snapshot.namespaces
+    return str(ref.key[0]) if is_inside else ""
+
+
 def find_by_name(topology: Topology, name: str) -> Ref | None:
     """Return the first object with that name, ignoring case; None if there is none.
 

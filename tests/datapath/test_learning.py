@@ -16,9 +16,9 @@ from scapy.layers.inet6 import IPv6
 from scapy.packet import Packet
 
 from bpf import connections, layout, syscall
-from bpf.nfnetlink import header, nest
 from bpf.syscall import RingBuffer
 from core.netlink.client import NETFILTER, Netlink, attribute
+from core.netlink.nfnetlink import header, nest
 from tests.datapath.rig import REDIRECT, TO_KERNEL, Outcome, Rig, changed, flow_key, plain
 from tests.support.host import ThrowawayHost
 

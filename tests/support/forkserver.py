@@ -29,7 +29,7 @@ _PRELOADED = (
     "core.agent", "core.collect.snapshot", "core.export", "core.lab", "tui.cli.agent", "tui.cli.change",
     "tui.cli", "tui.cli.fastpath", "tui.cli.flows", "tui.cli.lab_faults", "tui.cli.record", "tui.cli.show",
     "tui.cli.why", "tui.cli.doctor", "bpf.client", "difflib", "core.operations.rtnetlink", "docker.api",
-    "psutil", "tui.cli.capture", "tui.cli.drops", "tui.cli.diff",
+    "psutil", "tui.cli.capture", "tui.cli.drops", "tui.cli.diff", "tui.cli.shell", "tui.cli.trace",
 )  # fmt: skip
 
 

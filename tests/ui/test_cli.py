@@ -138,7 +138,8 @@ def test_bash_accepts_the_completion_script() -> None:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        (["sh"], {"show"}),
+        (["sho"], {"show"}),
+        (["sh"], {"shell", "show"}),
         (["show", "v"], {"veths"}),
         (["show", "veths", "--j"], {"--json"}),
         (["completion", ""], {"bash", "zsh", "fish", "-h", "--help"}),

@@ -143,14 +143,14 @@ def test_packets_of_a_block_are_encoded_with_comments() -> None:
 
 
 def test_unfinished_comments_are_made_again() -> None:
-    answers = iter([("first", False), ("second", True)])
+    answers = iter([("web", False), ("web (nginx[1])", False), ("web", True)])
     encoder = Encoder(0, ETHERNET, lambda ends: next(answers))
     block = ring_block([(bytes(Ether() / IP(**_ENDS) / UDP(sport=5, dport=6)), 0, 0)])
     said = []
     for _ in range(3):
         said.append(packet_of(encoder.encode(block)[0][1]).comment)
         encoder.renew()
-    assert said == ["first", "second", "second"]
+    assert said == ["web", "web (nginx[1])", "web (nginx[1])"], "the socket has been closed"
 
 
 def test_loopback_shows_each_packet_once() -> None:

@@ -93,7 +93,7 @@ PAGES = _files("*.md", "docs/*.md")
 
 # Classes and functions whose text reaches users as it is; of problems and failed tools that is `what`.
 WHOLE = {
-    "Busy", "CaptureError", "CommandError", "GuardError", "MetricsError", "OutOfTime", "Problem",
+    "Busy", "CaptureError", "CommandError", "GuardError", "MetricsError", "OutOfTime", "ProbeError", "Problem",
     "ReaderGone", "StateError", "Stopped", "ToolFailed", "ToolMissing", "UnknownEndpoint",
     "UnknownNamespace", "_NotRunning", "failure", "refusal",
 }  # fmt: skip

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from bpf.expressions import Sets, rule_of
-from bpf.nfnetlink import expression, nest, string, word
 from bpf.rule_analysis import Rule
 from core.netlink.client import attribute
+from core.netlink.nfnetlink import expression, nest, string, word
 
 _OURS = 0xFF000000
 

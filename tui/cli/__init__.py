@@ -63,6 +63,8 @@ def _run(options: argparse.Namespace) -> int:
                 from tui.cli.flows import run
             case "why":
                 from tui.cli.why import run
+            case "trace":
+                from tui.cli.trace import run
             case "doctor":
                 from tui.cli.doctor import run
             case "drops":
@@ -73,6 +75,8 @@ def _run(options: argparse.Namespace) -> int:
                 from tui.cli.capture import run
             case "diff":
                 from tui.cli.diff import run
+            case "shell":
+                from tui.cli.shell import run
             case "completion":
                 from tui.cli.completion import run
             case _:
@@ -106,7 +110,8 @@ def confine(options: argparse.Namespace) -> None:
     from core import confine as rights
 
     reads_only = options.command in ("why", "doctor") and not _changes(options)
-    if options.command in ("show", "flows", "drops", "diff") or (reads_only and options.command == "why"):
+    is_static = reads_only and options.command == "why" and not options.probe
+    if options.command in ("show", "flows", "drops", "diff") or is_static:
         for_engines = {rights.DAC_OVERRIDE} if any(map(os.environ.get, _ENGINES)) else set()
         if options.command == "drops":
             counting = {rights.SYSLOG, rights.PERFMON, rights.BPF}

@@ -10,7 +10,7 @@ from tui.cli.option_types import bytes_of, count_of, seconds_of
 def add_capture_options(capture: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to its parser."""
     capture.add_argument(
-        "what", metavar="CONTAINER",
+        "what", metavar="WHAT",
         help="a container, network, link (web1/eth0), namespace, or flow (10.0.0.2:4000-10.0.0.3:80)",
     )  # fmt: skip
     capture.add_argument(

@@ -11,7 +11,7 @@ from core.lab.faults import DEMO, FAULTS, NONE
 from tui.cli.parser import make_parser
 
 # Kinds of values by metavar, for completion in each shell.
-_FILES, _NAMESPACES, _CONTAINERS, _LAB_FAULTS = "FILE", "NAME", "CONTAINER", "FAULT"
+_FILES, _NAMESPACES, _CONTAINERS, _LAB_FAULTS, _ITEMS = "FILE", "NAME", "CONTAINER", "FAULT", "WHAT"
 _FAULT_NAMES = " ".join((*FAULTS, NONE, DEMO))
 _MOMENTS = ("A", "B")  # of `diff`: files, or now
 
@@ -65,7 +65,7 @@ def _add_argument(action: argparse.Action, command: _Command) -> None:
     if not action.option_strings and not isinstance(action, argparse._SubParsersAction):
         command.words += [str(choice) for choice in action.choices or ()]
         command.files |= action.metavar in (_FILES, *_MOMENTS)
-        command.containers |= action.metavar == _CONTAINERS
+        command.containers |= action.metavar in (_CONTAINERS, _ITEMS)
 
 
 def _bash(top: _Command, commands: list[_Command]) -> str:

@@ -39,8 +39,32 @@ def add_why(why: argparse.ArgumentParser) -> None:
         "--port", default="", metavar="PORT[/PROTO]", help="its port: 443/tcp, 53/udp (default: ICMP)"
     )
     why.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
+    why.add_argument(
+        "--probe",
+        action="store_true",
+        help="verify the answer: send one packet, and record what the kernel does",
+    )
     why.add_argument("--fix", action="store_true", help="repair what stops the packet; asks first")
     _add_repair_options(why)
+
+
+def add_trace(trace: argparse.ArgumentParser) -> None:
+    """Add the arguments of `vnet-tui trace`."""
+    trace.add_argument("a", metavar="A", help="the sender: a container, namespace or host")
+    trace.add_argument("b", metavar="B", help=f"the receiver: {_END}")
+    trace.add_argument(
+        "--port", default="", metavar="PORT[/PROTO]", help="its port: 443/tcp, 53/udp (default: ICMP)"
+    )
+    trace.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
+
+
+def add_shell(shell: argparse.ArgumentParser) -> None:
+    """Add the arguments of `vnet-tui shell`."""
+    shell.add_argument("container", metavar="CONTAINER", help="a container or namespace: name, id or inode")
+    shell.add_argument(
+        "--net", action="store_true", help="run this host's programs, in its network namespace only"
+    )
+    shell.add_argument("run", nargs=argparse.REMAINDER, metavar="COMMAND", help="run this instead of a shell")
 
 
 def add_doctor(doctor: argparse.ArgumentParser) -> None:

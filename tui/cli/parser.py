@@ -10,7 +10,7 @@ import re
 from typing import NoReturn
 
 from tui.cli.capture_options import add_capture_options
-from tui.cli.diagnosis_parser import add_diff, add_doctor, add_drops, add_why
+from tui.cli.diagnosis_parser import add_diff, add_doctor, add_drops, add_shell, add_trace, add_why
 from tui.cli.option_types import bytes_of, seconds_of
 
 TOPICS = (
@@ -25,6 +25,7 @@ examples:
   vnet-tui flows --by container          rates of connections, by container
   vnet-tui why web1 db --port 5432       can web1 reach db? what stops it?
   vnet-tui doctor                        what is wrong here, and repairs
+  vnet-tui trace web1 203.0.113.80       each link that one packet passes
   vnet-tui drops --follow                dropped packets: where and why
   vnet-tui dump host.vnet                save a snapshot to a file
   vnet-tui --from host.vnet              open that file (needs no root)
@@ -32,6 +33,7 @@ examples:
   vnet-tui capture web1 -w web1.pcapng   capture packets for Wireshark
   vnet-tui diff host.vnet                what changed since that dump
   vnet-tui bundle report.tar.gz          write an archive for a bug report
+  vnet-tui shell web1                    open a shell in a container
   vnet-tui demo                          open the dashboard on a demo lab
   vnet-tui network create shop --dry-run print the commands for a NAT network
   vnet-tui container create web --network shop
@@ -124,6 +126,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_drops(_command(commands, "drops", "count dropped packets by the kernel's reasons"))
     _change_commands(commands)
     _fast_path_commands(commands)
+    add_trace(_command(commands, "trace", "send one packet from A to B, and list each link that it passes"))
+    add_shell(_command(commands, "shell", "open a shell in a container, or run a command there"))
     shell = _command(commands, "completion", "print a script that completes commands in a shell")
     shell.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
     return parser

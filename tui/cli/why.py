@@ -6,15 +6,18 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.model import Part, Ref, Snapshot
 from core.reach import Answer, Hop, UnknownEndpoint, ask, why
 from core.topology import Topology
 from tui.cli.show import CODES, Output, painted
 from tui.command import CommandError, load
-from tui.views.answers import answer_lines
+from tui.views.answers import answer_lines, verification_lines
 from tui.views.formatting import ascii_only
+
+if TYPE_CHECKING:
+    from core.probe.verify import Verification
 
 PARTS = (Part.LINKS, Part.CONTAINERS, Part.FIREWALL, Part.CONNTRACK, Part.LISTENERS)
 SCHEMA = 1
@@ -28,11 +31,13 @@ def run(options: argparse.Namespace) -> int:
         answer = why(topology, ask(topology, options.a, options.b, options.port))
     except UnknownEndpoint as error:
         raise CommandError(str(error)) from None
+    probed = _probe(options, topology, answer) if options.probe else None
     output = Output.of(sys.stdout, options.json)
     if options.json:
-        output.stream.write(json.dumps(document(answer)) + "\n")
+        more = {"probe": probed[1]} if probed else {}
+        output.stream.write(json.dumps({**document(answer), **more}) + "\n")
     else:
-        _print(answer, output)
+        _print(answer, output, probed[0] if probed else None)
     if options.fix:
         return _repair(options, answer)
     return int(answer.verdict == "stop")
@@ -47,8 +52,22 @@ def read(options: argparse.Namespace) -> Snapshot:
     return read_snapshot(PARTS)
 
 
-def _print(answer: Answer, output: Output) -> None:
-    for line in answer_lines(answer, output.width or _WIDTH):
+def _probe(
+    options: argparse.Namespace, topology: Topology, answer: Answer
+) -> tuple[Verification, dict[str, Any]]:
+    """Verify the answer with a probe. Raises CommandError."""
+    if options.source:
+        raise CommandError("can't send a probe: a file isn't a host. Try: the same without --probe")
+    from tui.cli.trace import probe_document, verified
+
+    found = verified(topology, answer)
+    return found, probe_document(topology, found)
+
+
+def _print(answer: Answer, output: Output, probed: Verification | None) -> None:
+    width = output.width or _WIDTH
+    found = verification_lines(probed, width) if probed else ()
+    for line in (*answer_lines(answer, width), *([[]] if probed else []), *found):
         pieces = (painted(text, CODES.get(tone, ""), output) for text, tone in line)
         output.stream.write(printable("".join(pieces).rstrip(), output) + "\n")
 

@@ -11,7 +11,7 @@ from textual.message import Message
 
 from core.model import Ref
 from core.text import safe
-from core.topology.related import find_by_name
+from core.topology.related import find_by_name, shell_target
 from tui import keys, themes
 from tui.presenter import DetailReady, Presenter, QueryFailed, RowsReady, TargetReady, UpdateArrived
 from tui.screens.change import ChangeController
@@ -47,6 +47,13 @@ class Dashboard(Layout):
 
     class DemoAsked(Message):
         """The user wants to see the demo."""
+
+    class ShellAsked(Message):
+        """The user wants a shell in a container or namespace, given by its id."""
+
+        def __init__(self, target: str) -> None:
+            super().__init__()
+            self.target = target
 
     def __init__(
         self,
@@ -417,6 +424,16 @@ class Dashboard(Layout):
     def action_demo(self) -> None:
         if self._offers_demo:
             self.post_message(self.DemoAsked())
+
+    def action_shell(self) -> None:
+        """Open a shell in the selected container, or in the selected namespace."""
+        target = shell_target(self.presenter.context.topology, self.ref)
+        if not self.presenter.source.live:
+            self.notify("can't open a shell: this isn't a live host", markup=False)
+        elif not target:
+            self.notify("can't open a shell here. Try: select a container or namespace", markup=False)
+        else:
+            self.post_message(self.ShellAsked(target))
 
     def action_pause(self) -> None:
         """Pause the picture, or the recording; resume with the newest update."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from core.reach import Answer, Hop
 from core.text import safe
 from tui.views.formatting import fit, width_of, wrapped
 from tui.views.rows import Tone
+
+if TYPE_CHECKING:
+    from core.probe.verify import Verification
 
 # One line as (text, tone) pieces.
 AnswerLine = Sequence[tuple[str, str]]
@@ -68,3 +72,13 @@ def hop_lines(hop: Hop, width: int, places: int) -> Iterator[AnswerLine]:
     for text in hop.evidence:
         for part in wrapped(safe(text), room):
             yield [(indent + part, "dim")]
+
+
+def verification_lines(found: Verification, width: int) -> Iterator[AnswerLine]:
+    """Yield what a probe found, beside the static answer."""
+    tone = "warn" if found.agrees is False else "ok" if found.result.outcome == "answered" else "accent"
+    for part in wrapped(safe(found.sentence), width):
+        yield [(part, tone)]
+    for note in found.notes:
+        for number, part in enumerate(wrapped(safe(note), width - 2)):
+            yield [("  " if number else "- ", "dim"), (part, "")]

@@ -1,0 +1,139 @@
+"""Verify a static answer with a probe, and compare both.
+
+See core.reach for the answer and core.probe.run for the probe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.model import Namespace
+from core.model.probe import DropObserver, ProbeRequest, ProbeResult, Protocol, TraceStep, rule_of
+from core.probe.run import ProbeError, probe
+from core.reach import Answer, Question
+from core.reach.question import addresses
+from core.reach.texts import evidence_of
+from core.text import failure_sentence
+from core.topology import Topology
+
+TIMEOUT = 1.5  # seconds
+_PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp", "icmp": "icmp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A probe beside the static answer.
+
+    `agrees` is None if the static answer was uncertain. `sentence` compares both; `notes` are what the kernel
+    did: the rule that dropped the packet, drop reasons, neighbours that didn't answer, and what couldn't be
+    recorded.
+    """
+
+    result: ProbeResult
+    agrees: bool | None
+    sentence: str
+    notes: tuple[str, ...] = ()
+
+
+def verify(topology: Topology, answer: Answer, observer: DropObserver | None = None) -> Verification:
+    """Send a probe for the question of an answer, and compare. Raises ProbeError."""
+    result = probe(request_of(topology, answer.question, observer))
+    agrees = _agrees(answer, result)
+    return Verification(result, agrees, _sentence(answer, result, agrees), tuple(_notes(topology, result)))
+
+
+def request_of(
+    topology: Topology, question: Question, observer: DropObserver | None = None, timeout: float = TIMEOUT
+) -> ProbeRequest:
+    """Return the probe of a question. Raises ProbeError for a sender outside this host."""
+    source, target = addresses(topology, question)
+    namespace = topology.snapshot.namespaces.get(question.source.ns or 0)
+    if namespace is None:
+        what = f"can't send a probe from {question.source.name}"
+        remedy = "the other direction, or a container as the sender"
+        raise ProbeError(failure_sentence(what, "it isn't on this host", remedy))
+    return ProbeRequest(
+        namespace, target, _PROTOCOLS[question.l4_proto], question.port, source, timeout,
+        through=_through(topology, question), destination=_namespace(topology, question.target.ns),
+        observer=observer,
+    )  # fmt: skip
+
+
+def _namespace(topology: Topology, ns: int | None) -> Namespace | None:
+    return topology.snapshot.namespaces.get(ns) if ns is not None else None
+
+
+def _through(topology: Topology, question: Question) -> tuple[Namespace, ...]:
+    """Return the host's namespace, and those that the ends' links lead to."""
+    found = [topology.host]
+    for ns in (question.source.ns, question.target.ns):
+        net = topology.snapshot.nets.get(ns or 0)
+        for link in net.links.values() if net else ():
+            peer = topology.peer(link)
+            found += [peer.ns] if peer is not None else []
+    spaces = (topology.snapshot.namespaces.get(ns) for ns in dict.fromkeys(found))
+    return tuple(one for one in spaces if one is not None)
+
+
+def _agrees(answer: Answer, result: ProbeResult) -> bool | None:
+    """Return whether the probe agrees with the answer, None for an uncertain answer."""
+    if answer.verdict == "unknown":
+        return None
+    if answer.verdict == "stop":
+        return result.outcome != "answered"
+    # An answer that ends at the uplink says nothing about what follows.
+    leaves = any(hop.kind == "uplink" for hop in answer.there)
+    return result.outcome == "answered" or leaves
+
+
+def _sentence(answer: Answer, result: ProbeResult, agrees: bool | None) -> str:
+    found = outcome_text(result)
+    if agrees is None:
+        return f"The probe settles it: {found}."
+    if not agrees:
+        return f"The probe disagrees: {found}. Both are shown; the host may have changed meanwhile."
+    if answer.verdict != "stop" and result.outcome != "answered":
+        return f"The probe left this host: {found}."
+    return f"The probe confirms it: {found}."
+
+
+def outcome_text(result: ProbeResult) -> str:
+    """Describe the outcome of a probe, without a full stop."""
+    if result.outcome == "answered":
+        return f"answered by {result.sender} after {(result.rtt or 0) * 1000:.2f} ms"
+    sender = f" by {result.sender}" if result.sender else ""
+    error = f" ({result.error.name})" if result.error is not None else ""
+    if result.outcome == "refused":
+        return f"refused{sender}{error}"
+    if result.outcome == "unreachable":
+        return f"unreachable, reported{sender or ' by the sending host'}{error}"
+    if result.arrived is None:
+        return f"no answer within {TIMEOUT:g} s"
+    where = "but it arrived" if result.arrived else "and it didn't arrive"
+    return f"no answer within {TIMEOUT:g} s, {where}"
+
+
+def _notes(topology: Topology, result: ProbeResult) -> list[str]:
+    notes = []
+    if (step := result.dropped_by) is not None:
+        what = "the request" if step.role == "request" else "the answer"
+        notes.append(f"nft trace: {what} was dropped by {step_text(topology, step)}")
+    for drop in result.drops:
+        link = topology.snapshot.link((drop.ns, drop.ifindex))
+        place = f" at {link.name} in {topology.label(drop.ns)}" if link else ""
+        function = f", {drop.function}" if drop.function else ""
+        notes.append(f"kernel: dropped{place}: {drop.reason}{function}")
+    for one in result.neighbours:
+        notes.append(f"neighbour: {one.address} is {one.state} in {topology.label(one.ns)}")
+    return notes + [problem.sentence for problem in result.problems]
+
+
+def step_text(topology: Topology, step: TraceStep) -> str:
+    """Return the rule or policy of a step of nftables' trace."""
+    firewall = topology.snapshot.firewalls.get(step.ns)
+    rule = rule_of(step, firewall) if firewall else None
+    where = f"in {topology.label(step.ns)}"
+    if rule is not None:
+        return f"{evidence_of(rule)} ({where})"
+    what = "policy" if step.kind == "policy" else f"handle {step.handle}"
+    return f"{step.family} {step.table} {step.chain}: {what} {step.verdict} ({where})"
