@@ -246,7 +246,8 @@ class Functions:
         self._path, self._modules_path = path, modules
         self._names: dict[int, str] = {}
         self._modules: bytes | None = None
-        self._starts, self._symbols = np.zeros(0, np.uint64), np.zeros(0, "S1")
+        # Addresses, ends of names, and these in one text: Rust's names are long, so no array of equal widths.
+        self._starts, self._ends, self._text = np.zeros(0, np.uint64), np.zeros(0, np.uint32), b""
 
     def name(self, address: int) -> str:
         """Return the function's name, "" if the kernel hides it (kptr_restrict)."""
@@ -259,7 +260,11 @@ class Functions:
             self._read_symbols()
         for address in wanted:
             place = int(np.searchsorted(self._starts, np.uint64(address), side="right")) - 1
-            self._names[address] = self._symbols[place].decode("ascii", "replace") if place >= 0 else ""
+            self._names[address] = self._symbol(place) if place >= 0 else ""
+
+    def _symbol(self, place: int) -> str:
+        start = int(self._ends[place - 1]) if place else 0
+        return self._text[start : int(self._ends[place])].decode("ascii", "replace")
 
     def _read_symbols(self) -> None:
         """Read the list of functions; names have no suffix of the compiler's."""
@@ -276,7 +281,8 @@ class Functions:
         self._modules = names
         if found and found[-1][0]:
             self._starts = np.array([address for address, _ in found], np.uint64)
-            self._symbols = np.array([name for _, name in found])
+            self._ends = np.cumsum([len(name) for _, name in found]).astype(np.uint32)
+            self._text = b"".join(name for _, name in found)
 
 
 def _compiled(cache: Path, name: str) -> CompiledProgram:

@@ -224,8 +224,9 @@ _NORMAL: Mapping[str, str] = {
     "CANFD_RX_INVALID_FRAME": "an invalid CAN FD frame",
     "CANXL_RX_INVALID_FRAME": "an invalid CAN XL frame",
 }
+NO_REASON = "NOT_SPECIFIED"
 _UNCLEAR: Mapping[str, tuple[str, str]] = {
-    "NOT_SPECIFIED": (
+    NO_REASON: (
         "the kernel gives no reason: the function shows the place",
         "look the function up in the kernel's source, or trace the packet: `vnet-tui drops --packets`",
     ),
@@ -237,35 +238,53 @@ REASONS: Mapping[str, DropReason] = {
     **{name: DropReason("normal", meaning) for name, meaning in _NORMAL.items()},
     **{name: DropReason("unclear", *texts) for name, texts in _UNCLEAR.items()},
 }
+_PORT_MTU = DropReason(
+    "fault", "it is larger than the MTU of the bridge port", "use the same MTU on all ports: `ip -br link`"
+)
+_NO_PORT = DropReason(
+    "unclear",
+    "the bridge has no port that it may leave by: ports are isolated, blocked or of another VLAN",
+    "see `bridge -d link show` and `bridge vlan show`",
+)
+_MULTICAST = DropReason("normal", "a multicast packet of a group that nothing here has joined")
 # Functions that drop without a reason (NOT_SPECIFIED), by the beginning of their names.
-_FUNCTIONS: Mapping[str, tuple[str, str]] = {
-    "br_dev_queue_push_xmit": (
-        "it is larger than the MTU of the bridge port",
-        "use the same MTU on all ports: `ip -br link`",
+_FUNCTIONS: Mapping[str, DropReason] = {
+    "br_dev_queue_push_xmit": _PORT_MTU,
+    "br_nf_dev_queue_xmit": _PORT_MTU,
+    "dev_forward_skb": DropReason(
+        "fault",
+        "the veth peer doesn't take it: it is larger than the peer's MTU, or the peer is down",
+        "use the same MTU on both ends, and set both up: `ip link show`",
     ),
-    "br_forward": ("the bridge has no port that it may leave by", "see `bridge link` and `bridge vlan show`"),
-    "br_flood": ("the bridge has no port that it may leave by", "see `bridge link` and `bridge vlan show`"),
-    "allowed_ingress": (
+    "allowed_ingress": DropReason(
+        "fault",
         "the bridge port isn't a member of its VLAN",
         "see `bridge vlan show`; `bridge vlan add dev LINK vid VLAN`",
     ),
-    "br_handle_frame": ("the bridge port doesn't accept the frame", "see `bridge -d link show dev LINK`"),
-    "ip6_forward": ("IPv6 doesn't forward it", "see `sysctl net.ipv6.conf.all.forwarding`, its route"),
-    "ip_forward": ("IPv4 doesn't forward it: TTL, route or policy", "see `ip route get DESTINATION`"),
-    "veth_xmit": ("the veth peer doesn't take it", "set both ends up: `ip link set LINK up`"),
-    "arp_": ("an ARP message that isn't for this host", ""),
-    "ip6_mc_input": ("a multicast packet of a group that nothing here has joined", ""),
-    "ip_mc_": ("a multicast packet of a group that nothing here has joined", ""),
-    "icmp": ("an ICMP message that nothing here waits for", ""),
-    "ndisc": ("a neighbour discovery message that isn't for this host", ""),
-    "igmp": ("a message about multicast groups was handled", ""),
-    "mld": ("a message about multicast groups was handled", ""),
+    "br_forward": _NO_PORT,
+    "br_flood": _NO_PORT,
+    "br_handle_frame": _NO_PORT,
+    "ip6_forward": DropReason(
+        "unclear", "IPv6 doesn't forward it", "see `sysctl net.ipv6.conf.all.forwarding`, its route"
+    ),
+    "ip_forward": DropReason(
+        "unclear", "IPv4 doesn't forward it: TTL, route or policy", "see `ip route get DESTINATION`"
+    ),
+    "ip6_mc_input": _MULTICAST,
+    "ip_mc_": _MULTICAST,
+    "ip_rcv_finish_core": DropReason(
+        "normal", "IPv4 has no route for it: mostly multicast of groups that nothing here has joined"
+    ),
+    "ip6_rcv_core": DropReason("normal", "IPv6 isn't ready on this link, or refuses its addresses"),
+    "arp_": DropReason("normal", "an ARP message that isn't for this host"),
+    "icmp": DropReason("normal", "an ICMP message that nothing here waits for"),
+    "ndisc": DropReason("normal", "a neighbour discovery message that isn't for this host"),
+    "igmp": DropReason("normal", "a message about multicast groups was handled"),
+    "mld": DropReason("normal", "a message about multicast groups was handled"),
 }
 # Reasons that mean something else in one function: a ping with a raw socket has its own copy of each answer.
 _SPECIAL: Mapping[tuple[str, str], DropReason] = {
-    ("NO_SOCKET", "ping_rcv"): DropReason(
-        "normal", "an ICMP answer, of which raw sockets got their own copy"
-    ),
+    ("NO_SOCKET", "ping_rcv"): DropReason("normal", "an ICMP answer of which raw sockets got a copy"),
 }
 _UNKNOWN = DropReason("fault", "this version of vnet-tui doesn't know the reason", "look its name up in "
                       "include/net/dropreason-core.h of the kernel")  # fmt: skip
@@ -276,8 +295,5 @@ def explain(reason: str, function: str = "") -> DropReason:
     found = _SPECIAL.get((reason, function)) or REASONS.get(reason, _UNKNOWN)
     if found.kind != "unclear":
         return found
-    texts = next((texts for name, texts in _FUNCTIONS.items() if function.lstrip("_").startswith(name)), None)
-    if texts is None:
-        return found
-    meaning, advice = texts
-    return DropReason("unclear" if advice else "normal", meaning, advice)
+    bare = function.lstrip("_")
+    return next((each for name, each in _FUNCTIONS.items() if bare.startswith(name)), found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from core.drop_reasons import explain
+from core.drop_reasons import NO_REASON, explain
 from core.model import Drop, HeavyDrop
 from core.storms import rounded
 
@@ -69,13 +69,13 @@ class _State:
     heavy: HeavyDrop | None = None
 
 
-type _Key = tuple[str, int, int, str]
+type _Key = tuple[str, int, int, str, str]
 
 
 class HeavyDropWatch:
     """Detect high rates in successive readings.
 
-    Reasons that are normal, or that the kernel doesn't give, are never reported.
+    Reasons that are normal, or that nothing is known about, are never reported.
     """
 
     def __init__(self) -> None:
@@ -90,9 +90,10 @@ class HeavyDropWatch:
         groups: dict[_Key, list[Drop]] = {key: [] for key in self._states}
         for drop, container in drops:
             if explain(drop.reason, drop.function).kind in ("fault", "rule"):
+                function = drop.function if drop.reason == NO_REASON else ""
                 # A container's packets are dropped at several links: they are one problem.
                 place = (0, 0) if container else (drop.ns, drop.ifindex)
-                groups.setdefault((drop.reason, *place, container), []).append(drop)
+                groups.setdefault((drop.reason, *place, container, function), []).append(drop)
         states = {}
         for key, group in groups.items():
             state = self._states.get(key) or _State()
@@ -105,18 +106,18 @@ class HeavyDropWatch:
 
 def _heavy(key: _Key, drops: list[Drop]) -> HeavyDrop:
     """Return the sum of drops, with the place where most of them happen."""
-    reason, ns, ifindex, container = key
+    reason, ns, ifindex, container, function = key
     if drops:
         busiest = max(drops, key=lambda one: one.rate)
         ns, ifindex = busiest.ns, busiest.ifindex
-    return HeavyDrop(reason, ns, ifindex, container, rounded(sum(one.rate for one in drops)))
+    return HeavyDrop(reason, ns, ifindex, container, rounded(sum(one.rate for one in drops)), function)
 
 
 def limit_of(heavy: HeavyDrop) -> float:
     """Return the rate above which it is reported."""
     if heavy.container:
         return LIMIT_OF_CONTAINER
-    is_noise = heavy.reason in _NOISE or explain(heavy.reason).kind == "rule"
+    is_noise = heavy.reason in _NOISE or explain(heavy.reason, heavy.function).kind == "rule"
     return float("inf") if is_noise else LIMIT_OF_NAMESPACE
 
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from core.capture.targets import Target
 
 # How much a plan needs to be read: "publishing" adds ports in use on the host, "tuning" offloads and steering
-# of links, "whole" the rules of other namespaces, which only their deletion needs.
-PlanScope = Literal["light", "publishing", "tuning", "whole"]
+# of links, "whole" the rules of other namespaces, which only their deletion needs, "repair" also forwarding
+# tables and policy rules.
+PlanScope = Literal["light", "publishing", "tuning", "whole", "repair"]
 # Called with each operation before it is executed.
 type Progress = Callable[[Operation], None]
 

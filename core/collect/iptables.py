@@ -146,7 +146,7 @@ def rule_fields(rule: str, chain: str) -> dict[str, Any]:
     return fields
 
 
-def _words(rule: str) -> Iterator[tuple[str, bool]]:
+def rule_words(rule: str) -> Iterator[tuple[str, bool]]:
     """Yield each word after "-A CHAIN", and whether it was quoted."""
     words = _WORD.finditer(rule)
     next(words), next(words)
@@ -158,7 +158,7 @@ def _words(rule: str) -> Iterator[tuple[str, bool]]:
 def _options(rule: str) -> Iterator[tuple[str, str, bool]]:
     """Yield each option with its values, and whether it is preceded by "!"."""
     option, values, negated, negate_next = "", list[str](), False, False
-    for word, quoted in _words(rule):
+    for word, quoted in rule_words(rule):
         if quoted or (option == "--comment" and not values):
             values.append(word)
         elif word == "!":

@@ -231,6 +231,12 @@ def _rule_texts(printed: str) -> Texts:
     return texts
 
 
+def read_rule_texts(family: str, table: str, chain: str) -> list[tuple[int, str]]:
+    """Return handle and text of each rule of a chain, in order. Raises ToolFailed."""
+    printed = run_tool("nft", "-a", "-s", "list", "chain", family, table, chain, package="nftables")
+    return [(handle, text) for (_, handle), text in _rule_texts(printed).items()]
+
+
 _METAS = {"iif": "iif", "iifname": "iif", "ibrname": "iif", "oif": "oif", "oifname": "oif", "obrname": "oif"}
 _PORTS = ("sport", "dport")
 _TRANSPORTS = ("tcp", "udp", "udplite", "sctp", "dccp", "th")

@@ -292,7 +292,12 @@ def rule(payload: bytes) -> PolicyRule | None:
         goto=u32(found[4]) if 4 in found else None,
         suppress_prefixlen=_suppress_prefixlen(found.get(14)),
         more=tuple(_selectors(found, tos)),
+        protocol=_maker(found.get(21)),
     )
+
+
+def _maker(protocol: bytes | None) -> str:
+    return protocol_name(protocol[0]) if protocol and protocol[0] else ""
 
 
 def _suppress_prefixlen(value: bytes | None) -> int | None:

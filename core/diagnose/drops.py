@@ -16,10 +16,14 @@ def heavy_drops(topology: Topology) -> Iterator[Finding]:
         subject = subject_of(topology, heavy)
         if subject is not None:
             ref, name = subject
-            reason, link = explain(heavy.reason), topology.snapshot.link((heavy.ns, heavy.ifindex))
+            reason, link = (
+                explain(heavy.reason, heavy.function),
+                topology.snapshot.link((heavy.ns, heavy.ifindex)),
+            )
+            cause = heavy.function or heavy.reason
             where = f" at {link.name} in {topology.label(link.ns)}" if link and heavy.container else ""
-            sentence = f"Packets of {name} are dropped{where}, about {heavy.rate:,.0f}/s ({heavy.reason})"
-            short = f"{heavy.reason} {heavy.rate:,.0f}/s"
+            sentence = f"Packets of {name} are dropped{where}, about {heavy.rate:,.0f}/s ({cause})"
+            short = f"{cause} {heavy.rate:,.0f}/s"
             advice = reason.advice or "see the view :drops"
             advice = advice.replace("LINK", link.name) if link else advice
             related = (link_ref(link.key),) if link and heavy.container else ()

@@ -386,8 +386,16 @@ def compare_heavy_drops(log: ChangeList) -> None:
         subject = subject_of(log.new, heavy)
         if subject is not None and replace(heavy, rate=0.0) not in before:
             rate = f"about {heavy.rate:,.0f}/s"
-            log.add("added", subject[0], f"packets of {subject[1]} are dropped, {rate}: {heavy.reason}")
+            log.add(
+                "added",
+                subject[0],
+                f"packets of {subject[1]} are dropped, {rate}: {heavy.function or heavy.reason}",
+            )
     for heavy in old:
         subject = subject_of(log.old, heavy)
         if subject is not None and replace(heavy, rate=0.0) not in now:
-            log.add("removed", subject[0], f"packets of {subject[1]} are no longer dropped: {heavy.reason}")
+            log.add(
+                "removed",
+                subject[0],
+                f"packets of {subject[1]} are no longer dropped: {heavy.function or heavy.reason}",
+            )

@@ -67,7 +67,7 @@ class HeavyDrop:
     """A high rate of drops that lasts: `rate` in packets a second (about).
 
     `container` is the uid of the container concerned, "" for a namespace's own packets; `ns` and `ifindex`
-    are where most of them were dropped when that began.
+    are where most of them were dropped when that began. `function` is set if the kernel gives no reason.
     """
 
     reason: str
@@ -75,3 +75,4 @@ class HeavyDrop:
     ifindex: int
     container: str = ""
     rate: float = 0.0
+    function: str = ""

@@ -315,7 +315,7 @@ class PolicyRule:
 
     `goto` is the priority that action "goto" jumps to; `suppress_prefixlen` rejects routes with a prefix of
     that length or shorter; `more` holds rarer selectors in ip-rule's syntax ("ipproto 6", "dport 53",
-    "l3mdev", ...)."""
+    "l3mdev", ...). `protocol` is who made it, as in a route, "" if unknown."""
 
     family: int
     priority: int
@@ -331,6 +331,7 @@ class PolicyRule:
     goto: int | None = None
     suppress_prefixlen: int | None = None
     more: tuple[str, ...] = ()
+    protocol: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from core.operations.attachments import ForgetAttachment, PersistAttachment
 from core.operations.base import Operation, affected, is_final, undo_of
 from core.operations.connections import DeleteConnection
 from core.operations.docker import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
+from core.operations.firewall import AddFirewallRule, DeleteFirewallRule
+from core.operations.forwarding import AddFdb, AddPolicyRule, DeleteFdb, DeletePolicyRule
 from core.operations.links import (
     AddVlan,
     CreateBridge,
@@ -22,6 +24,7 @@ from core.operations.links import (
     SetBridge,
     SetLink,
     SetPort,
+    SetPortState,
 )
 from core.operations.namespaces import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace
 from core.operations.settings import SetDockerDns, SetRules, SetSysctl
@@ -31,7 +34,10 @@ from core.operations.values import HOST, NetnsTarget
 __all__ = [
     "HOST",
     "AddAddress",
+    "AddFdb",
+    "AddFirewallRule",
     "AddNeighbour",
+    "AddPolicyRule",
     "AddRoute",
     "AddVlan",
     "CreateBridge",
@@ -39,9 +45,12 @@ __all__ = [
     "CreateVeth",
     "DeleteAddress",
     "DeleteConnection",
+    "DeleteFdb",
+    "DeleteFirewallRule",
     "DeleteLink",
     "DeleteNamespace",
     "DeleteNeighbour",
+    "DeletePolicyRule",
     "DeleteRoute",
     "DeleteVlan",
     "DockerConnect",
@@ -60,6 +69,7 @@ __all__ = [
     "SetLink",
     "SetOffloads",
     "SetPort",
+    "SetPortState",
     "SetRules",
     "SetSizes",
     "SetSteering",

@@ -170,9 +170,9 @@ class AddRoute(Operation):
     """Add a route to `dst` ("default" or a prefix).
 
     It leads through `link` to `gateway` ("": directly), or to several `hops`; `link` and `gateway` are then
-    "". `table`, `kind`, `protocol`, `scope` and `source` are those of ip-route(8), "" its defaults; each of
-    `options` is a name and a value of ip-route(8) ("mtu lock 1400"). `valid_until` is in seconds since the
-    epoch, 0 for ever. `beside` allows another route of the same destination and metric.
+    "", as for a blackhole. `table`, `kind`, `protocol`, `scope` and `source` are those of ip-route(8), "" its
+    defaults; each of `options` is a name and a value of ip-route(8) ("mtu lock 1400"). `valid_until` is in
+    seconds since the epoch, 0 for ever. `beside` allows another route of the same destination and metric.
     """
 
     dst: str
@@ -207,17 +207,19 @@ class AddRoute(Operation):
             for hop in self.next_hops
         )
         table = f" in table {self.table}" if self.table else ""
-        return f"the route {self.dst} {hops}{table} in {self.place}"
+        kind = f"{self.kind} " if self.kind else ""
+        return f"the {kind}route {self.dst}{f' {hops}' if hops else ''}{table} in {self.place}"
 
     @property
     def next_hops(self) -> tuple[Hop, ...]:
-        """The next hops of the route, one or more."""
-        return self.hops or (Hop(self.link, self.gateway, onlink=self.onlink),)
+        """The next hops of the route; none for a blackhole and the like."""
+        alone = (Hop(self.link, self.gateway, onlink=self.onlink),) if self.link else ()
+        return self.hops or alone
 
     def _words(self, verb: str) -> str:
         words = ["-6"] if self.family == 6 else []
         words += ["route", verb, *([self.kind] if self.kind else []), self.dst]
-        if not self.hops:
+        if not self.hops and self.next_hops:
             words += self._hop_words(self.next_hops[0])
         named = (
             ("table", quoted(self.table) if self.table else ""),
@@ -241,7 +243,8 @@ class AddRoute(Operation):
         return [*words, "dev", quoted(hop.link), *(["onlink"] if hop.onlink else [])]
 
     def affects(self) -> tuple[str, ...]:
-        return tuple(self.place.link(hop.link) for hop in self.next_hops)
+        links = tuple(self.place.link(hop.link) for hop in self.next_hops)
+        return links or (f"the route {self.dst} in {self.place}",)
 
     def changed_link(self) -> tuple[str, NetnsTarget]:
         return self.link, self.place
@@ -264,7 +267,7 @@ class AddRoute(Operation):
         """
         if self.family == 4 and self.kind == "local":
             return "host"
-        near = self.family == 4 and not self.gateway and not self.hops
+        near = self.family == 4 and self.link and not self.gateway
         return "link" if near else "global"
 
     def _header(self, protocol: str, scope: str) -> dict[str, int]:
@@ -311,6 +314,8 @@ class AddRoute(Operation):
     def _next_hop_attributes(self, executor: Executor) -> list[tuple[str, Any]]:
         if self.hops:
             return [("RTA_MULTIPATH", [self._multipath_hop(hop, executor) for hop in self.hops])]
+        if not self.link:
+            return []
         index = executor.index(self.place, self.link)
         return [("RTA_OIF", index), *self._gateway(self.gateway)]
 
@@ -431,7 +436,7 @@ class DeleteNeighbour(Operation):
         return self.neighbour.place.ip(words)
 
     def inverse(self) -> tuple[AddNeighbour, ...]:
-        return (self.neighbour,)
+        return (self.neighbour,) if self.neighbour.mac else ()  # the kernel asks for it again
 
     def describe(self) -> str:
         gone = self.neighbour

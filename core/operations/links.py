@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from core.netlink.client import NLA_NESTED, Netlink, attribute
 from core.netlink.netns import NamespaceGone
 from core.operations.base import LinkOperation, Operation
-from core.operations.executor import Executor
+from core.operations.executor import Executor, inside
 from core.operations.values import HOST, NetnsTarget, recorded
 from core.text import quoted
 
@@ -267,6 +270,7 @@ _PORT_FLAGS = {
     "hairpin": "MODE", "guard": "GUARD", "root_block": "PROTECT", "fastleave": "FAST_LEAVE",
     "learning": "LEARNING", "flood": "UNICAST_FLOOD", "mcast_flood": "MCAST_FLOOD",
     "bcast_flood": "BCAST_FLOOD", "neigh_suppress": "NEIGH_SUPPRESS", "isolated": "ISOLATED",
+    "locked": "LOCKED",
 }  # fmt: skip
 
 
@@ -299,6 +303,46 @@ class SetPort(LinkOperation):
         index = executor.index(self.place, self.name)
         with executor.rtnetlink(self.place) as iproute:
             iproute.link("set", index=index, linkinfo={"attrs": port})
+
+
+# BR_STATE_* of linux/if_bridge.h by their places.
+PORT_STATES = ("disabled", "listening", "learning", "forwarding", "blocking")
+# RTM_SETLINK, IFLA_PROTINFO, IFLA_BRPORT_STATE; family and index of struct ifinfomsg.
+_SET_LINK, _PORT_SETTINGS, _PORT_STATE = 19, 12, 1
+_LINK = struct.Struct("=Bxxxi8x")
+
+
+@recorded()
+@dataclass(frozen=True, slots=True)
+class SetPortState(LinkOperation):
+    """Set the STP state of a bridge port, one of PORT_STATES.
+
+    The kernel refuses it while the bridge runs STP, and for a port without carrier.
+    """
+
+    name: str
+    state: str
+    before: str
+    place: NetnsTarget = HOST
+
+    def command(self) -> str:
+        number = PORT_STATES.index(self.state)
+        return self.place.bridge(f"link set dev {quoted(self.name)} state {number}")
+
+    def inverse(self) -> tuple[SetPortState, ...]:
+        return (replace(self, state=self.before, before=self.state),)
+
+    def describe(self) -> str:
+        return f"set the port {self.name} from {self.before} to {self.state}"
+
+    def execute(self, executor: Executor) -> None:
+        # As bridge(8) does: after a change by rtnetlink's usual message the kernel enables the port again.
+        header = _LINK.pack(socket.AF_BRIDGE, executor.index(self.place, self.name))
+        state = attribute(_PORT_STATE, bytes([PORT_STATES.index(self.state)]))
+        with inside(self.place):
+            netlink = Netlink()
+        with netlink:
+            netlink.request(_SET_LINK, header + attribute(_PORT_SETTINGS | NLA_NESTED, state))
 
 
 # linux/if_bridge.h

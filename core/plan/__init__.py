@@ -14,6 +14,8 @@ from core.plan import (
     links,
     networks,
     ports,
+    repair,
+    repair_rules,
     tuning,
 )
 from core.plan.builder import CannotPlan, Plan, PlanBuilder, Refused, plan_steps
@@ -28,7 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Importing these modules registers their planners with plan_steps.
-PLANNERS = (attachments, containers, delete, links, networks, ports, tuning)
+PLANNERS = (attachments, containers, delete, links, networks, ports, repair, repair_rules, tuning)
 
 _MAX_VALUE = 60  # characters of a name in a refusal
 

@@ -24,7 +24,7 @@ def plan_delete(request: Delete, builder: PlanBuilder) -> str:
         case Ref("namespace", (int(inode),)):
             return _delete_namespace(inode, builder)
         case Ref("nat", (int(_), str(entry_id))):
-            return _unpublish(entry_id, builder)
+            return unpublish_entry(entry_id, builder)
         case Ref(kind, _):
             raise CannotPlan([f"vnet-tui doesn't delete objects of the kind {safe(kind)}"])
 
@@ -136,7 +136,8 @@ def _delete_namespace(inode: int, builder: PlanBuilder) -> str:
     return plan_steps(RemoveContainer(space.names[0]), builder)
 
 
-def _unpublish(entry_id: str, builder: PlanBuilder) -> str:
+def unpublish_entry(entry_id: str, builder: PlanBuilder) -> str:
+    """Add the steps that remove a published port of vnet; return the title."""
     entry = next((one for one in builder.topology.nat if one.entry_id == entry_id), None)
     firewall = builder.snapshot.firewalls.get(builder.topology.host)
     rules = [one for one in firewall.rules if one.rule_id in entry.rules] if firewall and entry else []

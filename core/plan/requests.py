@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.model import LinkKey, Ref
+from core.model.fix import Step
 
 KINDS = ("nat", "internal", "routed", "nic-bridged")
 MODELS = ("closed", "bridged", "joined", "open")
@@ -233,6 +234,14 @@ class Separate:
     other: str
 
 
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """Apply the steps of a fix (core.model.fix); `sentence` is what they do."""
+
+    sentence: str
+    steps: tuple[Step, ...]
+
+
 Request = (
     CreateNetwork
     | RemoveNetwork
@@ -253,6 +262,7 @@ Request = (
     | Tune
     | Join
     | Separate
+    | Repair
 )
 
 # What each request does, with its fields in braces; `key` and `ref` stand for the name of the object.
@@ -276,4 +286,5 @@ PHRASES: dict[type, str] = {
     Tune: "tune {key}",
     Join: "join {network} and {other}",
     Separate: "separate {network} from {other}",
+    Repair: "{sentence}",
 }

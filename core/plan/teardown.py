@@ -85,10 +85,11 @@ def as_operation(route: Route, net: NetState, place: NetnsTarget) -> AddRoute:
         reason = f"vnet-tui couldn't add the route to {route.dst}{options} again"
         raise CannotPlan([f"{reason}. Try: delete it first with ip route"])
     several = len(hops) > 1
+    hop = hops[0] if len(hops) == 1 else Hop("")  # a blackhole has none
     return AddRoute(
         route.dst,
-        "" if several else hops[0].link,
-        "" if several else hops[0].gateway,
+        hop.link,
+        hop.gateway,
         place,
         route.metric,
         route.source,
@@ -97,7 +98,7 @@ def as_operation(route: Route, net: NetState, place: NetnsTarget) -> AddRoute:
         route.family,
         "" if route.table == "main" else route.table,
         "" if route.kind == "unicast" else route.kind,
-        not several and hops[0].onlink,
+        hop.onlink,
         tuple(route.options),
         hops if several else (),
         route.valid_until,
@@ -147,6 +148,7 @@ def _with_hops(route: AddRoute, hops: tuple[Hop, ...]) -> AddRoute:
 
 _PORT_FLAGS = (
     "isolated",
+    "locked",
     "hairpin",
     "learning",
     "flood",

@@ -20,6 +20,7 @@ from bpf import build
 from bpf import drops as counting
 from bpf.drops import DropCounter, Functions
 from core.collect.snapshot import read_snapshot
+from core.drop_reasons import NO_REASON, explain
 from core.drops import DropsUnavailable
 from core.metrics.collector import HostCollector
 from core.model import Demand, Drop, Drops, Part
@@ -166,6 +167,21 @@ def test_a_drop_is_counted_by_reason_link_and_container(lab: Lab, counter: DropC
     wait_until(lambda: count() - before >= expected, reason)
     if reason in ("NETFILTER_DROP", "IP_INNOROUTES", "IP_RPFILTER", "PKT_TOO_BIG"):
         assert count() - before == 5
+
+
+def test_a_veth_peer_of_a_smaller_mtu_is_explained(lab: Lab, counter: DropCounter) -> None:
+    """The kernel gives no reason then, but the function does."""
+    lab.host.run("ip link set eth0 mtu 1300", inside="web2")
+    try:
+        lab.send("web1", "10.1.0.3", CLOSED, size=1400)
+
+        def meanings() -> set[str]:
+            own = [one for one in of_host(lab, counter) if lab.owner(one) == "web2"]
+            return {explain(one.reason, one.function).meaning for one in own if one.reason == NO_REASON}
+
+        wait_until(lambda: any("larger than the peer's MTU" in one for one in meanings()))
+    finally:
+        lab.host.run("ip link set eth0 mtu 1500", inside="web2")
 
 
 def test_the_direction_shows_whose_address_it_is(lab: Lab, counter: DropCounter) -> None:

@@ -76,7 +76,7 @@ def test_key_suspends_the_dashboard(machine: Machine) -> None:
         terminal.wait_for("10.91.0.2")
         terminal.settle()
         since = len(terminal.output)
-        terminal.press("i")
+        terminal.press("x")
         terminal.wait_for("in the network namespace of web; exit or Ctrl-d returns", since=since)
         terminal.press("ip -br addr show eth0\r")
         terminal.wait_for("10.91.0.2/24", since=since)
@@ -98,7 +98,7 @@ async def test_key_without_a_target() -> None:
         await person.type("9i")
         await person.eventually("can't open a shell")
     async with dashboard(source=FedSource(small_host(), live=False)) as person:
-        await person.press("i")
+        await person.press("x")
         await person.eventually("can't open a shell: this isn't a live host")
 
 
@@ -113,5 +113,5 @@ def test_targets() -> None:
 
 
 def test_key_is_free() -> None:
-    owners = [action.name for action in keys.ACTIONS if "i" in action.keys]
+    owners = [action.name for action in keys.ACTIONS if "x" in action.keys]
     assert owners == ["shell"]

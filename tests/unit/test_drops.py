@@ -50,7 +50,9 @@ def test_an_explanation_is_a_clause_with_a_remedy_for_faults(name: str) -> None:
     [
         ("ip6_mc_input", "normal", "multicast"),
         ("__br_forward", "unclear", "no port"),
-        ("__allowed_ingress", "unclear", "VLAN"),
+        ("__allowed_ingress", "fault", "VLAN"),
+        ("br_nf_dev_queue_xmit", "fault", "MTU"),
+        ("__dev_forward_skb2", "fault", "veth peer"),
         ("some_driver_xmit", "unclear", "no reason"),
         ("", "unclear", "no reason"),
     ],
@@ -136,6 +138,7 @@ def test_bursts_are_not_reported() -> None:
         (replace(CLOSED, reason="NEIGH_FAILED"), "", 99, False),
         (replace(CLOSED, reason="TCP_OLD_DATA"), "docker:web", 1e6, False),
         (replace(CLOSED, reason="NOT_SPECIFIED"), "docker:web", 1e6, False),
+        (replace(CLOSED, reason="NOT_SPECIFIED", function="__dev_forward_skb2"), "docker:web", 20, True),
     ],
 )
 def test_what_is_reported(drop: Drop, container: str, rate: float, reported: bool) -> None:

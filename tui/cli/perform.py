@@ -42,6 +42,8 @@ PUBLISHING: Parts = (*RULED, Part.LISTENERS)
 TUNED: Parts = (*RULED, Part.TUNING)
 TRACKED: Parts = (Part.WIRING, Part.CONTAINERS, Part.FIREWALL, Part.TUNING)
 WHOLE: Parts = (Part.WIRING, Part.CONTAINERS, Part.FIREWALL, Part.LISTENERS)
+# Repairs may concern forwarding tables, policy rules and the firewall of every namespace.
+REPAIR: Parts = (Part.LINKS, Part.CONTAINERS, Part.FIREWALL)
 
 type Planner = Callable[[Topology], Plan | Refused]
 # Show a plan; returns whether to apply it.

@@ -25,6 +25,7 @@ _PARTS = {
     "publishing": perform.PUBLISHING,
     "tuning": perform.TRACKED,
     "whole": perform.WHOLE,
+    "repair": perform.REPAIR,
 }
 _MOST_EARLIER = 200
 

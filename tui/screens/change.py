@@ -16,11 +16,12 @@ from tui.screens.layout import Layout
 from tui.screens.navigation import NavigationController
 
 if TYPE_CHECKING:
+    from core.model.fix import Fix
     from tui.screens.forms.change import Form
     from tui.services import ChangeResult, ChangeService, UnconfirmedChange
 
 
-_PAST = {"set": "set", "forget": "forgot"}
+_PAST = {"set": "set", "forget": "forgot", "make": "made", "let": "let"}
 
 
 class ChangeController:
@@ -171,6 +172,14 @@ class ChangeController:
             self._open(lambda: forget_form(request) if request else None, words)
         else:
             self._open(lambda: delete_form(ref))
+
+    def repair(self, fix: Fix) -> None:
+        """Open the preview of a fix; one without steps is only advice."""
+        from tui.screens.forms.network import repair_form
+
+        remedy = f". Try: {safe(fix.command)}" if fix.command else ""
+        advice = f"can't {safe(fix.sentence)}: vnet-tui can't change this itself{remedy}"
+        self._open(lambda: repair_form(fix) if fix.steps else None, advice)
 
     def count(self) -> None:
         """Ask whether the kernel is to count the traffic of connections."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import count
 
 from core.model import Container, Link, Ref
+from core.model.fix import Fix
 from core.plan import ipam, vnet_state
 from core.plan.ports import free_port
 from core.plan.requests import (
@@ -19,6 +20,7 @@ from core.plan.requests import (
     Detach,
     Join,
     Publish,
+    Repair,
     Request,
     Separate,
 )
@@ -256,6 +258,12 @@ def _delete_request(ref: Ref, topology: Topology) -> Request:
         if chosen.network in theirs:
             return Detach(chosen.container.uid, chosen.network)
     return Delete(ref)
+
+
+def repair_form(fix: Fix) -> Form:
+    """Return the form that asks whether to apply the fix of a finding."""
+    request = Repair(fix.sentence, fix.steps)
+    return Form("Repair", "repair", lambda values, topology: (request,), is_question=True)
 
 
 def forget_form(request: DeleteFlow) -> Form:
