@@ -1,4 +1,4 @@
-"""Observe the drops of one probe: the tracepoint skb:kfree_skb, filtered by its addresses."""
+"""Observe the drops of one probe by the tracepoint skb:kfree_skb."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LATE = 0.02  # seconds in which the kernel still reports the last packet
 
 @contextmanager
 def observe_drops(sent: PacketTuple) -> Iterator[Sequence[DropEvent]]:
-    """Record the dropped packets of a probe until the context ends. Raises DropsUnavailable."""
+    """Record the dropped packets of a probe. Raises DropsUnavailable."""
     counter, events = DropCounter(), list[DropEvent]()
     try:
         counter.report(True)

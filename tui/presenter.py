@@ -12,6 +12,7 @@ from textual.message import Message
 
 from core.diagnose import Finding
 from core.model import RECORDING_DEMAND, WATCHED_PARTS, Change, Demand, FastPath, Problem, Ref
+from core.text import safe
 from core.update import Update
 from tui.baseline import Baseline
 from tui.sources import Mode, ReplaySource, Source
@@ -20,6 +21,9 @@ from tui.views.rows import Detail, ListView, ViewContext
 
 if TYPE_CHECKING:
     from core.plan.requests import DeleteFlow
+    from core.reach import Answer
+    from core.topology import Topology
+    from tui.views.answers import AnswerLine
 
 
 class Worker(threading.Thread):
@@ -203,6 +207,21 @@ class Presenter:
         self._view_model.set_muted(ids)
         self._post_safely(UpdateArrived())
         return ""
+
+    def probe_lines(self, topology: Topology, answer: Answer, width: int) -> list[AnswerLine]:
+        """Send the probe of an answer; return its result as lines. Call it on a thread."""
+        if not self.source.live:
+            return [[("can't send a probe: this is no live host", "warn")]]
+        from tui.command import CommandError
+        from tui.probing import verified
+        from tui.views.answers import verification_lines
+        from tui.views.packet_path import path_lines
+
+        try:
+            found = verified(topology, answer)
+        except CommandError as error:
+            return [[(safe(str(error)), "warn")]]
+        return [*verification_lines(found, width), [], *path_lines(topology, found.result, width)]
 
     def set_baseline(self, baseline: Baseline) -> None:
         """Set the moment with which `:diff` compares, from the next picture on."""

@@ -221,7 +221,9 @@ class ViewModel:
             self.findings = ()
             return
         known = doctor.by_id(self.context.topology)
-        self.findings = tuple(one for name, one in known.items() if name not in self.context.muted)
+        self.findings = tuple(
+            one for name, one in known.items() if name not in self.context.muted and one.severity != "info"
+        )
         if self._since is None or known.keys() != self._since.keys():
             now = 0.0 if self._since is None else time.time()
             before = self._since or {}

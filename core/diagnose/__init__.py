@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from weakref import WeakKeyDictionary
 
 from core.diagnose import addresses, drops, forwarding, links, paths
-from core.diagnose.identity import finding_id
+from core.diagnose.identity import findings_by_id
 from core.diagnose.links import joined, storm_text
 from core.model import Ref
 from core.model.finding import SEVERITIES, Finding, Severity
 from core.topology import Topology
 
-__all__ = ["Finding", "Severity", "finding_id", "findings", "findings_of", "joined", "storm_text"]
+__all__ = ["Finding", "Severity", "findings", "findings_by_id", "findings_of", "joined", "storm_text"]
 
 _FOUND: WeakKeyDictionary[Topology, tuple[tuple[Finding, ...], Mapping[Ref, tuple[Finding, ...]]]] = (
     WeakKeyDictionary()

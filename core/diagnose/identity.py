@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from hashlib import blake2b
 
 from core.model import Ref
@@ -12,13 +14,20 @@ from core.topology import Topology
 _DIGITS = re.compile(r"\d[\d,.]*")
 
 
-def finding_id(topology: Topology, finding: Finding) -> str:
-    """Return a short id of a finding that stays the same after restarts.
+def findings_by_id(topology: Topology, found: Iterable[Finding]) -> dict[str, Finding]:
+    """Return findings by short ids that stay the same after restarts.
 
-    It is made of kind and names; counts don't belong to it.
+    An id is made of kind and names; counts don't belong to it. Of several with equal names, each further one
+    has a number in it.
     """
-    words = (finding.kind, *_name(topology, finding.ref), _DIGITS.sub("", finding.short))
-    return blake2b("\0".join(words).encode("utf-8", "surrogateescape"), digest_size=3).hexdigest()
+    result: dict[str, Finding] = {}
+    seen: Counter[tuple[str, ...]] = Counter()
+    for one in found:
+        words = (one.kind, *_name(topology, one.ref), _DIGITS.sub("", one.short))
+        seen[words] += 1
+        text = "\0".join((*words, str(seen[words]) if seen[words] > 1 else ""))
+        result[blake2b(text.encode("utf-8", "surrogateescape"), digest_size=3).hexdigest()] = one
+    return result
 
 
 def _name(topology: Topology, ref: Ref) -> tuple[str, ...]:

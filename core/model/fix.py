@@ -10,7 +10,7 @@ from core.model.refs import LinkKey
 
 @dataclass(frozen=True, slots=True)
 class FixLink:
-    """Set an attribute of a link: "up", "mtu", "master" (a name) or "address"."""
+    """Set an attribute of a link: "up", "mtu", "master" (a name), "address", "arp"."""
 
     key: LinkKey
     attribute: str

@@ -172,8 +172,8 @@ class DeleteLink(Operation):
 class SetLink(Operation):
     """Set one attribute of a link; `before` is its current value.
 
-    `attribute` is "up" (values "up", "down"), "mtu", "alias", "master" ("" for none), "address" (the MAC) or
-    "name".
+    `attribute` is "up" (values "up", "down"), "mtu", "alias", "master" ("" for none), "address" (the MAC),
+    "arp" ("on", "off") or "name".
     """
 
     name: str
@@ -232,6 +232,8 @@ class SetLink(Operation):
                 return {"ifname": os.fsencode(self.value)}
             case "address":
                 return {"address": self.value}
+            case "arp":
+                return {"flags": 0 if self.value == "on" else _IFF_NOARP, "change": _IFF_NOARP}
             case unknown:
                 raise ValueError(f"links have no attribute {unknown!r} to set")
 
@@ -345,6 +347,7 @@ class SetPortState(LinkOperation):
             netlink.request(_SET_LINK, header + attribute(_PORT_SETTINGS | NLA_NESTED, state))
 
 
+_IFF_NOARP = 0x80  # linux/if.h
 # linux/if_bridge.h
 _BRIDGE_FLAGS_SELF = 2
 _PVID, _UNTAGGED, _RANGE_BEGIN, _RANGE_END = 1 << 1, 1 << 2, 1 << 3, 1 << 4

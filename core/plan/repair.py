@@ -115,6 +115,8 @@ def _attribute(link: Link, name: str, builder: PlanBuilder) -> str:
         return "up" if link.admin_up else "down"
     if name == "mtu":
         return str(link.mtu)
+    if name == "arp":
+        return "off" if link.arp_off else "on"
     if name == "address":
         return link.mac
     if name == "master":
@@ -203,6 +205,9 @@ def _(step: FixFdb, builder: PlanBuilder) -> None:
 
 # ---- addresses, routes, neighbours, settings
 
+# What an undo sets for the states of neighbours that have a MAC.
+_STATES = {one: one for one in ("permanent", "reachable", "stale")} | {"delay": "stale", "probe": "stale"}
+
 
 @add_fix.register
 def _(step: FixAddress, builder: PlanBuilder) -> None:
@@ -234,6 +239,25 @@ def _delete_address(link: Link, address: Address, place: NetnsTarget, builder: P
         builder.add(*address_operation(link.name, one, place).inverse())
     builder.add(*address_operation(link.name, address, place).inverse())
     builder.add(*(address_operation(link.name, one, place) for one in secondary))
+    builder.add(*_wrong_neighbours(link, address, builder))
+
+
+def _wrong_neighbours(link: Link, address: Address, builder: PlanBuilder) -> Iterator[DeleteNeighbour]:
+    """Yield steps that delete neighbour entries of an address that another link has.
+
+    The kernel would use them for up to 40 s more (ip-sysctl.rst, base_reachable_time_ms).
+    """
+    others = (one for one in builder.snapshot.links() if one.key != link.key)
+    if not any(each.address == address.address for one in others for each in one.addresses):
+        return
+    for net in builder.snapshot.nets.values():
+        for one in net.neighbours:
+            there = net.links.get(one.ifindex)
+            if there and (one.address, one.mac) == (address.address, link.mac) and one.state in _STATES:
+                place = builder.netns_target(net.ns)
+                yield DeleteNeighbour(
+                    AddNeighbour(there.name, one.address, one.mac, place, _STATES[one.state])
+                )
 
 
 def _later(link: Link, address: Address) -> list[Address]:
@@ -245,15 +269,19 @@ def _later(link: Link, address: Address) -> list[Address]:
 @add_fix.register
 def _(step: FixRoute, builder: PlanBuilder) -> None:
     net, place = _find_net(step.ns, builder)
+    deleted = [one.route for one in builder.steps if isinstance(one, DeleteRoute)]
     if step.add:
-        require(when(any(_same_way(one, step.route) for one in net.routes), ALREADY))
+        same = [one for one in net.routes if _same_way(one, step.route)]
+        # The kernel deletes routes with an address: then an earlier step has deleted it.
+        require(when(any(as_operation(one, net, place) not in deleted for one in same), ALREADY))
         builder.add(as_operation(step.route, net, place))
         return
     found = next((one for one in net.routes if replace(one, valid_until=0) == step.route), None)
     found = found or next((one for one in net.routes if one == step.route), None)
     if found is None:
         raise CannotPlan([GONE])
-    builder.add(DeleteRoute(as_operation(found, net, place)))
+    if (route := as_operation(found, net, place)) not in deleted:
+        builder.add(DeleteRoute(route))
 
 
 def _same_way(one: Route, other: Route) -> bool:
@@ -275,10 +303,6 @@ def _(step: FixPolicyRule, builder: PlanBuilder) -> None:
         rule.table, rule.action, rule.inverted, rule.goto, rule.suppress_prefixlen, rule.more, rule.protocol,
     )  # fmt: skip
     builder.add(DeletePolicyRule(made))
-
-
-# What an undo sets for the states of neighbours that have a MAC.
-_STATES = {one: one for one in ("permanent", "reachable", "stale")} | {"delay": "stale", "probe": "stale"}
 
 
 @add_fix.register

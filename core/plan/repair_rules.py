@@ -20,6 +20,7 @@ from core.text import TABLE, safe
 _NAME = re.compile(r"[A-Za-z_.][A-Za-z0-9/_.-]*")
 _QUOTED = re.compile(r'"[^"]*"')
 _NOT_REPEATABLE = re.compile(r'[;\n#$"]|^\[|\bxt (?:match|target)\b|\b(?:jump|goto) \{')
+_UNDECODED = re.compile("[\ud800-\udfff]")
 _PLAIN_LINK = re.compile(r"[A-Za-z0-9_.:@-]{1,15}")
 
 
@@ -60,8 +61,9 @@ def _unpublish(rule: FirewallRule, builder: PlanBuilder) -> None:
 def _require_repeatable(rule: FirewallRule) -> None:
     """Raise CannotPlan if nft couldn't add the rule again from its text."""
     plain = _QUOTED.sub("", rule.text)
+    is_text = not _UNDECODED.search(rule.text)
     names = all(_NAME.fullmatch(one) for one in (rule.table, rule.chain))
-    if names and not _NOT_REPEATABLE.search(plain):
+    if names and is_text and not _NOT_REPEATABLE.search(plain):
         return
     command = f"nft delete rule {rule.family} {safe(rule.table)} {safe(rule.chain)} handle {_handle(rule)}"
     raise CannotPlan([f"nft couldn't add the rule again from its text, so there is no undo. Try: {command}"])

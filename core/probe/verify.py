@@ -45,7 +45,7 @@ def verify(topology: Topology, answer: Answer, observer: DropObserver | None = N
 def request_of(
     topology: Topology, question: Question, observer: DropObserver | None = None, timeout: float = TIMEOUT
 ) -> ProbeRequest:
-    """Return the probe of a question. Raises ProbeError for a sender outside this host."""
+    """Return the probe of a question. Raises ProbeError."""
     source, target = addresses(topology, question)
     namespace = topology.snapshot.namespaces.get(question.source.ns or 0)
     if namespace is None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from core.lab import Lab
 
 HERE = Path(__file__).parents[2]
-# Each picture's name, its keys ("/word" and ":word" are typed, "~" waits a while), and its size. The selected
-# row is an interesting one.
+# Each picture's name, its keys ("/word", ":word" and "=word" are typed, "~" waits a while), and its size. The
+# selected row is an interesting one.
 SHOTS = (
     ("overview", "1 /blog enter j escape", (130, 40)),
     ("overview-80x24", "1", (80, 24)),
@@ -26,6 +26,9 @@ SHOTS = (
     ("routes", ":routes enter", (130, 40)),
     ("events", "9 j", (130, 40)),
     ("findings", "1 !", (130, 40)),
+    ("doctor", ":doctor enter j j", (130, 40)),
+    ("why", "5 /web2 enter escape w =203.0.113.80_443 enter ~ t ~", (130, 40)),
+    ("drops", ":drops enter ~ ~ ~", (130, 40)),
     ("help", "3 ?", (130, 40)),
     ("form-network", "W n s h o p 2", (130, 40)),
     ("delete", "2 W d", (130, 40)),
@@ -68,7 +71,7 @@ async def shoot(folder: Path, names: set[str]) -> None:
                 if word == "~":
                     await pilot.pause(3.0)
                     continue
-                typed = word if word[0] in "/:" else [word]
+                typed = word.lstrip("=") if word[0] in "/:=" else [word]
                 await pilot.press(*(_NAMED.get(key, key) for key in typed))
             await pilot.pause(2.0)
             (folder / f"{name}.svg").write_text(app.export_screenshot(title="vnet-tui"))

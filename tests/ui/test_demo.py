@@ -72,7 +72,10 @@ def test_the_recording_shows_all_models_flows_and_changes(moments: list[Moment])
         "is up (was down)",
     ):
         assert words in sentences
-    assert {len(findings(Topology(one.snapshot))) for one in moments} >= {3, 4}, "a finding comes and goes"
+    kinds = [{one.kind for one in findings(Topology(moment.snapshot))} for moment in moments]
+    assert any("mtu" in each for each in kinds) and any("mtu" not in each for each in kinds), (
+        "one comes and goes"
+    )
     both = [moment.stats.rows["rx_bytes"].sum() for moment in moments if moment.stats is not None]
     assert both[-1] > both[0] + 1_000_000
 

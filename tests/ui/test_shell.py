@@ -95,7 +95,7 @@ def test_key_suspends_the_dashboard(machine: Machine) -> None:
 
 async def test_key_without_a_target() -> None:
     async with dashboard() as person:
-        await person.type("9i")
+        await person.type("9x")
         await person.eventually("can't open a shell")
     async with dashboard(source=FedSource(small_host(), live=False)) as person:
         await person.press("x")

@@ -144,7 +144,7 @@ def test_lines_with_curves_fit_any_pane(width: int) -> None:
         assert max(map(len, lines)) <= width
 
 
-async def test_w_changes_the_window() -> None:
+async def test_z_changes_the_window() -> None:
     snapshot = small_host()
     source = FedSource(snapshot)
     async with dashboard(source=source, size=(130, 60)) as person:
@@ -153,13 +153,13 @@ async def test_w_changes_the_window() -> None:
         await person.eventually("5 min")
         assert "average" in person.text
         for title in (" 1 h", " 1 min", " 5 min"):
-            await person.press("w")
+            await person.press("z")
             await person.eventually(title)
 
 
 async def test_without_rates_there_are_no_curves() -> None:
     async with dashboard(small_host()) as person:
-        await person.press("3", "w")
+        await person.press("3", "z")
         assert "5 min" not in person.text and "peak" not in person.text
 
 

@@ -254,6 +254,39 @@ def test_a_policy_rule_with_an_unknown_selector_is_refused() -> None:
     assert "tun_id 9" in reason and reason.endswith("ip rule del priority 77")
 
 
+def test_a_route_that_goes_with_an_address_can_be_added_again() -> None:
+    uplink = _link(host(), "eth0")
+    route = Route(4, "default", nexthops=(NextHop("192.0.2.1", uplink.ifindex),))
+    steps = (
+        FixAddress(uplink.key, uplink.addresses[0], False),
+        FixAddress(uplink.key, Address(4, "192.0.2.2", 25), True),
+        FixRoute(HOST, route, False),
+        FixRoute(HOST, route, True),
+    )
+    assert [one.removeprefix("ip ").split(" dev ")[0] for one in _commands(repaired(*steps).steps)] == [
+        "route del default via 192.0.2.1",
+        "addr del 192.0.2.2/24",
+        "addr add 192.0.2.2/25",
+        "route add default via 192.0.2.1",
+    ]
+    assert refused(FixRoute(HOST, route, True)) == ALREADY
+
+
+def test_a_duplicate_address_leaves_no_neighbour_entry() -> None:
+    made = host()
+    twice = made.link(HOST, "eth9", "physical", ["10.9.0.2/24"], mac="02:00:00:00:00:99")
+    index = _link(made, "br-shop").ifindex
+    made.neighbours[HOST] = [
+        Neighbour(4, "10.9.0.2", twice.mac, index, "delay"),
+        Neighbour(4, "10.9.0.3", twice.mac, index, "reachable"),
+    ]
+    now = Topology(made.snapshot())
+    found = repaired(FixAddress(twice.key, twice.addresses[0], False), now=now).steps
+    assert _commands(found) == ["ip addr del 10.9.0.2/24 dev eth9", "ip neigh del 10.9.0.2 dev br-shop"]
+    (undo,) = found[-1].inverse()
+    assert undo.command().endswith("dev br-shop nud stale")
+
+
 def test_a_failed_neighbour_needs_no_undo() -> None:
     made = host()
     failed = Neighbour(4, "10.9.0.50", "", _link(made, "br-shop").ifindex, "failed")
@@ -306,11 +339,12 @@ def test_iptables_deletes_the_first_of_equal_rules() -> None:
         _rule(4, 'iifname "x"\nflush ruleset # " drop'),
         _rule(4, 'xt target "MASQUERADE"'),
         _rule(4, "jump { accept }"),
+        _rule(4, 'drop comment "\udcff"'),
         _rule(4, '[{"drop": null}]'),
         _rule(4, "drop", chain="a; flush ruleset"),
         _rule(4, "drop", table="it's"),
     ],
-    ids=lambda rule: rule.text[:10] + rule.chain[:2],
+    ids=lambda rule: ascii(rule.text)[:30] + rule.table + rule.chain[:2],
 )
 def test_a_rule_that_nft_could_not_repeat_is_refused(rule: FirewallRule) -> None:
     reason = refused(*_fix(rule), now=_firewall(rule))

@@ -55,6 +55,12 @@ def add_trace(trace: argparse.ArgumentParser) -> None:
     trace.add_argument(
         "--port", default="", metavar="PORT[/PROTO]", help="its port: 443/tcp, 53/udp (default: ICMP)"
     )
+    trace.add_argument(
+        "--mtu", action="store_true", help="also measure the path MTU, and name the link that limits it"
+    )
+    trace.add_argument(
+        "--hops", action="store_true", help="also list the routers on the way, as traceroute does"
+    )
     trace.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
 
 

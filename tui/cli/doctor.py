@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from core.diagnose import Finding, finding_id, findings
+from core.diagnose import Finding, findings, findings_by_id
 from core.export.objects import finding_document
 from core.muted import muted_ids, set_muted
 from core.state import StateError
@@ -29,7 +29,7 @@ _TOPICS = ("namespaces", "links", "nat", "conntrack", "containers", "networks")
 def run(options: argparse.Namespace) -> int:
     """Print the findings; returns 1 if something is wrong. Raises CommandError."""
     topology = Topology(read(options))
-    found = [(finding_id(topology, one), one) for one in findings(topology)]
+    found = list(findings_by_id(topology, findings(topology)).items())
     try:
         if options.mute or options.unmute:
             return _mute(options, found)

@@ -6,85 +6,44 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from typing import Any
 
-from core.drops import DropsUnavailable
-from core.model.probe import DropObserver, ProbeResult
-from core.probe.run import ProbeError
-from core.probe.verify import Verification, verify
-from core.reach import Answer, UnknownEndpoint, ask, why
+from core.probe.path import hops, path_mtu
+from core.probe.verify import request_of
+from core.reach import UnknownEndpoint, ask, why
 from core.topology import Topology
 from tui.cli.show import CODES, Output, painted
 from tui.cli.why import printable, read
 from tui.command import CommandError
+from tui.probing import probe_document, verified
 from tui.views.answers import verification_lines
-from tui.views.packet_path import path_lines
+from tui.views.packet_path import hop_lines, mtu_lines, path_lines
 
 SCHEMA = 1
 _WIDTH = 120
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trace one packet from A to B; returns 1 if it isn't answered. Raises CommandError."""
+    """Trace one packet; returns 1 if it isn't answered. Raises CommandError."""
     topology = Topology(read(options))
     try:
         answer = why(topology, ask(topology, options.a, options.b, options.port))
     except UnknownEndpoint as error:
         raise CommandError(str(error)) from None
     found = verified(topology, answer)
+    request = request_of(topology, answer.question)
+    mtu = path_mtu(request) if options.mtu else None
+    routers = hops(request) if options.hops else None
     output = Output.of(sys.stdout, options.json)
     if options.json:
-        output.stream.write(json.dumps({"schema": SCHEMA, **probe_document(topology, found)}) + "\n")
-    else:
-        width = output.width or _WIDTH
-        for line in (*path_lines(topology, found.result, width), [], *verification_lines(found, width)):
-            pieces = (painted(text, CODES.get(tone, ""), output) for text, tone in line)
-            output.stream.write(printable("".join(pieces).rstrip(), output) + "\n")
+        more = {"path_mtu": asdict(mtu) if mtu else None, "hops": [asdict(one) for one in routers or ()]}
+        document = {"schema": SCHEMA, **probe_document(topology, found), **more}
+        output.stream.write(json.dumps(document) + "\n")
+        return int(found.result.outcome != "answered")
+    width = output.width or _WIDTH
+    lines = [*path_lines(topology, found.result, width), [], *verification_lines(found, width)]
+    lines += mtu_lines(topology, mtu) if mtu else []
+    lines += hop_lines(routers) if routers is not None else []
+    for line in lines:
+        pieces = (painted(text, CODES.get(tone, ""), output) for text, tone in line)
+        output.stream.write(printable("".join(pieces).rstrip(), output) + "\n")
     return int(found.result.outcome != "answered")
-
-
-def verified(topology: Topology, answer: Answer) -> Verification:
-    """Send the probe of an answer. Raises CommandError."""
-    try:
-        return verify(topology, answer, drop_observer())
-    except DropsUnavailable:
-        pass
-    except ProbeError as error:
-        raise CommandError(str(error)) from None
-    try:
-        return verify(topology, answer)
-    except ProbeError as error:
-        raise CommandError(str(error)) from None
-
-
-def drop_observer() -> DropObserver | None:
-    """Return what observes the kernel's drop reasons, None without BCC."""
-    try:
-        from bpf.drop_observer import observe_drops
-    except ImportError:
-        return None
-    return observe_drops
-
-
-def probe_document(topology: Topology, found: Verification) -> dict[str, Any]:
-    """Return a probe as JSON; docs/json.md has the schema."""
-    result = found.result
-    return {
-        "outcome": result.outcome,
-        "agrees": found.agrees,
-        "sentence": found.sentence,
-        "notes": list(found.notes),
-        "rtt": result.rtt,
-        "arrived": result.arrived,
-        "sightings": [_sighting(topology, result, number) for number in range(len(result.sightings))],
-        "steps": [{**asdict(step), "namespace": topology.label(step.ns)} for step in result.steps],
-        "drops": [asdict(drop) for drop in result.drops],
-    }
-
-
-def _sighting(topology: Topology, result: ProbeResult, number: int) -> dict[str, Any]:
-    one = result.sightings[number]
-    link = topology.snapshot.link(one.link)
-    found = asdict(one)
-    found["link"] = {"ns": one.link.ns, "ifindex": one.link.ifindex, "name": link.name if link else ""}
-    return {"namespace": topology.label(one.link.ns), **found}

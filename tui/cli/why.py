@@ -58,7 +58,7 @@ def _probe(
     """Verify the answer with a probe. Raises CommandError."""
     if options.source:
         raise CommandError("can't send a probe: a file isn't a host. Try: the same without --probe")
-    from tui.cli.trace import probe_document, verified
+    from tui.probing import probe_document, verified
 
     found = verified(topology, answer)
     return found, probe_document(topology, found)

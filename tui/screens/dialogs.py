@@ -24,6 +24,7 @@ from core.text import safe, split_commands
 from tui import keys
 from tui.keys import KeyScope
 from tui.views import query
+from tui.views.findings import tone_of
 from tui.views.formatting import fit, width_of, wrapped
 from tui.views.rows import ListView
 from tui.widgets.lines import LinesPane, Span, strip_of
@@ -393,7 +394,7 @@ def lines_of(
     lines: list[Marked] = []
     for number, finding in enumerate(findings):
         for place, part in enumerate(_wrapped(finding.sentence, width - 2)):
-            lines.append(([("• " if not place else "  ", finding.severity), (part, "")], number))
+            lines.append(([("• " if not place else "  ", tone_of(finding)), (part, "")], number))
         advice, commands = split_commands(finding.advice)
         for line in (f"Try: {advice}", *commands) if advice else ():
             for part in _wrapped(line, width - 2):

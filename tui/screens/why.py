@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from core.diagnose import Finding, findings_of
 from core.model.fix import Fix
-from core.reach import Endpoint, Question, UnknownEndpoint, why
+from core.reach import Answer, Endpoint, Question, UnknownEndpoint, why
 from core.reach.question import check, endpoint_of, port_of, resolve
 from core.text import safe
 from core.topology import Topology
@@ -15,6 +17,10 @@ from tui.screens.change import ChangeController
 from tui.screens.layout import Layout
 from tui.screens.navigation import NavigationController
 from tui.views.doctor import finding_of
+from tui.views.flows_detail import question_of
+
+if TYPE_CHECKING:
+    from tui.screens.dialogs import Line
 
 
 class WhyController:
@@ -38,8 +44,14 @@ class WhyController:
     # ---- ask
 
     def open_prompt(self) -> None:
-        """Open the prompt for the target; the selected item is the source."""
+        """Open the prompt for the target; the selected item is the source.
+
+        A flow has both ends already.
+        """
         ref = self._navigation.ref
+        if ref is not None and (question := question_of(self._presenter.context, ref)) is not None:
+            self._screen.run_worker(self._show(question))
+            return
         self._source = endpoint_of(self._topology, ref) if ref is not None else None
         self._source = self._source or Endpoint("host", self._topology.host)
         self._screen.prompt.open("w", "", self._complete)
@@ -61,12 +73,19 @@ class WhyController:
         except UnknownEndpoint as error:
             self._screen.notify(str(error), severity="warning", markup=False)
             return
-        found = await asyncio.to_thread(why, topology, question)
+        await self._show(question)
+
+    async def _show(self, question: Question) -> None:
+        found = await asyncio.to_thread(why, self._topology, question)
         # Imported late: it imports operations, which are not needed before the first paint.
         from tui.screens.answer import AnswerOverlay
 
-        overlay = AnswerOverlay(found, self.repair)
+        overlay = AnswerOverlay(found, self.repair, self._probe)
         self._screen.app.push_screen(overlay)
+
+    async def _probe(self, answer: Answer, width: int) -> Sequence[Line]:
+        """Send the probe of an answer, and return its lines."""
+        return await asyncio.to_thread(self._presenter.probe_lines, self._topology, answer, width)
 
     # ---- repair and mute
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from weakref import WeakKeyDictionary
 
-from core.diagnose import Finding, finding_id, findings
+from core.diagnose import Finding, findings, findings_by_id
 from core.model import Part, Ref
 from core.text import safe, split_commands
 from core.topology import Topology
@@ -33,7 +33,7 @@ def by_id(topology: Topology) -> dict[str, Finding]:
     """Return all findings of a topology by id; cached."""
     found = _IDS.get(topology)
     if found is None:
-        found = _IDS[topology] = {finding_id(topology, one): one for one in findings(topology)}
+        found = _IDS[topology] = findings_by_id(topology, findings(topology))
     return found
 
 

@@ -16,13 +16,17 @@ from core.model import (
     Snapshot,
     container_ref,
     link_ref,
+    namespace_ref,
     network_ref,
 )
+from core.model.finding import SEVERITIES
 from core.text import safe
 from core.topology import Topology
 from tui.views import cells
 from tui.views.cells import Line
 from tui.views.rows import Cell, ListView, Section, Tone
+
+_OF_NETWORKS = ("bridge", "overlap", "storm", "forward", "nat")
 
 
 def tone_of(finding: Finding) -> Tone:
@@ -32,11 +36,13 @@ def tone_of(finding: Finding) -> Tone:
 
 def of_network(topology: Topology, network: Network) -> tuple[Cell, ...]:
     """Return the findings of a network: its bridge, its subnet, its uplink."""
-    ref = network_ref(network.id)
-    found = (
-        one for one in findings_of(topology, ref) if one.kind in ("bridge", "overlap", "storm", "forward")
-    )
-    return tuple(Cell(safe(_short_text(topology, one, ref)), tone_of(one)) for one in found)
+    ref, bridge = network_ref(network.id), topology.bridge_link(network)
+    found = [one for one in findings_of(topology, ref) if one.kind in _OF_NETWORKS]
+    if bridge is not None:
+        own = link_ref(bridge.key)
+        found += [one for one in findings_of(topology, own) if one.ref == own]
+    distinct = dict.fromkeys(found)
+    return tuple(Cell(safe(_short_text(topology, one, ref)), tone_of(one)) for one in distinct)
 
 
 def _short_text(topology: Topology, finding: Finding, ref: Ref) -> str:
@@ -63,20 +69,15 @@ def name_of(topology: Topology, ref: Ref) -> str:
 def of_container(topology: Topology, container: Container, link: Link | None) -> tuple[Cell, ...]:
     """Return the findings of a container, and of its link to the network."""
     own = container_ref(container.runtime, container.id)
-    wanted: dict[Ref, tuple[str, ...]] = {own: ("dead join", "dropped", "drops") if link else ("dead join",)}
-    if link is not None:
-        wanted[link_ref(link.key)] = ("link", "port", "mtu")
-    found = (
-        one
-        for ref, kinds in wanted.items()
-        for one in findings_of(topology, ref)
-        if one.ref == ref and one.kind in kinds
-    )
-    return tuple(Cell(safe(one.short), tone_of(one)) for one in sorted(found, key=_by_kind))
-
-
-def _by_kind(finding: Finding) -> int:
-    return ("dead join", "link", "port", "mtu", "dropped", "drops").index(finding.kind)
+    if link is None:
+        found = [one for one in findings_of(topology, own) if one.ref == own and one.kind == "dead join"]
+    else:
+        peer = topology.peer(link)
+        ends = [link_ref(end.key) for end in (link, peer) if end is not None]
+        refs = (*ends, own, namespace_ref(container.netns or 0))
+        found = [one for ref in refs for one in findings_of(topology, ref) if one.ref == ref]
+    distinct = dict.fromkeys(sorted(found, key=lambda one: SEVERITIES.index(one.severity)))
+    return tuple(Cell(safe(one.short), tone_of(one)) for one in distinct)
 
 
 def findings_sections(topology: Topology, ref: Ref) -> tuple[Section, ...]:

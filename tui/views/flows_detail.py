@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from core.flows import End, Flow, end_text, entry_of, flow_of, protocol_name, sentence
+from core.flows import End, Flow, address_text, end_text, entry_of, flow_of, protocol_name, sentence
 from core.flows.merge import FAST, PATHS, FlowTable
 from core.model import Ref, conntrack_ref, container_ref, flow_ref
+from core.reach import Question, resolve
 from core.text import safe
 from core.topology import Topology
 from core.topology.flow_index import CLIENTS, OUTSIDE, FlowView
@@ -31,6 +32,7 @@ _CLIENT_WORDS = {
 }  # fmt: skip
 _SEGMENTS = {"retrans": "retransmits", "lost": "lost now", "ooo": "out of order"}
 _TOP = 8
+_ASKED = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}
 
 
 def detail(context: ViewContext, ref: Ref) -> Detail:
@@ -58,6 +60,24 @@ def detail(context: ViewContext, ref: Ref) -> Detail:
         ),
         safe(flow_text(flow_view, row)),
     )
+
+
+def question_of(context: ViewContext, ref: Ref) -> Question | None:
+    """Return the question of a flow's ends, None for other objects."""
+    if ref.kind not in ("flow", "conntrack"):
+        return None
+    row = context.flow_view.row_of(int(ref.key[0]), int(ref.key[1]))
+    if row is None:
+        return None
+    entry = _flow(context.flow_view, row).entry
+    l4_proto = _ASKED.get(entry.l4_proto)
+    if l4_proto is None:
+        return None
+    source, target = (
+        resolve(context.topology, address_text(raw)) for raw in (entry.orig_src, entry.orig_dst)
+    )
+    question = Question(source, target, l4_proto, entry.orig_dport if l4_proto != "icmp" else 0)
+    return None if question.source.is_outside and question.target.is_outside else question
 
 
 def flow_text(flow_view: FlowView, row: int) -> str:

@@ -1,10 +1,10 @@
-"""Format the packets of a probe at each link that they pass, with what changed in between."""
+"""Format the packets of a probe at each link that they pass."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from core.model.probe import ProbeResult, Sighting
+from core.model.probe import Hop, PathMtu, ProbeResult, Sighting
 from core.text import safe
 from core.topology import Topology
 from tui.views.formatting import fit, width_of
@@ -15,7 +15,7 @@ _TITLES = {"request": "the packet", "answer": "its answer", "error": "an ICMP er
 
 
 def path_lines(topology: Topology, result: ProbeResult, width: int) -> Iterator[PathLine]:
-    """Yield a line for each sighting: time, namespace, link, direction, addresses; changes stand out."""
+    """Yield a line for each sighting; what changed since the one before stands out."""
     places = [safe(topology.label(one.link.ns)) for one in result.sightings]
     names = [_name(topology, one) for one in result.sightings]
     columns = max([4, *map(width_of, places)]), max([4, *map(width_of, names)])
@@ -68,3 +68,31 @@ def _end(address: str, port: int) -> str:
     if not port:
         return address
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def mtu_lines(topology: Topology, found: PathMtu) -> Iterator[PathLine]:
+    """Yield what limits the size of packets on a path."""
+    yield []
+    if found.mtu is None:
+        yield [("path MTU: unknown, no packet arrives", "warn")]
+        return
+    words = "" if found.complete else " at least (time ran out)"
+    yield [(f"path MTU: {found.mtu} bytes{words}", "warn" if found.silent else "ok")]
+    for step in found.steps:
+        yield [(f"  {step.sender or 'this host'} reports {step.mtu} bytes for its next link", "")]
+    if found.silent:
+        seen = found.last_seen
+        link = topology.snapshot.link(seen.link) if seen is not None else None
+        where = f"{link.name} of {topology.label(link.ns)}" if link else found.last_hop or "the sender"
+        yield [(f"  larger packets vanish without an ICMP message after {safe(where)}", "bad")]
+
+
+def hop_lines(found: Sequence[Hop]) -> Iterator[PathLine]:
+    """Yield the routers of a path by their distance."""
+    yield []
+    yield [("routers", "heading")]
+    for hop in found:
+        rtt = f"{hop.rtt * 1000:8.2f} ms" if hop.rtt is not None else "          –"
+        error = f"  {hop.error.name}" if hop.error else ""
+        yield [(f"{hop.ttl:3}  {rtt}  ", ""), (hop.address or "no answer", "" if hop.address else "dim"),
+               ("  target" if hop.is_target else error, "accent")]  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,23 @@ COMMANDS = (
     "apply {file} --yes",
     "apply {file} --prune --yes",
     "cleanup --yes",
+)
+# Faults whose repairs delete what they add, by the tool.
+_FORWARDING = "sysctl -qw net.ipv4.ip_forward=1"
+IPTABLES_FAULTS = (
+    _FORWARDING,
+    "iptables-nft -A FORWARD -s 192.0.2.77 -j ACCEPT",
+    "iptables-nft -A FORWARD -s 10.91.0.0/24 -j DROP",
+    "iptables-nft -A FORWARD -s 192.0.2.78 -j ACCEPT",
+)
+NFT_FAULTS = (
+    _FORWARDING,
+    "nft add table inet guard",
+    "nft 'add chain inet guard forward { type filter hook forward priority -5; }'",
+    "nft 'add rule inet guard forward ip saddr 192.0.2.77 accept'",
+    "nft 'add rule inet guard forward iifname br-shop counter drop'",
+    "nft 'add rule inet guard forward ip saddr 192.0.2.78 accept'",
+    "ip rule add to 10.91.0.0/24 priority 50 blackhole",
 )
 # Killed are: the change; its undo; the change and then its recovery; a change that fails half-way, mostly
 # during its rollback.
@@ -84,10 +102,21 @@ def trials(seed: int, commands: tuple[str, ...] = COMMANDS) -> Iterator[Trial]:
         yield Trial(number, drawn.choice(commands), drawn.choice(MODES), drawn.random(), drawn.random())
 
 
-class Killer:
-    """Run trials on a host in turn; a host that isn't as before is replaced."""
+def repairs(host: Host) -> tuple[str, ...]:
+    """Return the commands that delete what the faults have added."""
+    found = json.loads(host.vnet("doctor --json").stdout)["findings"]
+    deleting = [one for one in found if one["fix"] and one["fix"]["sentence"].startswith("delete")]
+    return tuple(f"doctor --fix {one['id']} --yes" for one in deleting)
 
-    def __init__(self) -> None:
+
+class Killer:
+    """Run trials on a host in turn; a host that isn't as before is replaced.
+
+    `faults` are commands that are executed on each host first.
+    """
+
+    def __init__(self, faults: Sequence[str] = ()) -> None:
+        self._faults = faults
         self._host: Host | None = None
         self._before: dict[str, Any] = {}
         self._calls: dict[tuple[str, str], int] = {}
@@ -98,13 +127,20 @@ class Killer:
             self._host.close()
             self._host = None
 
-    def run(self, trial: Trial) -> Outcome:
-        """Kill, recover and compare."""
+    def host(self) -> Host:
+        """Return the host, a new one if there is none."""
         if self._host is None:
             self._host = Host()
+            for fault in self._faults:
+                self._host.machine.run(fault)
             self._before = self._host.state()
-        killed = self._kill(self._host, trial)
-        differs = [*_settled(self._host, trial), *self._differences(self._host, trial)]
+        return self._host
+
+    def run(self, trial: Trial) -> Outcome:
+        """Kill, recover and compare."""
+        host = self.host()
+        killed = self._kill(host, trial)
+        differs = [*_settled(host, trial), *self._differences(host, trial)]
         if differs:
             self.close()
         return Outcome(trial, "killed" if killed else "done", tuple(differs))
