@@ -7,7 +7,7 @@ TESTS ?= tests --ignore=tests/bench
 
 LINTERS := mypy imports ruff clang shellcheck
 
-.PHONY: run setup setup-dev check test test-kernels test-engines fuzz fuzz-rules fuzz-kill fuzz-flush soak lint bench \
+.PHONY: run setup setup-dev check test test-kernels test-engines fuzz fuzz-rules fuzz-kill fuzz-flush fuzz-reach soak lint bench \
 	bench-fastpath screenshots demo demo-recording clean $(LINTERS)
 
 run: setup
@@ -53,6 +53,11 @@ fuzz-rules: setup-dev
 fuzz-kill: setup-dev
 	VNET_FUZZ_KILL=$(or $(COUNT),500) VNET_FUZZ_SEED=$(SEED) VNET_FUZZ_CASE=$(CASE) \
 		$(PY) -m pytest -q -s $(ARGS) tests/kernel/test_kill_fuzz.py
+
+# The static answer of `why` against real probes; COUNT= hosts, SEED= repeats a run, CASE= one host of it.
+fuzz-reach: setup-dev
+	VNET_FUZZ_REACH=$(or $(COUNT),300) VNET_FUZZ_SEED=$(SEED) VNET_FUZZ_CASE=$(CASE) \
+		$(PY) -m pytest -q -s $(ARGS) tests/kernel/test_reach_fuzz.py
 
 # Random sequences of flushes against the agent; SEED= repeats a run.
 fuzz-flush: setup-dev

@@ -128,7 +128,9 @@ def _dump(sock: Netlink, namespace: Namespace, resolver: NsidResolver) -> NetSta
     if {link.kind for link in links.values()} & {"bridge", "vxlan"}:
         tunnels = {ifindex for ifindex, link in links.items() if link.kind == "vxlan"}
         fdb = link_kinds.read_fdb(sock, tunnels)
-    return _net_state(sock, namespace, resolver, links, fdb=fdb, rules=_read_rules(sock))
+    return _net_state(
+        sock, namespace, resolver, links, fdb=fdb, rules=_read_rules(sock), sysctls=routes.read_sysctls()
+    )
 
 
 def _dump_wiring(sock: Netlink, namespace: Namespace, resolver: NsidResolver) -> NetState:

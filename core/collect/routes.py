@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -124,6 +125,27 @@ def read_routes(sock: Netlink) -> tuple[Route, ...]:
     """Return all IPv4 and IPv6 routes of all tables, in the kernel's order."""
     found = (_route(message.payload) for message in sock.dump(_RTM_GETROUTE, _GET_ROUTES))
     return tuple(_with_expiry(entry, left) for entry, left in found if entry)
+
+
+# Settings of a namespace, with the kernel's defaults (Documentation/networking/ip-sysctl.rst).
+_SYSCTLS = {
+    "net.ipv4.ip_default_ttl": "64",
+    "net.ipv4.ip_local_port_range": "32768 60999",
+    "net.ipv4.ip_local_reserved_ports": "",
+    "net.ipv4.icmp_echo_ignore_all": "0",
+    "net.ipv6.icmp.echo_ignore_all": "0",
+}
+
+
+def read_sysctls() -> dict[str, str]:
+    """Return the settings of the thread's namespace that aren't the defaults."""
+    found = {}
+    for name, usual in _SYSCTLS.items():
+        with suppress(OSError), open(f"/proc/sys/{name.replace('.', '/')}") as file:
+            value = " ".join(file.read().split())
+            if value != usual:
+                found[name] = value
+    return found
 
 
 _RTM_GETNETCONF, _IFINDEX_ALL = 82, -1

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from weakref import WeakKeyDictionary
 
-from core.diagnose import addresses, drops, forwarding, links, paths
 from core.diagnose.identity import findings_by_id
-from core.diagnose.links import joined, storm_text
+from core.diagnose.subjects import joined, storm_text
 from core.model import Ref
-from core.model.finding import SEVERITIES, Finding, Severity
+from core.model.finding import Finding, Severity
 from core.topology import Topology
 
 __all__ = ["Finding", "Severity", "findings", "findings_by_id", "findings_of", "joined", "storm_text"]
@@ -32,35 +31,12 @@ def findings_of(topology: Topology, ref: Ref) -> tuple[Finding, ...]:
 def _found(topology: Topology) -> tuple[tuple[Finding, ...], Mapping[Ref, tuple[Finding, ...]]]:
     cached = _FOUND.get(topology)
     if cached is None:
-        found = _diagnose(topology)
+        # Imported when first needed: following packets takes modules that the first paint doesn't need.
+        from core.diagnose.checks import diagnose
+
+        found = diagnose(topology)
         cached = _FOUND[topology] = (found, _by_ref(found))
     return cached
-
-
-def _diagnose(topology: Topology) -> tuple[Finding, ...]:
-    blocked_ports = tuple(forwarding.blocked_ports(topology))
-    found = [
-        *links.dead_joins(topology),
-        *links.of_links(topology),
-        *links.of_bridges(topology),
-        *links.overlaps(topology),
-        *addresses.duplicate_macs(topology),
-        *addresses.wrong_prefixes(topology),
-        *addresses.loopbacks_down(topology),
-        *forwarding.docker_without_rules(topology),
-        *forwarding.drops(topology),
-        *forwarding.blocked_networks(topology),
-        *blocked_ports,
-        *forwarding.bypassing_ports(topology, blocked_ports),
-        *addresses.discarding_routes(topology),
-        *links.full_tables(topology),
-        *links.failing_tables(topology),
-        *links.storms(topology),
-        *drops.heavy_drops(topology),
-    ]
-    found = paths.merged(found, tuple(forwarding.no_default_route(topology)))
-    found = paths.merged(found, paths.stopped_paths(topology))
-    return tuple(sorted(found, key=lambda one: SEVERITIES.index(one.severity)))
 
 
 def _by_ref(found: Iterable[Finding]) -> Mapping[Ref, tuple[Finding, ...]]:

@@ -11,7 +11,8 @@ from core.model import Ref
 from core.model.finding import Finding
 from core.topology import Topology
 
-_DIGITS = re.compile(r"\d[\d,.]*")
+# Counts, but not addresses and prefixes.
+_COUNTS = re.compile(r"(?<![\w.:/])\d[\d,]*(?![\w:]|[./]\d)")
 
 
 def findings_by_id(topology: Topology, found: Iterable[Finding]) -> dict[str, Finding]:
@@ -23,10 +24,13 @@ def findings_by_id(topology: Topology, found: Iterable[Finding]) -> dict[str, Fi
     result: dict[str, Finding] = {}
     seen: Counter[tuple[str, ...]] = Counter()
     for one in found:
-        words = (one.kind, *_name(topology, one.ref), _DIGITS.sub("", one.short))
+        refs = [one.ref]
+        if one.ref.kind == "conntrack":  # its id is new with each connection
+            refs = [each for each in one.related if each.kind == "nat"] or refs
+        words = (one.kind, *_name(topology, refs[0]), _COUNTS.sub("", one.short))
         seen[words] += 1
         text = "\0".join((*words, str(seen[words]) if seen[words] > 1 else ""))
-        result[blake2b(text.encode("utf-8", "surrogateescape"), digest_size=3).hexdigest()] = one
+        result[blake2b(text.encode("utf-8", "surrogatepass"), digest_size=3).hexdigest()] = one
     return result
 
 

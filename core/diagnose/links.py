@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from core.flows import address_text
+from core.diagnose.subjects import joined, storm_text
 from core.model import (
-    Conntrack,
     Container,
     Link,
     Ref,
-    Storm,
     container_ref,
     link_ref,
     namespace_ref,
@@ -28,7 +23,6 @@ from core.reach.fixes import raise_limit
 from core.reach.link_fixes import odd_mtu, set_up
 from core.text import quoted as quote
 from core.topology import Topology
-from core.topology.index import names_in
 
 if TYPE_CHECKING:
     from core.topology import Topology
@@ -69,14 +63,6 @@ def _rejoin(container: Container, target: Container | None) -> str:
             f"{container.runtime} start {quote(target.name)}; {restart}"
         )
     return f"restart {container.name}, so that it joins the new namespace; run: {restart}"
-
-
-def joined(topology: Topology, container: Container) -> Container | None:
-    """Return the container that another is to join, None if it no longer exists."""
-    kind, _, name = container.network_mode.partition(":")
-    others = (one for one in topology.containers.values() if one.uid != container.uid)
-    found = (one for one in others if kind == "container" and name in (one.id, one.name))
-    return next(found, None)
 
 
 def of_links(topology: Topology) -> Iterator[Finding]:
@@ -210,157 +196,6 @@ def of_bridges(topology: Topology) -> Iterator[Finding]:
             yield Finding("bridge", ref, "bridge is down", sentence, "bad", related, advice, fix=fix)
 
 
-# Links of the host that may share a parent with networks of the same kinds.
-_CHILD_KINDS = ("macvlan", "macvtap", "ipvlan", "ipvtap")
-Span = tuple[int, int, int]  # IP version, first and last address
-
-
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """Addresses that a network, or a link outside any network, uses in a namespace.
-
-    `links` are the names of its link and of that link's parent; `parent` is the parent of a macvlan or ipvlan
-    network."""
-
-    ns: int
-    ref: Ref
-    related: tuple[Ref, ...]
-    name: str
-    subnets: tuple[str, ...]
-    ports: int = 0
-    links: tuple[str, ...] = ()
-    parent: str = ""
-
-    def shares_with(self, other: _Claim) -> bool:
-        """Return whether its parent is the other's link: then the subnet is shared."""
-        return bool(self.parent) and self.parent in other.links
-
-
-def overlaps(topology: Topology) -> Iterator[Finding]:
-    """Find pairs of subnets in one namespace that overlap, at least one of a network."""
-    spans: dict[tuple[int, int], list[tuple[int, int, _Claim]]] = {}
-    for claim in _claims(topology):
-        for version, first, last in _spans(claim.subnets):
-            spans.setdefault((claim.ns, version), []).append((first, last, claim))
-    pairs: dict[tuple[Ref, Ref], tuple[_Claim, _Claim]] = {}
-    for group in spans.values():
-        for one, other in _overlapping(sorted(group, key=lambda span: span[:2])):
-            has_network = "network" in (one.ref.kind, other.ref.kind)
-            shared = one.shares_with(other) or other.shares_with(one)
-            if has_network and one.ref != other.ref and not shared and (other.ref, one.ref) not in pairs:
-                pairs.setdefault((one.ref, other.ref), (one, other))
-    return (_overlap(one, other) for one, other in pairs.values())
-
-
-def _overlapping(ordered: list[tuple[int, int, _Claim]]) -> Iterator[tuple[_Claim, _Claim]]:
-    """Iterate over the pairs of sorted spans that have a common address."""
-    for index, (_, last, one) in enumerate(ordered):
-        for first, _, other in ordered[index + 1 :]:
-            if first > last:
-                break
-            yield one, other
-
-
-def _claims(topology: Topology) -> Iterator[_Claim]:
-    for network in topology.networks:
-        bridge = topology.bridge_link(network)
-        related = (link_ref(bridge.key),) if bridge else ()
-        ports = len(topology.ports_of(bridge.key)) if bridge else 0
-        ns, ref = network.ns or topology.host, network_ref(network.id)
-        own = (network.bridge,) if bridge else ()
-        yield _Claim(ns, ref, related, network.name, network.subnets, ports, own, network.parent)
-    bridges = {(network.ns or topology.host, network.bridge) for network in topology.networks}
-    for ns in {network.ns or topology.host for network in topology.networks}:
-        net = topology.snapshot.nets.get(ns)
-        for link in net.links.values() if net else ():
-            if (ns, link.name) not in bridges and link.kind != "loopback":
-                has_parent = link.kind in _CHILD_KINDS and link.lower_nsid is None
-                parent = topology.snapshot.link((ns, link.lower or 0)) if has_parent else None
-                links = (link.name, parent.name) if parent else (link.name,)
-                subnets = tuple(map(str, link.addresses))
-                yield _Claim(ns, link_ref(link.key), (), link.name, subnets, 0, links)
-
-
-def _spans(subnets: Iterable[str]) -> Iterator[Span]:
-    for subnet in subnets:
-        try:
-            parsed = ipaddress.ip_network(subnet, strict=False)
-        except ValueError:
-            continue
-        if not parsed.is_link_local:
-            yield parsed.version, int(parsed.network_address), int(parsed.broadcast_address)
-
-
-def _overlap(one: _Claim, other: _Claim) -> Finding:
-    if one.ref.kind != "network":
-        one, other = other, one
-    sentence = (
-        f"{one.name} ({' '.join(one.subnets)}) and {other.name} ({' '.join(other.subnets)}) overlap: "
-        "an address in both is reachable in only one of them."
-    )
-    short = f"overlaps {other.name}"
-    smaller = one if other.ref.kind != "network" else min(one, other, key=lambda each: each.ports)
-    advice = (
-        f"give {smaller.name}, which has fewer ports, another subnet: delete it (d) and create it again (n), "
-        "or change it with the tool that created it"
-    )
-    related = (other.ref, *one.related, *other.related)
-    return Finding("overlap", one.ref, short, sentence, "bad", related, advice)
-
-
-# The most addresses to attribute to owners, the busiest first: a flood has thousands.
-_MAX_ADDRESSES = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionSource:
-    """Owner of addresses that opened `entries` of a table's connections.
-
-    `name` is "" if the owner is unknown, `address` the busiest one."""
-
-    name: str
-    address: str
-    entries: int
-
-
-def sources(topology: Topology, ns: int, most: int = 3) -> tuple[ConnectionSource, ...]:
-    """Return who opened the most connections in a namespace's table, busiest first."""
-    table = topology.snapshot.conntracks.get(ns)
-    return top_sources(table, names_in(topology, ns), most) if table is not None else ()
-
-
-def top_sources(table: Conntrack, names: Mapping[bytes, str], most: int) -> tuple[ConnectionSource, ...]:
-    """Return who opened the most connections; `names` maps addresses of 16 bytes."""
-    found: dict[str, ConnectionSource] = {}
-    for raw, count in _busiest(table.entries["orig_src"]):
-        name, address = names.get(raw, ""), address_text(raw)
-        before = found.get(name or address)
-        found[name or address] = ConnectionSource(
-            name, before.address if before else address, count + (before.entries if before else 0)
-        )
-    return tuple(sorted(found.values(), key=lambda one: -one.entries)[:most])
-
-
-def _busiest(addresses: np.ndarray) -> list[tuple[bytes, int]]:
-    """Count distinct addresses (rows of 16 bytes), the most frequent first."""
-    halves = np.ascontiguousarray(addresses).view(np.uint64)
-    is_mapped = halves[:, 0] == 0  # IPv4 differs only in the lower half, which is fast to sort
-    lower, ipv4_counts = np.unique(halves[is_mapped, 1], return_counts=True)
-    ipv4 = np.stack((np.zeros_like(lower), lower), axis=1)
-    ipv6, ipv6_counts = _counted(halves[~is_mapped])
-    distinct, counts = np.concatenate((ipv4, ipv6)), np.concatenate((ipv4_counts, ipv6_counts))
-    chosen = np.argsort(-counts, kind="stable")[:_MAX_ADDRESSES]
-    return [(distinct[one].tobytes(), int(counts[one])) for one in chosen.tolist()]
-
-
-def _counted(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct rows of two numbers, and the count of each."""
-    ordered = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
-    differs = (ordered[1:] != ordered[:-1]).any(axis=1)
-    first = np.flatnonzero(np.concatenate((np.ones(min(1, len(pairs)), bool), differs)))
-    return ordered[first], np.diff(np.append(first, len(ordered)))
-
-
 # The share of a conntrack table above which it is nearly full.
 _NEARLY_FULL = 0.8
 # Findings for counters that grow: in short, the effect, the cause, and the severity.
@@ -424,14 +259,6 @@ def storms(topology: Topology) -> Iterator[Finding]:
             sentence = f"{storm_text(storm, bridge)}{source}.{_loop_warning(bridge)}"
             short = f"{storm.kind} storm, {storm.rate:,.0f}/s"
             yield Finding("storm", link_ref(bridge.key), short, sentence, "bad", related)
-
-
-def storm_text(storm: Storm, bridge: Link) -> str:
-    """Describe a storm, without a full stop."""
-    return (
-        f"{storm.kind.capitalize()} storm on {bridge.name}: about {storm.rate:,.0f} frames/s, "
-        f"{storm.share:.0%} of all frames that enter it"
-    )
 
 
 def _source(topology: Topology, port: Link) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from operator import is_
 
 from core.model import (
@@ -26,7 +27,7 @@ from core.model.finding import Finding, Severity
 from core.model.fix import Fix
 from core.nat.packets import is_loopback
 from core.reach import Answer, Endpoint, Hop, Question, why
-from core.text import is_address, safe
+from core.text import TABLE, is_address, safe
 from core.topology import Topology
 
 OUTSIDE = Endpoint("the outside")
@@ -35,6 +36,10 @@ _MOST_NAMED = 4
 _NEEDED = (Part.LINKS, Part.FIREWALL, Part.CONTAINERS, Part.NAMESPACES)
 # First words of what is wrong that are no names.
 _WORDS = frozenset({"nothing", "no", "a", "the", "packets", "port", "wrong", "blackhole", "unreachable"})
+_ALL_BUT_LISTENER = (
+    "route", "forwarding", "rp_filter", "firewall", "nat", "neighbour", "link", "bridge", "conntrack",
+    "uplink", "address", "overlap",
+)  # fmt: skip
 # Kinds of hops, as kinds of findings.
 _KINDS = {"firewall": "forward", "bridge": "port", "uplink": "link"}
 
@@ -163,7 +168,21 @@ def _of_container(topology: Topology, container: Container, ns: int) -> Iterator
     question = Question(Endpoint(name, ns), _outside(topology, ns), "tcp", _OUTSIDE_PORT)
     ref = container_ref(container.runtime, container.id)
     refs = tuple(network_ref(one.id) for one in networks)
-    yield Path(question, ref, f"{name} can't reach the outside", ("listener",), refs)
+    routed = any(_is_routed_on_purpose(topology, one) for one in networks)
+    ignored = ("listener", "nat") if routed else ("listener",)
+    yield Path(question, ref, f"{name} can't reach the outside", ignored, refs)
+
+
+def _is_routed_on_purpose(topology: Topology, network: Network) -> bool:
+    """Return whether a network was created so that its packets keep their source."""
+    if network.gateway_mode.get("ipv4") == "routed" or not network.masquerade:
+        return True
+    firewall = topology.snapshot.firewalls.get(network.ns or topology.host)
+    return any(
+        rule.table == TABLE and rule.verdict == "accept" and network.bridge in rule.iif.split(",")
+        for rule in (firewall.rules if firewall and network.engine == "kernel" else ())
+        if "routed" in rule.comment
+    )
 
 
 def _of_network(topology: Topology, network: Network) -> Iterator[Path]:
@@ -234,6 +253,21 @@ def _of_published(topology: Topology) -> Iterator[Path]:
         whose = f" of {names[0]}" if names else ""
         phrase = f"port {port}/{entry.l4_proto}{whose} can't be reached from outside"
         yield Path(question, nat_ref(entry.ns, entry.entry_id), safe(phrase))
+        yield from _within_target(topology, entry, safe(phrase))
+
+
+def _within_target(topology: Topology, entry: NatEntry, phrase: str) -> Iterator[Path]:
+    """Yield the way from a published port's container to itself.
+
+    So a service that doesn't listen is found even if something else stops the packets before."""
+    address, _, port = entry.inside.rpartition(":")
+    address = address.strip("[]")
+    container = topology.containers.get(entry.containers[0]) if entry.containers else None
+    if container is None or container.netns is None or not port.isdigit() or not is_address(address):
+        return
+    end = Endpoint(topology.title(container), container.netns, address)
+    question = Question(end, end, entry.l4_proto, int(port))
+    yield Path(question, nat_ref(entry.ns, entry.entry_id), phrase, _ALL_BUT_LISTENER)
 
 
 def _published(topology: Topology, entry: NatEntry, uplink: Link) -> tuple[str, int] | None:
@@ -269,10 +303,19 @@ def merged(static: Sequence[Finding], found: Sequence[Finding]) -> list[Finding]
 
 
 def _is_same_cause(one: Finding, static: Finding) -> bool:
+    if static.kind == "overlap" and _is_misled(one, static):
+        return True
     if static.kind not in _SAME_CAUSE.get(one.kind, (one.kind,)):
         return False
     by_network = one.kind == "forward" and static.ref in one.related
     return by_network or one.ref in (static.ref, *static.related)
+
+
+def _is_misled(one: Finding, static: Finding) -> bool:
+    """Return whether rules drop what an overlap has sent to a wrong link."""
+    words = [word.strip("'\"") for word in one.advice.split()]
+    leaving = {link for option, link in pairwise(words) if option in ("-o", "oifname")}
+    return one.kind == "forward" and bool(leaving & set(static.sentence.replace(":", "").split()))
 
 
 # Static findings that name the same cause as one of a path.

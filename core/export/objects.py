@@ -8,7 +8,7 @@ from typing import Any
 
 from core.codec import plain
 from core.diagnose import findings
-from core.diagnose.links import sources
+from core.diagnose.subjects import sources
 from core.export import flows
 from core.model import Conntrack, Container, Link, LinkKey, NetState
 from core.model.finding import Finding

@@ -104,6 +104,22 @@ class FixMasquerade:
     bridge: str
 
 
+@dataclass(frozen=True, slots=True)
+class FixConnection:
+    """Delete a conntrack entry of a namespace (inode).
+
+    The other fields are those of core.operations.DeleteConnection."""
+
+    ns: int
+    src: str
+    dst: str
+    l4_proto: int
+    sport: int
+    dport: int
+    entry_id: int
+    zone: int = 0
+
+
 Step = (
     FixLink
     | FixPort
@@ -116,6 +132,7 @@ Step = (
     | FixFdb
     | FixFirewall
     | FixMasquerade
+    | FixConnection
 )
 
 

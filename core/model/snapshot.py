@@ -151,7 +151,8 @@ class NetState:
     """Hold everything that rtnetlink reports about one namespace.
 
     `nsids` maps the namespace ids that links here refer to, as seen from here, to inodes; `settings` are
-    those of each address family and link."""
+    those of each address family and link, `sysctls` those of the namespace that differ from the kernel's
+    defaults ("net.ipv4.ip_default_ttl", ...), as text."""
 
     ns: int
     links: Mapping[int, Link] = field(default_factory=dict)
@@ -162,6 +163,7 @@ class NetState:
     nsids: Mapping[int, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     settings: tuple[IpSettings, ...] = ()
+    sysctls: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

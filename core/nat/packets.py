@@ -17,6 +17,7 @@ Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 MATCHES = ("iif", "oif", "src", "dst", "l4_proto", "sport", "dport", "ct_state")
 
 
+@lru_cache(8192)
 def split(text: str) -> tuple[bool, tuple[str, ...]]:
     """Split a match into whether it is negated, and its members."""
     return text.startswith("!"), tuple(part for part in text.removeprefix("!").split(",") if part)

@@ -17,6 +17,7 @@ from core.model import (
 )
 from core.model.fix import (
     FixAddress,
+    FixConnection,
     FixFdb,
     FixLink,
     FixNeighbour,
@@ -31,6 +32,7 @@ from core.operations import (
     AddNeighbour,
     AddPolicyRule,
     AddVlan,
+    DeleteConnection,
     DeleteFdb,
     DeleteNeighbour,
     DeletePolicyRule,
@@ -317,6 +319,13 @@ def _(step: FixNeighbour, builder: PlanBuilder) -> None:
     mac = found.mac if found.state in _STATES else ""
     state = _STATES.get(found.state, "stale")
     builder.add(DeleteNeighbour(AddNeighbour(link.name, found.address, mac, place, state)))
+
+
+@add_fix.register
+def _(step: FixConnection, builder: PlanBuilder) -> None:
+    _, place = _find_net(step.ns, builder)
+    ends = (step.src, step.dst, step.l4_proto, step.sport, step.dport)
+    builder.add(DeleteConnection(*ends, step.entry_id, place, step.zone))
 
 
 _LINK_SETTING = re.compile(r"net\.ipv4\.conf\.([^.]+)\.(forwarding|rp_filter)")

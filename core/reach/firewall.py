@@ -7,15 +7,18 @@ first packet of a connection.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from core.model import Chain, Firewall, FirewallRule, VerdictCase
 from core.nat.packets import ChainKey, bounds, chain_key, matches_link, split, targets
+from core.reach.effects import apply_effect, effect_of
 from core.reach.packet import Hook, Packet, match
 
 _CONNTRACK = -200
+# Where NAT happens, whatever the priority of its chains (NF_IP_PRI_NAT_DST and NF_IP_PRI_NAT_SRC).
+_NAT_AT = {"prerouting": -100, "output": -100, "postrouting": 100, "input": 100}
 _DEEPEST = 16
 _STOPS = ("drop", "reject")
 _NAT = ("dnat", "snat", "masquerade", "redirect")
@@ -37,6 +40,11 @@ class Decision:
     rules: tuple[FirewallRule, ...] = ()
     nat: FirewallRule | None = None
     notrack: FirewallRule | None = None
+    packet: Packet | None = None
+    rerouted: bool = False
+
+
+type Translate = Callable[[FirewallRule | None, Packet], Packet]
 
 
 class Evaluator:
@@ -58,9 +66,12 @@ class Evaluator:
         """Return whether there are chains of family netdev."""
         return any(family == "netdev" for family, _ in self._bases)
 
-    def evaluate(self, packet: Packet, hook: Hook) -> Decision:
-        """Evaluate the IP chains of a hook."""
-        return self._evaluate(packet, hook, _FAMILIES[packet.is_ipv6])
+    def evaluate(self, packet: Packet, hook: Hook, translate: Translate | None = None) -> Decision:
+        """Evaluate the IP chains of a hook.
+
+        `translate` returns the packet after a NAT rule; with None, after the translation of its connection.
+        """
+        return self._evaluate(packet, hook, _FAMILIES[packet.is_ipv6], translate=translate)
 
     def evaluate_bridge(self, packet: Packet, hook: Hook) -> Decision:
         """Evaluate the chains of family bridge of a hook."""
@@ -69,6 +80,28 @@ class Evaluator:
     def evaluate_link(self, packet: Packet, hook: Hook, link: str) -> Decision:
         """Evaluate the chains of family netdev on a link."""
         return self._evaluate(packet, hook, ("netdev",), link)
+
+    def loopback_dnat(self, packet: Packet) -> FirewallRule | None:
+        """Return the DNAT rule for the packet's port on a loopback address."""
+        hook = Hook("prerouting", (), (), True, sets=self.firewall.sets)
+        for rule in self.firewall.rules:
+            if rule.verdict == "dnat" and rule.dst.startswith("127."):
+                local = replace(packet, dst=rule.dst.partition("/")[0])
+                if match(replace(rule, iif=""), local, hook):
+                    return rule
+        return None
+
+    def zone_rule(self, packet: Packet, hook: Hook) -> FirewallRule | None:
+        """Return the rule that sets the conntrack zone of a packet."""
+        for chain in self._bases_of(hook.name):
+            for rule in self._rules.get(_key(chain), ()):
+                effect = effect_of(rule)
+                if effect is not None and effect.what == "zone" and match(rule, packet, hook):
+                    return rule
+        return None
+
+    def _bases_of(self, hook: str) -> Iterator[Chain]:
+        return (chain for (_, name), chains in self._bases.items() if name == hook for chain in chains)
 
     def later_nat(self, rule: FirewallRule, packet: Packet) -> FirewallRule | None:
         """Return a later rule of the chain that has another destination for the packet."""
@@ -80,38 +113,102 @@ class Evaluator:
                 return one
         return None
 
-    def _evaluate(self, packet: Packet, hook: Hook, families: Sequence[str], link: str = "") -> Decision:
+    def _evaluate(
+        self, packet: Packet, hook: Hook, families: Sequence[str], link: str = "",
+        translate: Translate | None = None,
+    ) -> Decision:  # fmt: skip
         chains = [chain for family in families for chain in self._bases.get((family, hook.name), ())]
         chains = [chain for chain in chains if not link or link in chain.links]
-        passed: list[FirewallRule] = []
-        nat, doubt = None, None
-        notrack: FirewallRule | None = None
-        untracked = "untracked" in packet.states
-        for chain in sorted(chains, key=lambda one: one.priority):
-            if chain.kind == "nat" and (nat or packet.is_reply or untracked):
-                continue  # translations are kept per connection
-            walk = _Walk(self._rules, self._seen(packet, chain, families, untracked), hook, chain)
-            verdict, rule = walk.run()
-            if verdict == "unknown":
-                doubt = doubt or Decision("unknown", chain, rule)
-            elif verdict in _STOPS:
-                return Decision("drop" if verdict == "drop" else "reject", chain, rule, tuple(passed), nat)
-            notrack = notrack or walk.notrack
-            untracked = untracked or notrack is not None
-            nat = nat or (rule if rule is not None and rule.verdict in _NAT else None)
-            passed += [rule] if rule is not None and rule is not nat else []
-        if doubt is not None:
-            return replace(doubt, rules=tuple(passed), nat=nat, notrack=notrack)
-        return Decision("accept", rules=tuple(passed), nat=nat, notrack=notrack)
+        run = _Traversal(self, hook, families, packet, translate)
+        for chain in sorted(chains, key=_place_of):
+            run.restore(chain)
+            if (stop := run.pass_chain(chain)) is not None:
+                return stop
+        run.restore(None)
+        return run.end()
 
-    @staticmethod
-    def _seen(packet: Packet, chain: Chain, families: Sequence[str], untracked: bool) -> Packet:
+    def walk(self, packet: Packet, hook: Hook, chain: Chain) -> _Walk:
+        """Prepare the evaluation of one base chain."""
+        return _Walk(self._rules, packet, hook, chain)
+
+
+def _place_of(chain: Chain) -> int:
+    return _NAT_AT.get(chain.hook, chain.priority) if chain.kind == "nat" else chain.priority
+
+
+class _Traversal:
+    """Pass a packet through the base chains of a hook, in their order."""
+
+    def __init__(
+        self, evaluator: Evaluator, hook: Hook, families: Sequence[str], packet: Packet,
+        translate: Translate | None,
+    ) -> None:  # fmt: skip
+        self._evaluator, self._hook, self._translate, self.packet = evaluator, hook, translate, packet
+        self._outside_ip = "bridge" in families or "netdev" in families
+        self._passed: list[FirewallRule] = []
+        self._nat: FirewallRule | None = None
+        self._doubt: Decision | None = None
+        self._notrack: FirewallRule | None = None
+        self._untracked = "untracked" in packet.states
+        self._restored = False
+        self._rerouted = False
+
+    def restore(self, chain: Chain | None) -> None:
+        """Translate a packet of a known connection before the chains that run after NAT."""
+        at = _NAT_AT.get(self._hook.name)
+        is_due = at is not None and (chain is None or _place_of(chain) >= at)
+        if self._restored or not is_due or self._untracked or self._translate is None:
+            return
+        self._restored = True
+        self.packet = self._translate(None, self.packet)
+
+    def pass_chain(self, chain: Chain) -> Decision | None:
+        """Evaluate a chain; return the decision if it drops the packet."""
+        new = "new" in self.packet.states and not self.packet.is_reply
+        if chain.kind == "nat" and (self._nat or not new or self._untracked or not self._translate):
+            return None  # translations are kept per connection
+        walk = self._evaluator.walk(self._seen(chain), self._hook, chain)
+        verdict, rule = walk.run()
+        self._take_effects(walk, chain)
+        if verdict == "unknown":
+            self._doubt = self._doubt or Decision("unknown", chain, rule)
+        elif verdict in _STOPS:
+            ended = Decision("drop" if verdict == "drop" else "reject", chain, rule)
+            return replace(ended, rules=tuple(self._passed), nat=self._nat, packet=self.packet)
+        if rule is not None and rule.verdict in _NAT and verdict != "unknown":
+            self._nat = rule
+            self.packet = self._translate(rule, self.packet) if self._translate else self.packet
+        elif rule is not None:
+            self._passed.append(rule)
+        return None
+
+    def _take_effects(self, walk: _Walk, chain: Chain) -> None:
+        """Keep what rules of a chain set: marks, the conntrack zone, no tracking."""
+        after = walk.packet
+        is_route = chain.kind == "route" or (chain.backend != "nft" and chain.table == "mangle")
+        if after.mark != self.packet.mark and is_route and chain.hook == "output":
+            self._rerouted = True
+        self.packet = replace(self.packet, mark=after.mark, ct_mark=after.ct_mark, zone=after.zone)
+        self._notrack = self._notrack or walk.notrack
+        if walk.notrack is not None:
+            self._untracked = True
+
+    def _seen(self, chain: Chain) -> Packet:
         """Return the packet with the connection state that a chain sees."""
-        if untracked:
-            return replace(packet, states=frozenset(("untracked",)))
+        if self._untracked:
+            return replace(self.packet, states=frozenset(("untracked",)))
         early = chain.hook in ("prerouting", "output") and chain.priority < _CONNTRACK
-        outside_ip = "bridge" in families or "netdev" in families
-        return replace(packet, states=frozenset(("invalid",))) if early or outside_ip else packet
+        if early or self._outside_ip:
+            return replace(self.packet, states=frozenset(("invalid",)))
+        return self.packet
+
+    def end(self) -> Decision:
+        """Return the decision if no chain drops the packet."""
+        ended = self._doubt or Decision("accept")
+        return replace(
+            ended, rules=tuple(self._passed), nat=self._nat, notrack=self._notrack, packet=self.packet,
+            rerouted=self._rerouted,
+        )  # fmt: skip
 
 
 class _Walk:
@@ -121,7 +218,7 @@ class _Walk:
         self, rules: dict[ChainKey, list[FirewallRule]], packet: Packet, hook: Hook, chain: Chain
     ) -> None:
         self.notrack: FirewallRule | None = None
-        self._rules, self._packet, self._hook, self._chain = rules, packet, hook, chain
+        self._rules, self.packet, self._hook, self._chain = rules, packet, hook, chain
         self._doubt: FirewallRule | None = None  # the first rule that may or may not decide
         self._doubted: set[str] = set()  # the verdicts of such rules
 
@@ -137,13 +234,16 @@ class _Walk:
     def _run(self, key: ChainKey, depth: int) -> tuple[str, FirewallRule | None] | None:
         """Evaluate a chain; None if the packet leaves it without a verdict."""
         for rule in self._rules.get(key, ()) if depth < _DEEPEST else ():
-            if not rule.verdict:
+            if not rule.verdict and effect_of(rule) is None:
                 continue
-            matched = match(rule, self._packet, self._hook)
+            matched = match(rule, self.packet, self._hook)
             if matched is False:
                 continue
             if matched is None:
                 self._doubt_about(rule, depth)
+            if (effect := effect_of(rule)) is not None:
+                self.packet = apply_effect(effect, self.packet, certain=matched is True)
+            if matched is None or not rule.verdict:
                 continue
             if rule.verdict == "return":
                 return None
@@ -184,7 +284,7 @@ class _Walk:
         return chosen.verdict, rule
 
     def _chosen(self, rule: FirewallRule) -> VerdictCase | None:
-        own = _values(rule.chosen_by, self._packet, self._hook)
+        own = _values(rule.chosen_by, self.packet, self._hook)
         fit = (one for one in rule.choices if one.value != "*" and _fits(one.value, rule.chosen_by, own))
         rest = (one for one in rule.choices if one.value == "*")
         return next(fit, None) or next(rest, None)

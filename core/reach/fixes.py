@@ -37,6 +37,7 @@ from core.text import quoted
 from core.topology import Topology
 
 _USUAL_TABLES = ("main", "local", "default")
+BR_NETFILTER = {False: "net.bridge.bridge-nf-call-iptables", True: "net.bridge.bridge-nf-call-ip6tables"}
 IP_FORWARD, IPV6_FORWARD = "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"
 
 
@@ -220,6 +221,12 @@ def raise_limit(ns: int, limit: int) -> Fix:
     return Fix(f"set {key} to {2 * limit}", (FixSysctl(ns, key, str(2 * limit), str(limit)),))
 
 
+def end_br_netfilter(topology: Topology, ipv6: bool) -> Fix:
+    """Return the repair for rules for routed packets that drop bridged ones."""
+    key = BR_NETFILTER[ipv6]
+    return Fix(f"set {key} to 0", (FixSysctl(topology.host, key, "0", "1"),))
+
+
 # ---- rules
 
 
@@ -271,6 +278,14 @@ def untranslated(topology: Topology, ns: int, packet: Packet, link: Link) -> Hop
         (f"no masquerade or snat rule matches {packet.src} at {link.name}",), ref, fix,
         f"no rule masquerades {who}",
     )  # fmt: skip
+
+
+def hairpin(topology: Topology, ns: int, packet: Packet) -> Fix | None:
+    """Return the advice for answers that bypass the namespace that translates."""
+    rule = f"saddr {packet.src} {'ip6' if packet.is_ipv6 else 'ip'} daddr {packet.dst} masquerade"
+    family = "ip6" if packet.is_ipv6 else "ip"
+    command = f"nft add rule {family} nat postrouting {family} {rule}"
+    return Fix(f"masquerade what {topology.label(ns)} forwards to {packet.dst}", command=command)
 
 
 # ---- services

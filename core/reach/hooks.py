@@ -32,6 +32,8 @@ class Index:
         self._evaluators: dict[int, Evaluator | None] = {}
         self._tables: dict[int, RoutingTables | None] = {}
         self._entries: dict[tuple[int, str], NatEntry] | None = None
+        self._holders: dict[str, set[int]] | None = None
+        self._others: set[int] = set()
 
     def evaluator(self, ns: int) -> Evaluator | None:
         """Return the evaluator of a namespace's rules, None if there are none."""
@@ -46,6 +48,20 @@ class Index:
             net = self.topology.snapshot.nets.get(ns)
             self._tables[ns] = RoutingTables(net) if net and net.links else None
         return self._tables[ns]
+
+    def may_answer(self, address: str) -> set[int]:
+        """Return the namespaces that may answer ARP or ND for an address: few of many."""
+        if self._holders is None:
+            self._holders, self._others = {}, set()
+            for ns in self.topology.snapshot.nets:
+                tables = self.tables(ns)
+                if tables is None:
+                    continue
+                if tables.has_wide_answers():
+                    self._others.add(ns)
+                for one in tables.local_addresses():
+                    self._holders.setdefault(one, set()).add(ns)
+        return self._holders.get(address, set()) | self._others
 
     def rule_ref(self, ns: int, rule: FirewallRule) -> Ref | None:
         """Return the ref of the NAT entry that a rule belongs to, None for other rules."""
@@ -65,6 +81,7 @@ class Tracked:
     ns: int
     before: Packet
     after: Packet
+    zone_rule: FirewallRule | None = None
 
 
 @dataclass(slots=True)
@@ -79,7 +96,10 @@ class HookedPacket:
     dnat: tuple[int, FirewallRule] | None = None  # the namespace and rule of the last change of destination
     snat: FirewallRule | None = None
     notrack: FirewallRule | None = None
+    what: str = "it"  # the packet, in sentences
     addressed: Packet | None = None  # as it was before its destination was changed
+    answered: Tracked | None = None  # the connection in this namespace that it answers
+    rerouted: bool = False  # whether a rule of the last hook makes the kernel look up its route again
 
     # ---- hops
 
@@ -116,51 +136,89 @@ class HookedPacket:
 
     # ---- rules and translations
 
-    def _with_state(self, packet: Packet) -> Packet:
-        """Return the packet with its connection's state; replies are translated back."""
+    def _entered(self, packet: Packet) -> Packet:
+        """Return a packet that enters a namespace, with its connection's state."""
+        packet = replace(packet, zone=0, ct_mark=0, is_bound=False)
+        entry = self._entry_of(packet)
+        if entry is not None:
+            return replace(packet, states=_states(entry), ct_mark=entry.after.ct_mark)
         if not packet.is_reply:
-            known = any(one.ns == self.ns and one.after == packet for one in self.tracked)
-            return packet if known else replace(packet, states=packet.states or frozenset(("new",)))
-        for one in self.tracked:
-            if one.ns == self.ns and _is_reply(packet, one.after):
-                states = {"established"}
-                if one.before.dst != one.after.dst or one.before.dport != one.after.dport:
-                    states.add("dnat")
-                if one.before.src != one.after.src:
-                    states.add("snat")
-                changed = replace(
-                    packet, dst=one.before.src, dport=one.before.sport, states=frozenset(states)
-                )
-                if changed.dst != packet.dst:
-                    self._add("nat", f"destination {packet.dst} is translated back to {changed.dst}")
-                return changed
-        state = "invalid" if packet.l4_proto == "tcp" else "new"
+            known = any(one.ns == self.ns and _is_same(one.before, packet) for one in self.tracked)
+            return replace(packet, states=frozenset(("new",)), is_bound=known)
+        if any(
+            one.ns == self.ns and _is_translated(one) and _is_reply(packet, one.before)
+            for one in self.tracked
+        ):
+            self._add("conntrack", "the translated answer passes conntrack a second time", "unknown")
+        state = "new" if packet.l4_proto == "udp" else "invalid"
         return replace(packet, states=frozenset((state,)))
 
-    def _note_tracked(self, before: Packet) -> None:
-        """Track the connection in this namespace, or translate a reply's source back."""
-        if not self.packet.is_reply:
-            self.tracked.append(Tracked(self.ns, before, self.packet))
-            return
-        for one in self.tracked:
-            if one.ns == self.ns and (self.packet.src, self.packet.sport) == (one.after.dst, one.after.dport):
-                if one.before.dst != one.after.dst:
-                    self._add("nat", f"source {self.packet.src} is translated back to {one.before.dst}")
-                self.packet = replace(self.packet, src=one.before.dst, sport=one.before.dport)
-                return
+    def _entry_of(self, packet: Packet) -> Tracked | None:
+        """Return the connection in this namespace that a packet answers."""
+        if not packet.is_reply:
+            return None
+        own = (one for one in self.tracked if one.ns == self.ns)
+        return next((one for one in own if _is_reply(packet, one.after)), None)
 
-    def _filter(self, hook: Hook) -> Packet:
-        """Evaluate a hook; return the packet, translated if a rule does so."""
-        evaluator = self.index.evaluator(self.ns)
+    def _note_tracked(self, before: Packet) -> None:
+        """Track the connection in this namespace, unless its packets aren't tracked."""
+        if not self.packet.is_reply and "untracked" not in self.packet.states:
+            self.tracked.append(Tracked(self.ns, before, self.packet))
+
+    def _filter(self, hook: Hook, with_nat: bool = True) -> Packet:
+        """Evaluate a hook; return the packet, translated by a rule or its connection."""
+        evaluator, self.rerouted = self.index.evaluator(self.ns), False
         if evaluator is None:
             return self.packet
         hook = replace(hook, sets=evaluator.firewall.sets)
-        decision = evaluator.evaluate(self.packet, hook)
-        self._decide(decision, hook)
+        answered = self._entry_of(self.packet) if hook.name in ("prerouting", "output") else self.answered
+        self.answered = answered
+
+        def translate(rule: FirewallRule | None, packet: Packet) -> Packet:
+            if rule is None:
+                return self._translate_back(answered, packet, hook, evaluator)
+            return self._translate(rule, packet, hook)
+
+        decision = evaluator.evaluate(
+            self.packet, hook, translate if with_nat and not self.packet.is_bound else None
+        )
+        self._decide(decision, hook, hook.bridged)
+        self.rerouted = decision.rerouted
+        packet = decision.packet or self.packet
         if decision.notrack is not None:
             self.notrack = decision.notrack
-            self.packet = replace(self.packet, states=frozenset(("untracked",)))
-        return self._translate(decision.nat, hook) if decision.nat else self.packet
+            packet = replace(packet, states=frozenset(("untracked",)))
+        return packet
+
+    def _translate_back(
+        self, entry: Tracked | None, packet: Packet, hook: Hook, evaluator: Evaluator
+    ) -> Packet:
+        """Undo the translation of a connection in its answer."""
+        if entry is None or "untracked" in packet.states:
+            return packet
+        if packet.zone != entry.after.zone:
+            return self._other_zone(entry, packet, hook, evaluator)
+        if hook.name in ("prerouting", "output"):
+            if entry.before.src != packet.dst:
+                self._add("nat", f"destination {packet.dst} is translated back to {entry.before.src}")
+            return replace(packet, dst=entry.before.src, dport=entry.before.sport)
+        if entry.before.dst != packet.src:
+            self._add("nat", f"source {packet.src} is translated back to {entry.before.dst}")
+        return replace(packet, src=entry.before.dst, sport=entry.before.dport)
+
+    def _other_zone(self, entry: Tracked, packet: Packet, hook: Hook, evaluator: Evaluator) -> Packet:
+        """Return an answer of another conntrack zone; stop if it needs translation."""
+        self.answered = None
+        if entry.before == entry.after:
+            return replace(packet, states=frozenset(("new",)))
+        rule = evaluator.zone_rule(self.packet, hook) or entry.zone_rule
+        text = f"the answer is in conntrack zone {packet.zone}, the connection in zone {entry.after.zone}"
+        subject, fix = text, None
+        evidence: tuple[str, ...] = ()
+        if rule is not None:
+            subject = f"a rule of {rule.table} {rule.chain} {self._where} puts it into another conntrack zone"
+            fix, evidence = fixes.delete_rule(self.ns, rule), (evidence_of(rule),)
+        raise self._stop("conntrack", text, *evidence, ref=namespace_ref(self.ns), fix=fix, subject=subject)
 
     def _decide(self, decision: Decision, hook: Hook, bridged: bool = False) -> None:
         """Add the hops of a decision, and stop if it drops the packet."""
@@ -178,21 +236,24 @@ class HookedPacket:
             does = "drops" if decision.verdict == "drop" else "rejects"
             via = ", for bridged packets (br_netfilter)" if bridged else ""
             if rule is not None:
-                text = f"{hook.name}: a rule of {rule.table} {rule.chain} {does} it{via}"
+                text = f"{hook.name}: a rule of {rule.table} {rule.chain} {does} {self.what}{via}"
                 evidence, ref = evidence_of(rule), self.index.rule_ref(self.ns, rule)
                 fix = fixes.delete_rule(self.ns, rule)
-                subject = f"a rule of {rule.table} {rule.chain} {self._where} {does} it"
+                subject = f"a rule of {rule.table} {rule.chain} {self._where} {does} {self.what}"
+                if bridged and rule.backend == "nft":  # those of iptables are often meant for both
+                    fix = fixes.end_br_netfilter(self.index.topology, self.packet.is_ipv6)
+                    subject = f"br_netfilter passes {self.what} to {subject.partition(f' {does} ')[0]}"
             else:
-                text = f"{hook.name}: the policy of {chain.table} {chain.name} {does} it{via}"
+                text = f"{hook.name}: the policy of {chain.table} {chain.name} {does} {self.what}{via}"
                 evidence, ref = f"{chain.family} {chain.table} {chain.name}: policy {chain.policy}", None
                 fix = fixes.accept(chain, self.packet, hook)
-                subject = f"the policy of {chain.table} {chain.name} {self._where} {does} it"
+                subject = f"the policy of {chain.table} {chain.name} {self._where} {does} {self.what}"
             raise self._stop(
                 "firewall", text, evidence, ref=ref or namespace_ref(self.ns), fix=fix, subject=subject
             )
 
-    def _translate(self, rule: FirewallRule, hook: Hook) -> Packet:
-        packet, ref = self.packet, self.index.rule_ref(self.ns, rule)
+    def _translate(self, rule: FirewallRule, packet: Packet, hook: Hook) -> Packet:
+        ref = self.index.rule_ref(self.ns, rule)
         new = translated(rule, packet, self.index.tables(self.ns), hook)
         if new is None:
             self._add(
@@ -233,6 +294,20 @@ class HookedPacket:
         place = self.index.topology.label(ns)
         return Hop("nat", place, text, "stop", evidence, ref, fixes.delete_rule(ns, rule), subject)
 
+    def _limited_dnat(self) -> Hop | None:
+        """Return the hop of a DNAT rule for the packet's port on a loopback address."""
+        evaluator, packet = self.index.evaluator(self.ns), self.packet
+        if evaluator is None or packet.is_ipv6:
+            return None
+        rule = evaluator.loopback_dnat(packet)
+        if rule is None:
+            return None
+        text = f"a rule of {rule.table} {rule.chain} forwards port {packet.dport} on {rule.dst} only"
+        subject = f"port {packet.dport} is published on {rule.dst} only"
+        ref = self.index.rule_ref(self.ns, rule) or namespace_ref(self.ns)
+        fix = Fix(f"publish port {packet.dport} on all addresses, or on {packet.dst}")
+        return Hop("nat", self._place, text, "stop", (evidence_of(rule),), ref, fix, subject)
+
     def _conntrack_full(self) -> None:
         table = self.index.topology.snapshot.conntracks.get(self.ns)
         if (
@@ -252,3 +327,20 @@ def _is_reply(packet: Packet, after: Packet) -> bool:
     return (packet.src, packet.dst, packet.sport, packet.dport, packet.l4_proto) == (
         after.dst, after.src, after.dport, after.sport, after.l4_proto,
     )  # fmt: skip
+
+
+def _is_translated(entry: Tracked) -> bool:
+    return not _is_same(entry.before, entry.after)
+
+
+def _is_same(one: Packet, other: Packet) -> bool:
+    return (one.src, one.dst, one.sport, one.dport) == (other.src, other.dst, other.sport, other.dport)
+
+
+def _states(entry: Tracked) -> frozenset[str]:
+    """Return the states of an answer of a connection."""
+    before, after = entry.before, entry.after
+    states = {"established"}
+    states |= {"dnat"} if (before.dst, before.dport) != (after.dst, after.dport) else set()
+    states |= {"snat"} if before.src != after.src else set()
+    return frozenset(states)

@@ -199,5 +199,15 @@ def elsewhere(topology: Topology, link: Link, address: str) -> Hop | None:
         if bridge is not None and bridge.ns == link.ns and bridge.key != link.key:
             place = topology.label(link.ns)
             text = f"{address} is on {bridge.name}, but the route leads to {link.name}: their subnets overlap"
-            return Hop("overlap", place, text, "stop", (), link_ref(link.key), None, text)
+            fix = _delete_overlap(link, address)
+            return Hop("overlap", place, text, "stop", (), link_ref(link.key), fix, text)
+    return None
+
+
+def _delete_overlap(link: Link, address: str) -> Fix | None:
+    """Return the repair: delete the address whose subnet overlaps another bridge's."""
+    own = parse_address(address)
+    for one in link.addresses:
+        if own in ipaddress.ip_network(str(one), strict=False):
+            return Fix(f"delete {one} from {link.name}", (FixAddress(link.key, one, False),))
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from core.model import Listener, Ref, namespace_ref
+from core.model.fix import Fix, FixSysctl
 from core.reach import fixes
 from core.reach.answer import Hop
 from core.reach.packet import Packet
@@ -13,6 +14,12 @@ from core.topology import Topology
 def check_listener(topology: Topology, ns: int, packet: Packet) -> Hop:
     """Return the hop of a packet that arrives: a process listens, or none does."""
     place = topology.label(ns)
+    net = topology.snapshot.nets.get(ns)
+    key = "net.ipv6.icmp.echo_ignore_all" if packet.is_ipv6 else "net.ipv4.icmp_echo_ignore_all"
+    if not packet.is_reply and not packet.dport and net is not None and net.sysctls.get(key) == "1":
+        text = f"{place} doesn't answer echo requests"
+        fix = Fix(f"set {key} to 0", (FixSysctl(ns, key, "0", "1"),))
+        return Hop("listener", place, text, "stop", (f"{key} = 1",), namespace_ref(ns), fix, text)
     if packet.is_reply or not packet.dport:
         return Hop("listener", place, f"delivered to {packet.dst} in {place}")
     what = f"{packet.l4_proto} {packet.dport}"

@@ -26,7 +26,9 @@ class Packet:
 
     `l4_proto` is "tcp", "udp", "icmp" or "icmpv6"; ports are 0 for ICMP and for an unknown source port.
     `states` are conntrack's as nft prints them ("new", "established", "untracked", with "dnat" and "snat" for
-    a translated connection).
+    a translated connection). `mark` and `ct_mark` are None if they aren't known; `zone` is conntrack's.
+    `icmp` is the type as nft names it, "" for echo; `is_bound` is True if its connection passed the
+    namespace's NAT rules before.
     """
 
     src: str
@@ -36,7 +38,11 @@ class Packet:
     dport: int = 0
     is_reply: bool = False
     states: frozenset[str] = frozenset()
-    mark: int = 0
+    mark: int | None = 0
+    ct_mark: int | None = 0
+    icmp: str = ""
+    is_bound: bool = False
+    zone: int = 0
 
     @property
     def is_ipv6(self) -> bool:
@@ -64,25 +70,31 @@ class Hook:
 
 def match(rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
     """Return whether a rule matches a packet at a hook, None if that isn't known."""
-    found = [
-        _link(rule.iif, hook.iifs),
-        _link(rule.oif, hook.oifs),
-        _protocol(rule.l4_proto, packet.l4_proto),
-    ]
-    if False in found:
-        return False
-    found += [
-        _address(rule, rule.src, packet.src, hook),
-        _address(rule, rule.dst, packet.dst, hook),
-        _port(rule, rule.sport, packet.sport, hook),
-        _port(rule, rule.dport, packet.dport, hook),
-        _state(rule.ct_state, packet),
-    ]
-    if False in found:
-        return False
+    unsure = False
+    for result in _results(rule, packet, hook):
+        if result is False:
+            return False
+        unsure = unsure or result is None
+    return None if unsure else True
+
+
+def _results(rule: FirewallRule, packet: Packet, hook: Hook) -> Iterator[bool | None]:
+    """Yield the results of a rule's matches, first those that most rules fail at."""
+    if rule.l4_proto:
+        yield _protocol(rule.l4_proto, packet.l4_proto)
+    if rule.dport:
+        yield _port(rule, rule.dport, packet, packet.dport, hook)
+    if rule.dst:
+        yield _address(rule, rule.dst, packet.dst, hook)
+    if rule.src:
+        yield _address(rule, rule.src, packet.src, hook)
+    if rule.sport:
+        yield _port(rule, rule.sport, packet, packet.sport, hook)
+    yield _link(rule.iif, hook.iifs)
+    yield _link(rule.oif, hook.oifs)
+    yield _state(rule.ct_state, packet)
     if not rule.understood:
-        found += _of_text(rule, packet, hook)
-    return False if False in found else None if None in found else True
+        yield from _of_text(rule, packet, hook)
 
 
 def _link(text: str, names: tuple[str, ...]) -> bool | None:
@@ -95,6 +107,7 @@ def _link(text: str, names: tuple[str, ...]) -> bool | None:
     return all(matching) if negated else any(matching)
 
 
+@lru_cache(4096)
 def _protocol(text: str, l4_proto: str) -> bool | None:
     if not text:
         return True
@@ -142,7 +155,7 @@ def _address(rule: FirewallRule, text: str, address: str, hook: Hook) -> bool | 
     return any(own in prefix for prefix in found) != negated
 
 
-def _port(rule: FirewallRule, text: str, port: int, hook: Hook) -> bool | None:
+def _port(rule: FirewallRule, text: str, packet: Packet, port: int, hook: Hook) -> bool | None:
     if not text:
         return True
     resolved = _elements(rule, text, hook) if "@" in text else text
@@ -150,7 +163,7 @@ def _port(rule: FirewallRule, text: str, port: int, hook: Hook) -> bool | None:
         return None
     negated, members = split(resolved)
     if not port:
-        return None
+        return negated if packet.l4_proto.startswith("icmp") else None
     try:
         ranges = [bounds(member) for member in members]
     except ValueError:
@@ -202,11 +215,28 @@ def _family(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool 
 
 
 def _mark(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    return _has_mark(value, packet.mark)
+
+
+def _ct_mark(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
+    return _has_mark(value, packet.ct_mark)
+
+
+def _has_mark(value: str, own: int | None) -> bool | None:
+    """Match "0x1", "!= 0x1", "0x1/0xff" (iptables) or "& 0xff == 0x1" (nft)."""
+    masked = re.fullmatch(r"& (0x[0-9a-f]+|\d+) (==|!=) (0x[0-9a-f]+|\d+)", value)
     found = re.fullmatch(r"(!= ?|! )?(0x[0-9a-f]+|\d+)(?:/(0x[0-9a-f]+))?", value)
-    if not found:
+    if own is None:
         return None
-    mask = int(found[3], 16) if found[3] else 0xFFFFFFFF
-    return (packet.mark & mask == int(found[2], 0)) != bool(found[1])
+    if masked:
+        return (own & int(masked[1], 0) == int(masked[3], 0)) == (masked[2] == "==")
+    if found:
+        mask = int(found[3], 16) if found[3] else 0xFFFFFFFF
+        return (own & mask == int(found[2], 0)) != bool(found[1])
+    negated, members = split(_plain(value))
+    if not all(re.fullmatch(r"0x[0-9a-f]+|\d+", one) for one in members):
+        return None
+    return (own in {int(one, 0) for one in members}) != negated
 
 
 def _direction(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
@@ -219,12 +249,21 @@ def _icmp(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | 
         return False
     negated, members = split(_plain(value).lower())
     ipv6 = packet.l4_proto == "icmpv6"
+    if packet.icmp:
+        return bool({packet.icmp, *_ND_NUMBERS[packet.icmp]} & set(members)) != negated
     own = (
         {"echo-reply", "129" if ipv6 else "0"}
         if packet.is_reply
         else {"echo-request", "128" if ipv6 else "8"}
     )
     return bool(own & set(members)) != negated
+
+
+# Numbers and ip6tables' names of the messages of neighbour discovery (RFC 4861).
+_ND_NUMBERS = {
+    "nd-neighbor-solicit": ("135", "neighbour-solicitation", "neighbor-solicitation"),
+    "nd-neighbor-advert": ("136", "neighbour-advertisement", "neighbor-advertisement"),
+}
 
 
 def _tcp_flags(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
@@ -287,11 +326,11 @@ def _destination(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> 
 
 
 def _sport(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
-    return _port(rule, _plain(value), packet.sport, hook)
+    return _port(rule, _plain(value), packet, packet.sport, hook)
 
 
 def _dport(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
-    return _port(rule, _plain(value), packet.dport, hook)
+    return _port(rule, _plain(value), packet, packet.dport, hook)
 
 
 def _l4(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
@@ -311,6 +350,12 @@ _NFT: tuple[tuple[re.Pattern[str], _Check], ...] = tuple(
     (re.compile(pattern), check)
     for pattern, check in (
         (r"comment (\"[^\"]*\")", _known),
+        (r"(tcp|udp|sctp) [sd]port vmap (?:@\S+|\{.*\})", _l4),
+        (
+            r"(?:ct state|[io]ifname|[io]if|(?:meta )?(?:l4proto|mark)|ip6? \S+|th \S+|\S+) "
+            r"vmap (@\S+|\{.*\})",
+            _known,
+        ),
         (r"log(?: (?:prefix \"[^\"]*\"|(?:level|group|flags|snaplen|queue-threshold) \S+))*()", _known),
         (r"limit (rate (?:over )?\d+/\w+(?: burst \d+ \w+)?)", _limit),
         (r"ct status " + _VALUE, _status),
@@ -318,7 +363,11 @@ _NFT: tuple[tuple[re.Pattern[str], _Check], ...] = tuple(
         (r"ct state " + _VALUE, _ct_state),
         (r"fib daddr type " + _VALUE, _local),
         (r"fib saddr (?:\. (?:mark|iif) )*oif (missing)", _never),
-        (r"(?:meta )?(?:mark|ct mark) set (\S+(?: (?:and|or|xor|&|\|) \S+)*)", _known),
+        (r"(?:ct |meta )?(?:mark) set ((?:ct |meta )?\S+(?: (?:and|or|xor|&|\|) \S+)*)", _known),
+        (r"ct (?:original |reply )?zone set (\d+)", _known),
+        (r"ct mark (& \S+ [!=]= \S+)", _ct_mark),
+        (r"ct mark " + _VALUE, _ct_mark),
+        (r"(?:meta )?mark (& \S+ [!=]= \S+)", _mark),
         (r"(?<!ct )(?:meta )?mark " + _VALUE, _mark),
         (r"meta (?:nfproto|protocol) " + _VALUE, _family),
         (r"ether type " + _VALUE, _family),
@@ -333,7 +382,6 @@ _NFT: tuple[tuple[re.Pattern[str], _Check], ...] = tuple(
         (r"icmp(?:v6)? type " + _VALUE, _icmp),
         (r"tcp flags ((?:& \([a-z |]+\) [=!]= [a-z |]+?(?= [a-z]+\b|$))|[a-z]+ / [a-z,]+|\S+)", _tcp_flags),
         (r"counter(?: packets \d+ bytes \d+| name \"[^\"]*\")?()", _known),
-        (r"\S+(?: \S+)? vmap (@\S+|\{.*\})", _known),
         (r"(?:reject(?: with .*)?|(?:jump|goto) \S+|accept|drop|return|continue|notrack|masquerade.*"
          r"|(?:dnat|snat)(?: ip6?)? to .*|redirect.*|queue.*)()$", _known),
     )

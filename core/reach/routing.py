@@ -114,6 +114,17 @@ class RoutingTables:
         found = self._in_table(6 if probe.is_ipv6 else 4, _LOCAL[probe.is_ipv6], address, "")
         return found is not None and found.kind == "local"
 
+    def local_addresses(self) -> list[str]:
+        """Return the addresses of the namespace, without the prefix of loopback addresses."""
+        found = (route.dst for route in (*self.net.routes, *_derived(self.net)) if route.kind == "local")
+        return [one.partition("/")[0] for one in found]
+
+    def has_wide_answers(self) -> bool:
+        """Return whether it answers for whole prefixes: local ones, or as a proxy."""
+        wide = (one for one in self.net.routes if one.kind == "local" and "/" in one.dst)
+        is_wide = any(not one.dst.startswith("127.") and one.dst[-3:] not in ("/32", "128") for one in wide)
+        return is_wide or any(one.proxy for one in self.net.settings)
+
     def source_for(self, lookup: Lookup, dst: str) -> str:
         """Choose the source address of a packet that the namespace sends, "" for none."""
         route, hop, ipv6 = lookup.route, lookup.hop, ":" in dst
@@ -129,6 +140,17 @@ class RoutingTables:
         near = (one.address for one in own if target in ipaddress.ip_network(str(one), strict=False))
         others = (one.address for each in self.net.links.values() for one in _usable(each, ipv6))
         return next(near, "") or next((one.address for one in own), "") or next(others, "")
+
+    def first_address(self, ipv6: bool) -> str:
+        """Return the address that the kernel chooses for a link without one, "" for none."""
+        found = (one.address for link in self.net.links.values() for one in _usable(link, ipv6))
+        return next(found, "")
+
+    def address_on(self, link: Link, near: str) -> str:
+        """Return the address of a link nearest to another one, "" for none."""
+        own, target = _usable(link, ":" in near), parse_address(near)
+        fit = (one.address for one in own if target in ipaddress.ip_network(str(one), strict=False))
+        return next(fit, own[0].address if own else "")
 
     def forwards(self, link: Link, ipv6: bool) -> bool | None:
         """Return whether packets that enter by a link are forwarded, None if unknown."""
@@ -165,8 +187,10 @@ class RoutingTables:
         back = self.lookup(Packet(packet.dst, packet.src, packet.l4_proto))
         if back.route is None or back.end:
             return "rp_filter"
-        indexes = {hop.ifindex for hop in back.route.nexthops}
-        return "rp_filter" if mode == _STRICT and link.ifindex not in indexes else ""
+        if link.ifindex in {hop.ifindex for hop in back.route.nexthops}:
+            return ""
+        has_address = any(one.family == 4 for one in link.addresses)
+        return "rp_filter" if mode == _STRICT or not has_address else ""
 
 
 _LOCAL = {False: PolicyRule(4, 0, table="local"), True: PolicyRule(6, 0, table="local")}
@@ -211,10 +235,14 @@ def _selects(rule: PolicyRule, packet: Packet, iif: str, oif: str) -> bool | Non
         not rule.dst or _is_in(packet.dst, rule.dst),
         not rule.iif or rule.iif == (iif or "lo"),
         not rule.oif or rule.oif == oif,
-        rule.fwmark is None or packet.mark & (rule.fwmask or 0xFFFFFFFF) == rule.fwmark,
     ]
     if not all(found):
         return rule.inverted
+    if rule.fwmark is not None:
+        if packet.mark is None:
+            return None
+        if packet.mark & (rule.fwmask or 0xFFFFFFFF) != rule.fwmark:
+            return rule.inverted
     more = [_more(one, packet) for one in rule.more]
     if False in more:
         return rule.inverted

@@ -80,7 +80,8 @@ class Segments:
             yield replace(at, outside=True)
 
     def _through(self, at: Attachment, link: Link) -> Attachment:
-        return replace(at, link=link, links=(*at.links, link)).blocked(self._down(link))
+        obstacle = at.obstacle or self._down(link)
+        return Attachment(link, at.outside, (*at.links, link), at.crossings, obstacle, at.vlan)
 
     def _arrive(self, at: Attachment) -> Iterator[Attachment]:
         """Yield where frames end that arrive at a link: a bridge, or the link itself."""
@@ -118,13 +119,11 @@ class Segments:
                 continue
             tagged, fault = self._exit_vlan(port, bridge, at.vlan)
             crossing = Crossing(bridge, entry, port)
-            out = replace(
-                at, link=port, links=(*at.links, port), crossings=(*at.crossings, crossing),
-                vlan=tagged,
-            ).blocked(
-                self._down(bridge) or self._down(port) or self._port_state(port, bridge)
+            obstacle = (
+                at.obstacle or self._down(bridge) or self._down(port) or self._port_state(port, bridge)
                 or self._isolated(entry, port, bridge) or fault
             )  # fmt: skip
+            out = Attachment(port, at.outside, (*at.links, port), (*at.crossings, crossing), obstacle, tagged)
             yield from self._send(out)
 
     def _arrive_at_bridge(self, at: Attachment, bridge: Link) -> Iterator[Attachment]:
@@ -226,7 +225,7 @@ class Segments:
         for crossing in at.crossings:
             if crossing.exit is None:
                 continue
-            fixed = [one for one in self.fdb(crossing.bridge, mac) if one.state in ("static", "permanent")]
+            fixed = [one for one in self.fdb(crossing.bridge, mac) if _stays(one, crossing.exit)]
             wrong = [one for one in fixed if one.port != crossing.exit.ifindex]
             if wrong and len(wrong) == len(fixed):
                 return self._wrong_entry(crossing.bridge, wrong[0])
@@ -282,6 +281,14 @@ class Segments:
         new = PortVlan(vlan, vlan, True, True)
         fix = Fix(f"add VLAN {vlan} to {port.name}", (FixVlan(port.key, new, True),))
         return self._stop(port, text, f"{port.name} isn't in VLAN {vlan}", fix)
+
+
+def _stays(entry: FdbEntry, port: Link) -> bool:
+    """Return whether an entry stays when its station sends by a port (br_fdb_update)."""
+    learns = port.port is None or port.port.learning
+    return entry.state == "permanent" or (
+        entry.state == "static" and (not learns or "sticky" in entry.flags or entry.port == port.ifindex)
+    )
 
 
 def _own_vlan(bridge: Link) -> int:

@@ -25,10 +25,16 @@ def translated(rule: FirewallRule, packet: Packet, tables: RoutingTables | None,
 
 
 def _own_address(tables: RoutingTables | None, name: str, packet: Packet) -> str:
+    """Return the address that masquerade chooses: the link's, or any other."""
     if tables is None:
         return ""
+    link = next((one for one in tables.net.links.values() if one.name == name), None)
+    if link is not None and link.kind == "loopback":
+        return packet.dst if packet.is_ipv6 else tables.first_address(False)
     lookup = tables.lookup(replace(packet, src=""), oif=name)
-    return tables.source_for(lookup, packet.dst)
+    gateway = lookup.hop.gateway if lookup.hop else ""
+    near = tables.address_on(link, gateway or packet.dst) if link is not None else ""
+    return near or tables.first_address(packet.is_ipv6)
 
 
 def _with_destination(

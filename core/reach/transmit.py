@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 from core.model import FirewallRule, Link, LinkKey, Neighbour, link_ref
 from core.reach import fixes, link_fixes, silence
 from core.reach.answer import Hop
-from core.reach.firewall import Evaluator
-from core.reach.hooks import HookedPacket, Stopped, Tracked
-from core.reach.packet import Hook
+from core.reach.hooks import HookedPacket, Stopped
+from core.reach.packet import Hook, Packet, parse_address
 from core.reach.segment import Attachment
 from core.reach.texts import evidence_of
 
-_BRIDGE_SYSCTLS = {False: "net.bridge.bridge-nf-call-iptables", True: "net.bridge.bridge-nf-call-ip6tables"}
+# The hooks of a frame on a bridge, by whether it enters and leaves by a port.
+_BRIDGE_HOOKS = {
+    (True, True): ("prerouting", "forward", "postrouting"),
+    (True, False): ("prerouting", "input"),
+    (False, True): ("output", "postrouting"),
+    (False, False): (),
+}
+_WITH_INPUT, _WITH_OUTPUT = ("prerouting", "input", "forward"), ("forward", "output", "postrouting")
 
 
 @dataclass(slots=True)
@@ -27,6 +34,8 @@ class SegmentPacket(HookedPacket):
     links: list[Link] = field(default_factory=list)
     left: Link | None = None
     edge: LinkKey | None = None
+    back_from: Link | None = None  # the port by which a frame came that br_netfilter sends back
+    port: Link | None = None  # the bridge port by which it entered the namespace, if it did so by a bridge
 
     def _receive(self, link: Link) -> None:
         """Go on in the namespace of the link that it arrives at."""
@@ -44,7 +53,10 @@ class SegmentPacket(HookedPacket):
         if silence.sends_nothing(link):
             self.hops.append(silence.hop(self.index.topology, link, address))
             raise Stopped
-        owners = [one for one in found if not one.outside and self._answers(one, address)]
+        near = self.index.may_answer(address)
+        owners = [
+            one for one in found if one.link.ns in near and not one.outside and self._answers(one, address)
+        ]
         usable = [one for one in owners if one.obstacle is None]
         outside = [one for one in found if one.outside]
         entry = self._neighbour(link, address)
@@ -66,6 +78,19 @@ class SegmentPacket(HookedPacket):
             return silence.answers(attachment.link, address)
         return tables.has_proxy(attachment.link, ":" in address)
 
+    def _asker(self, link: Link, address: str) -> str:
+        """Return the source address of an ARP request."""
+        tables = self.index.tables(self.ns)
+        own = tables is not None and tables.is_local(self.packet.src)
+        return self.packet.src if own or tables is None else tables.address_on(link, address)
+
+    def _ignores(self, attachment: Attachment, asker: str, address: str) -> bool:
+        """Return whether a namespace drops an ARP request for its source (arp_process)."""
+        tables = self.index.tables(attachment.link.ns)
+        if tables is None or not asker or ":" in address:
+            return False
+        return bool(tables.source_fault(Packet(asker, address), attachment.link))
+
     def _obstacle(self, attachment: Attachment) -> None:
         if attachment.obstacle is not None:
             self.hops.append(attachment.obstacle)
@@ -77,7 +102,9 @@ class SegmentPacket(HookedPacket):
         return next((one for one in own if one.address == address), None)
 
     def _to_owner(self, link: Link, address: str, owners: list[Attachment], entry: Neighbour | None) -> None:
-        owner = owners[0]
+        # A namespace answers ARP on all its links unless rp_filter drops the request; the first answer wins.
+        asker = self._asker(link, address)
+        owner = min(owners, key=lambda one: (self._ignores(one, asker, address), len(one.crossings)))
         if link_fixes.lost_bridge(self.index.topology, owner.link) is not None:
             self._loose(owner.link)
         if entry is not None and entry.state == "permanent" and entry.mac != owner.link.mac:
@@ -87,7 +114,7 @@ class SegmentPacket(HookedPacket):
                 f"{address} dev {link.name} lladdr {entry.mac} PERMANENT", ref=link_ref(link.key), fix=fix,
                 subject=f"wrong neighbour entry for {address} {self._where}",
             )  # fmt: skip
-        if others := [one for one in owners if one.link.mac != owner.link.mac]:
+        if others := [one for one in owners if one.link.ns != owner.link.ns]:
             names = sorted({self.index.topology.label(one.link.ns) for one in owners})
             text = f"{' and '.join(names)} answer for {address}: the same address twice"
             raise self._stop(
@@ -99,6 +126,8 @@ class SegmentPacket(HookedPacket):
         if wrong := twin or self.index.segments.misdirected(owner, owner.link.mac):
             self.hops.append(wrong)
             raise Stopped
+        if ":" in address and (entry is None or entry.state in ("failed", "incomplete")):
+            self._discover(link, owner, address)
         state = f"neighbour {entry.state}" if entry else "no neighbour entry yet"
         text = f"to {address} at {owner.link.mac}, {self.index.topology.label(owner.link.ns)}"
         evidence = f"{address} dev {link.name}" + (f" lladdr {entry.mac}" if entry else "") + f" ({state})"
@@ -107,8 +136,41 @@ class SegmentPacket(HookedPacket):
         if link.key == self.edge:
             self._leave_host(link, owner)
             return
+        last = owner.crossings[-1] if owner.crossings else None
+        self.port = last.entry if last is not None and last.exit is None else None
+        if owner.link.ns != self.ns:
+            self.packet = replace(self.packet, mark=0)  # skb_scrub_packet
         self.ns = owner.link.ns
         self._receive(owner.link)
+
+    def _discover(self, link: Link, owner: Attachment, address: str) -> None:
+        """Stop if a rule drops the messages of neighbour discovery (RFC 4861)."""
+        back = next(
+            (one for one in self.index.segments.attachments(owner.link) if one.link.key == link.key), None
+        )
+        own = next((one.address for one in link.addresses if one.address == self.packet.src), "fe80::1")
+        states = frozenset(("untracked",))
+        asking = Packet(own, f"ff02::1:ff{_last_bits(address)}", "icmpv6", states=states,
+                        icmp="nd-neighbor-solicit")  # fmt: skip
+        answer = Packet(address, own, "icmpv6", states=states, icmp="nd-neighbor-advert")
+        before = (self.packet, self.ns, list(self.hops), list(self.links), self.tracked[:], self.rerouted)
+        self.what = "neighbour discovery"
+        self._message(asking, link, owner)
+        if back is not None and back.obstacle is None:
+            self._message(answer, owner.link, back)
+        self.packet, self.ns, self.hops, self.links, self.tracked, self.rerouted = before
+        self.what = "it"
+
+    def _message(self, message: Packet, link: Link, to: Attachment) -> None:
+        """Pass a message of neighbour discovery from a link to one on its segment."""
+        self.packet, self.ns = message, link.ns
+        for name in ("output", "postrouting"):
+            self.packet = self._filter(Hook(name, (), (link.name,), False), with_nat=False)
+        self._cross(link, to)
+        self.ns = to.link.ns
+        for name in ("prerouting", "input"):
+            is_local = not message.dst.startswith("ff02:")
+            self.packet = self._filter(Hook(name, (to.link.name,), (), is_local), with_nat=False)
 
     def _unanswered(
         self, link: Link, address: str, found: tuple[Attachment, ...], entry: Neighbour | None
@@ -176,7 +238,7 @@ class SegmentPacket(HookedPacket):
     def _cross(self, link: Link, attachment: Attachment) -> None:
         """Pass the links and bridges up to an attachment."""
         self.links += attachment.links
-        for one in attachment.links[1:]:
+        for one in _receiving(attachment):
             self._filter_link(one)
         if (hop := link_fixes.mtu_hop(self.index.topology, link, attachment.links)) is not None:
             self.hops.append(hop)
@@ -198,27 +260,52 @@ class SegmentPacket(HookedPacket):
         self.hops.append(Hop("bridge", place, f"bridge {bridge.name}: {names}", ref=link_ref(bridge.key)))
         here, self.ns = self.ns, bridge.ns
         evaluator = self.index.evaluator(bridge.ns)
-        if evaluator is not None and entry is not None:
-            hook = "forward" if exit_ else "input"
-            iifs, oifs = (entry.name, bridge.name), (exit_.name, bridge.name) if exit_ else ()
-            for name in ("prerouting", hook):
-                at = Hook(name, iifs, oifs if name == "forward" else (), sets=evaluator.firewall.sets)
-                self._decide(evaluator.evaluate_bridge(self.packet, at), at)
-            if exit_ is not None and self._calls_iptables(bridge):
-                self._filter_bridged(evaluator, bridge, entry, exit_)
+        if evaluator is not None:
+            hooks = _BRIDGE_HOOKS[entry is not None, exit_ is not None]
+            if entry is None and self.back_from is not None:
+                entry, hooks = self.back_from, ("forward",)
+            self.back_from = None
+            iifs, oifs = ((one.name, bridge.name) if one else () for one in (entry, exit_))
+            for name in hooks:
+                if name == "postrouting" and entry is not None and self._calls_iptables(bridge):
+                    self._filter_bridged(bridge)
+                at = Hook(
+                    name, iifs if name in _WITH_INPUT else (), oifs if name in _WITH_OUTPUT else (),
+                    sets=evaluator.firewall.sets,
+                )  # fmt: skip
+                packet = self._in_bridge_input(bridge) if name == "input" else self.packet
+                self._decide(evaluator.evaluate_bridge(packet, at), at)
         self.ns = here
 
-    def _filter_bridged(self, evaluator: Evaluator, bridge: Link, entry: Link, exit_: Link) -> None:
+    def _in_bridge_input(self, bridge: Link) -> Packet:
+        """Return the packet as the input hook of a bridge sees it, translated."""
+        if not self._calls_iptables(bridge) or self.packet.icmp:
+            return self.packet
+        before = (self.packet, list(self.hops), self.dnat, self.addressed, self.notrack)
+        self.packet = self._entered(self.packet)
+        try:
+            packet = self._filter(Hook("prerouting", (bridge.name,), (), self._is_local(self.packet.dst)))
+        except Stopped:
+            packet = before[0]  # as its prerouting hook drops it, too
+        self.packet, self.hops, self.dnat, self.addressed, self.notrack = before
+        return packet
+
+    def _is_local(self, address: str) -> bool:
+        tables = self.index.tables(self.ns)
+        return tables is not None and tables.is_local(address)
+
+    def _filter_bridged(self, bridge: Link) -> None:
         """Pass a bridged packet through the chains of IP, as br_netfilter does."""
-        packet = self._with_state(self.packet)
+        before = self.packet = self.packet if self.packet.icmp else self._entered(self.packet)
         for name in ("prerouting", "forward", "postrouting"):
             iifs = (bridge.name,) if name != "postrouting" else ()
             oifs = (bridge.name,) if name != "prerouting" else ()
-            hook = Hook(name, iifs, oifs, False, True, evaluator.firewall.sets)
-            decision = evaluator.evaluate(packet, hook)
-            self._decide(decision, hook, bridged=True)
-        if not packet.is_reply:
-            self.tracked.append(Tracked(bridge.ns, packet, packet))
+            is_local = name == "prerouting" and self._is_local(self.packet.dst)
+            self.packet = self._filter(Hook(name, iifs, oifs, is_local, True))
+            if self.packet.dst != before.dst:
+                self._add("nat", f"{name}: a bridged packet gets another destination", "unknown")
+                raise Stopped
+        self._note_tracked(before)
 
     def _calls_iptables(self, bridge: Link) -> bool:
         ipv6 = self.packet.is_ipv6
@@ -226,4 +313,21 @@ class SegmentPacket(HookedPacket):
         if settings and (settings.nf_call_ip6tables if ipv6 else settings.nf_call_iptables):
             return True
         host = self.index.topology.snapshot.host
-        return bridge.ns == self.index.topology.host and host.sysctls.get(_BRIDGE_SYSCTLS[ipv6]) == "1"
+        return bridge.ns == self.index.topology.host and host.sysctls.get(fixes.BR_NETFILTER[ipv6]) == "1"
+
+
+def _receiving(attachment: Attachment) -> Iterator[Link]:
+    """Yield the links on the way to an attachment that receive its frames."""
+    sending = {one.exit.key for one in attachment.crossings if one.exit is not None}
+    before = attachment.links[0]
+    for one in attachment.links[1:]:
+        is_lower = before.kind in ("macvlan", "macvtap", "vlan") and before.lower == one.ifindex
+        if one.key not in sending and not is_lower:
+            yield one
+        before = one
+
+
+def _last_bits(address: str) -> str:
+    """Return the end of an address's solicited-node multicast address."""
+    bits = int(parse_address(address)) & 0xFFFFFF
+    return f"{bits >> 16:02x}:{bits & 0xFFFF:x}"

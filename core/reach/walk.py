@@ -9,18 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from core.model import FirewallRule, Link, link_ref, namespace_ref
-from core.model.fix import Fix, FixLink
-from core.reach import fixes, link_fixes
+from core.model.fix import Fix, FixLink, FixPort, FixRoute, FixSysctl
+from core.reach import client_ports, fixes, link_fixes
 from core.reach.answer import Hop
 from core.reach.hooks import Stopped
 from core.reach.listener import check_listener
-from core.reach.packet import Hook, Packet
+from core.reach.packet import Hook, Packet, parse_address
 from core.reach.routing import Lookup, RoutingTables
 from core.reach.segment import Attachment
 from core.reach.texts import evidence_of, route_text, rule_text
 from core.reach.transmit import SegmentPacket
 
 _MOST_HOPS = 128
+TTL, _USUAL_TTL = "net.ipv4.ip_default_ttl", "64"
 
 
 @dataclass(slots=True)
@@ -34,6 +35,10 @@ class Walk(SegmentPacket):
 
     arrived: bool = False
     untranslated: Hop | None = None
+    sent: Packet | None = None  # as its socket sent it
+    origin: int | None = None  # the namespace of that socket
+    ttl: int = 64
+    ttl_from: int = 0  # the namespace whose setting it is
 
     def run(self, iif: Link | None = None) -> bool:
         """Follow the packet from a socket of `ns`, or from its link `iif`."""
@@ -61,23 +66,42 @@ class Walk(SegmentPacket):
                 ref=namespace_ref(self.ns), subject=f"{self._who} has no address",
             )  # fmt: skip
         self._conntrack_full()
+        self._check_client_port()
+        self.origin = self.ns
+        self.ttl, self.ttl_from = int(self._net.sysctls.get(TTL, _USUAL_TTL)), self.ns
         link = self._link_of(lookup)
-        before = self._with_state(self.packet)
-        self.packet = before
-        translated = self._filter(Hook("output", (), (link.name,), lookup.is_local))
-        if translated.dst != before.dst:
-            self.packet = translated
-            lookup = tables.lookup(translated)
+        before = self.sent = self.packet = self._entered(replace(self.packet, mark=0))
+        self.packet = self._filter(Hook("output", (), (link.name,), lookup.is_local))
+        if self.packet.dst != before.dst or self.rerouted:
+            lookup = tables.lookup(self.packet)
             self._check_route(lookup, tables)
             link = self._link_of(lookup)
-        self.packet = translated
         if lookup.is_local:
             self._check_loopback(link)
-            self._note_tracked(before)
-            self._deliver(link)
+            self._pass_loopback(link)
+            self._deliver(link, before, with_nat=False)
             return
+        self._check_localnet(self.packet.src, link)
         self._describe_route(lookup)
         self._leave(link, lookup, before)
+
+    def _pass_loopback(self, link: Link) -> None:
+        """Leave by the loopback link and enter by it again, without new translations."""
+        self.packet = self._filter(Hook("postrouting", (), (link.name,), True))
+        self.packet = self._filter(Hook("prerouting", (link.name,), (), True), with_nat=False)
+
+    def _check_localnet(self, address: str, link: Link) -> None:
+        """Stop if a loopback address would be seen on another link."""
+        is_loopback = ":" not in address and parse_address(address).is_loopback
+        allowed = link.kind == "loopback" or (link.bridge is not None and link.bridge.route_localnet)
+        if is_loopback and not allowed:
+            key = f"net.ipv4.conf.{link.name.replace('.', '/')}.route_localnet"
+            fix = Fix(f"set {key} to 1", (FixSysctl(self.ns, key, "1", "0"),))
+            raise self._stop(
+                "route", f"{address} isn't routed on {link.name}: route_localnet is off", f"{key} = 0",
+                ref=link_ref(link.key), fix=fix,
+                subject=f"route_localnet of {link.name} {self._where} is off",
+            )  # fmt: skip
 
     def _check_loopback(self, link: Link) -> None:
         """Stop if the loopback link is down."""
@@ -163,18 +187,75 @@ class Walk(SegmentPacket):
             raise self._stop("route", "a routing loop", subject="a routing loop")
         tables = self._tables()
         self._conntrack_full()
-        before = self._with_state(self.packet)
-        self.packet = before
+        before = self.packet = self._entered(self.packet)
         local = tables.is_local(before.dst)
         self.packet = self._filter(Hook("prerouting", (link.name,), (), local))
+        self._check_localnet(self.packet.dst, link)
         lookup = tables.lookup(self.packet, iif=link.name)
         if fault := tables.source_fault(self.packet, link):
             self._source_stop(fault, link, tables)
         if lookup.is_local:
-            self._note_tracked(before)
-            self._deliver(link)
+            self._deliver(link, before)
             return
+        if self.port is not None and self.packet.dst != before.dst and self._calls_iptables(link):
+            out = lookup.hop
+            if out is not None and out.ifindex == link.ifindex and not out.gateway:
+                self._bridge_back(link, lookup, before, self.port)
+                return
         self._forward(link, lookup, tables, before)
+
+    def _bridge_back(self, bridge: Link, lookup: Lookup, before: Packet, port: Link) -> None:
+        """Forward a packet on its bridge, as br_netfilter does after DNAT.
+
+        See br_nf_pre_routing_finish in the kernel's net/bridge/br_netfilter_hooks.c.
+        """
+        self._describe_route(lookup)
+        found = self.index.segments.attachments(bridge)
+        owner = next((one for one in found if self._answers(one, self.packet.dst)), None)
+        exit_ = owner.crossings[0].exit if owner is not None and owner.crossings else None
+        if exit_ is not None and exit_.key == port.key and not (port.port and port.port.hairpin):
+            text = f"br_netfilter sends it back to the port {port.name}, whose hairpin mode is off"
+            fix = Fix(f"switch hairpin mode on at {port.name}", (FixPort(port.key, "hairpin", True),))
+            raise self._stop(
+                "bridge", text, f"bridge -d link show dev {port.name}: hairpin off", ref=link_ref(port.key),
+                fix=fix, subject=f"hairpin mode of {port.name} is off",
+            )  # fmt: skip
+        if exit_ is not None and exit_.port and port.port and exit_.port.isolated and port.port.isolated:
+            raise self._stop(
+                "bridge", f"the ports {port.name} and {exit_.name} are both isolated", ref=link_ref(port.key),
+                subject=f"{port.name} is isolated",
+            )  # fmt: skip
+        self.packet = self._filter(Hook("forward", (bridge.name,), (bridge.name,), False, True))
+        self.back_from = port
+        self._leave(bridge, lookup, before, bridge)
+
+    def _check_client_port(self) -> None:
+        """Stop if the namespace has no port left for a new connection."""
+        sysctls = self._net.sysctls
+        reserved = sysctls.get(client_ports.RESERVED, "")
+        if self.packet.is_reply or not self.packet.dport or client_ports.has_free(sysctls):
+            return
+        text = f"all ports for connections of {self._who} are reserved"
+        fix = Fix(
+            f"clear {client_ports.RESERVED}", (FixSysctl(self.ns, client_ports.RESERVED, "", reserved),)
+        )
+        evidence = [f"{name} = {sysctls[name]}" for name in client_ports.NAMES if name in sysctls]
+        raise self._stop("route", text, *evidence, ref=namespace_ref(self.ns), fix=fix, subject=text)
+
+    def _check_ttl(self) -> None:
+        """Stop if the packet's TTL ends here."""
+        self.ttl -= 1
+        if self.ttl > 0 or self.packet.is_ipv6:
+            return
+        ns = self.ttl_from
+        place = self.index.topology.label(ns)
+        value = self.index.topology.snapshot.nets[ns].sysctls.get(TTL, "")
+        fix = Fix(f"set {TTL} to {_USUAL_TTL}", (FixSysctl(ns, TTL, _USUAL_TTL, value),))
+        subject = f"{place} sends packets with TTL {value}"
+        raise self._stop(
+            "route", "the packet's TTL ends here", f"{TTL} = {value} in {place}", ref=namespace_ref(ns),
+            fix=fix, subject=subject,
+        )  # fmt: skip
 
     def _source_stop(self, fault: str, link: Link, tables: RoutingTables) -> None:
         src = self.packet.src
@@ -206,6 +287,7 @@ class Walk(SegmentPacket):
                 fix=fix, subject=f"{family} forwarding is off{at} {self._where}",
             )  # fmt: skip
         self._check_route(lookup, tables)
+        self._check_ttl()
         out = self._link_of(lookup)
         self._describe_route(lookup)
         self.packet = self._filter(Hook("forward", (link.name,), (out.name,), False))
@@ -218,20 +300,35 @@ class Walk(SegmentPacket):
         hook = Hook("postrouting", (iif.name,) if iif else (), (link.name,), False)
         unchanged = self.packet
         self.packet = self._filter(hook)
-        if self.packet.src == unchanged.src and iif is not None:
-            self._check_translation(link)
+        if self.packet.src == unchanged.src:
+            self._check_translation(link, lookup, iif is None)
         self._note_tracked(before)
         hop = lookup.hop
         self._transmit(link, (hop.gateway if hop else "") or self.packet.dst)
 
-    def _check_translation(self, link: Link) -> None:
+    def _check_translation(self, link: Link, lookup: Lookup, is_own: bool) -> None:
         """Remember that a private address leaves by the default route without NAT."""
         found = self.index.topology.uplink(self.ns)
         if found and found[0].key == link.key and not self.packet.is_reply:
             hop = fixes.untranslated(self.index.topology, self.ns, self.packet, link)
-            if hop is not None and self.notrack is not None:
+            if hop is not None and is_own:
+                hop = self._wrong_source(hop, lookup)
+            elif hop is not None and self.notrack is not None:
                 hop = self._not_tracked(self.notrack)
             self.untranslated = self.untranslated or hop
+
+    def _wrong_source(self, hop: Hop, lookup: Lookup) -> Hop:
+        """Return a hop for a private address that a route makes the namespace send from."""
+        route, src = lookup.route, self.packet.src
+        if route is None or route.source != src:
+            return hop
+        steps = (FixRoute(self.ns, route, False), FixRoute(self.ns, replace(route, source=""), True))
+        fix = Fix(f"let the kernel choose the source address for {route.dst}", steps)
+        text = f"the route to {route.dst} makes {self._who} send from {src}, which gets no answers"
+        return replace(
+            hop, kind="route", text=text, evidence=(f"{route_text(self._net, route)} src {src}",),
+            ref=namespace_ref(self.ns), fix=fix, subject=text,
+        )  # fmt: skip
 
     def _not_tracked(self, rule: FirewallRule) -> Hop:
         """Return a hop for a packet that isn't translated because it isn't tracked."""
@@ -275,12 +372,13 @@ class Walk(SegmentPacket):
 
     # ---- to a socket
 
-    def _deliver(self, link: Link) -> None:
+    def _deliver(self, link: Link, before: Packet, with_nat: bool = True) -> None:
         """Pass INPUT, and check that a process listens."""
-        self._filter(Hook("input", (link.name,), (), True))
+        self.packet = self._filter(Hook("input", (link.name,), (), True), with_nat)
+        self._note_tracked(before)
         hop = check_listener(self.index.topology, self.ns, self.packet)
-        if hop.verdict == "stop" and (shadow := self._shadowed()) is not None:
-            hop = shadow
+        if hop.verdict == "stop":
+            hop = self._shadowed() or (self._limited_dnat() if self.dnat is None else None) or hop
         self.hops.append(hop)
         if hop.verdict == "stop":
             raise Stopped

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
-from core.model import Link, LinkKey, Ref
+from core.model import Link, LinkKey, Ref, link_ref, namespace_ref
 from core.model.fix import Fix
+from core.reach import fixes, link_fixes
 from core.reach.answer import Answer, Hop, Question
 from core.reach.hooks import CLIENT_PORT, Index
 from core.reach.packet import Packet
 from core.reach.question import addresses
+from core.reach.texts import end_text, evidence_of
 from core.reach.walk import Walk
 from core.topology import Topology
 
@@ -94,8 +96,39 @@ def _answer_walk(index: Index, question: Question, there: Walk) -> Walk:
     reply = _reply(there.packet)
     ns = there.left.ns if there.left is not None else there.ns
     walk = Walk(index, reply, ns, there.tracked, edge=_edge(index, question))
-    walk.run(there.left)
+    if walk.run(there.left) and not question.source.is_outside:
+        _check_answer(walk, there)
     return walk
+
+
+def _check_answer(walk: Walk, there: Walk) -> None:
+    """Add a stop if the answer doesn't come from the address that was asked."""
+    sent, answer = there.sent, walk.packet
+    if sent is not None and there.origin is not None and walk.ns != there.origin:
+        place = walk.index.topology.label(walk.ns)
+        if walk.left is not None:
+            text = f"answers to {answer.dst} leave this host by {walk.left.name}"
+            subject = f"{text}: a route to it is missing"
+            walk.hops.append(Hop("route", place, text, "stop", ref=link_ref(walk.left.key), subject=subject))
+            return
+        text = f"the answer ends in {place}, which has the address {answer.dst}, too"
+        fix = link_fixes.delete_duplicate(walk.index.topology, walk.ns, answer.dst)
+        subject = f"{answer.dst} is also an address of {place}"
+        walk.hops.append(Hop("address", place, text, "stop", (), namespace_ref(walk.ns), fix, subject))
+        return
+    if sent is None or (answer.src, answer.sport, answer.dst) == (sent.dst, sent.dport, sent.src):
+        return
+    came, asked = end_text(answer.src, answer.sport), end_text(sent.dst, sent.dport)
+    text = f"the answer comes from {came}, not from {asked}"
+    subject, fix = text, None
+    evidence: tuple[str, ...] = ()
+    if there.dnat is not None:
+        ns, rule = there.dnat
+        evidence = (evidence_of(rule),)
+        subject = f"{came} answers directly, not through {walk.index.topology.label(ns)}"
+        fix = fixes.hairpin(walk.index.topology, ns, there.packet)
+    place = walk.index.topology.label(walk.ns)
+    walk.hops.append(Hop("nat", place, text, "stop", evidence, namespace_ref(walk.ns), fix, subject))
 
 
 def _reply(packet: Packet) -> Packet:
@@ -132,7 +165,7 @@ def _cause(there: Walk, back: Walk | None) -> Hop | None:
         return stop
     back_stop = next(_with(back, "stop"), None) if back else None
     if back_stop is not None:
-        return there.untranslated or back_stop
+        return (there.untranslated if back_stop.kind == "route" else None) or back_stop
     walks = [there] + ([back] if back else [])
     for verdict in ("unknown", "warn"):
         for walk in walks:

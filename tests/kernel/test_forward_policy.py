@@ -136,7 +136,9 @@ class Site:
         return [one for one in found if one["kind"] == kind]
 
     def forward_findings(self) -> list[dict[str, Any]]:
-        return self.findings("forward")
+        """Return findings on networks and published ports, not those on single paths."""
+        shorts = ("no outside access", "unreachable")
+        return [one for one in self.findings("forward") if one["short"] in shorts]
 
 
 def commands(sentence: str) -> list[str]:

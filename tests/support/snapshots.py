@@ -159,6 +159,10 @@ def _routes(host: HostBuilder, *on_app: int) -> None:
         Route(
             4, "172.18.0.0/16", nexthops=(NextHop("", by_name["br-app"]),), protocol="kernel", scope="link"
         ),
+        *(
+            Route(4, subnet, nexthops=(NextHop("", by_name[link]),), protocol="kernel", scope="link")
+            for subnet, link in (("172.17.0.0/16", "docker0"), ("172.19.0.0/24", "br-db"))
+        ),
         Route(4, "192.0.2.1", "local", (NextHop("", by_name["eth0"]),), table="local", scope="host"),
         Route(4, "10.66.0.0/16", "blackhole"),
     ]

@@ -56,6 +56,8 @@ def test_what_is_imported_before_the_first_paint() -> None:
         "core.metrics",
         "core.operations",
         "core.plan",
+        "core.probe",
+        "core.reach",
         "docker",
         "prometheus_client",
     )

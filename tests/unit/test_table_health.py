@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.diagnose import findings
-from core.diagnose.links import top_sources
+from core.diagnose.subjects import top_sources
 from core.export import document_lines
 from core.flows import address_bytes
 from core.model import CONNTRACK_DTYPE, Conntrack, ConntrackStats, Snapshot

@@ -30,12 +30,12 @@ def run(options: argparse.Namespace) -> int:
     """Print the findings; returns 1 if something is wrong. Raises CommandError."""
     topology = Topology(read(options))
     found = list(findings_by_id(topology, findings(topology)).items())
-    try:
-        if options.mute or options.unmute:
+    if options.mute or options.unmute:
+        try:
             return _mute(options, found)
-        silent = muted_ids()
-    except StateError as error:
-        raise CommandError(str(error)) from None
+        except StateError as error:
+            raise CommandError(str(error)) from None
+    silent = _muted()
     if options.fix:
         return _repair(options, found)
     shown = [(name, one) for name, one in found if options.all or name not in silent]
@@ -46,6 +46,14 @@ def run(options: argparse.Namespace) -> int:
         _print(shown, len(found) - len(shown), output)
         print_problems(topology, _TOPICS)
     return int(any(one.severity != "info" for name, one in found if name not in silent))
+
+
+def _muted() -> frozenset[str]:
+    """Return the ids of muted findings, none if the state directory can't be used."""
+    try:
+        return muted_ids()
+    except StateError:
+        return frozenset()
 
 
 def _print(found: Sequence[tuple[str, Finding]], muted: int, output: Output) -> None:

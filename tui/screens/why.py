@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from core.diagnose import Finding, findings_of
+from core.model import Ref
 from core.model.fix import Fix
-from core.reach import Answer, Endpoint, Question, UnknownEndpoint, why
-from core.reach.question import check, endpoint_of, port_of, resolve
 from core.text import safe
 from core.topology import Topology
 from tui.presenter import Presenter
@@ -20,11 +19,15 @@ from tui.views.doctor import finding_of
 from tui.views.flows_detail import question_of
 
 if TYPE_CHECKING:
+    from core.reach import Answer, Endpoint, Question
     from tui.screens.dialogs import Line
 
 
 class WhyController:
-    """Ask about the selected item, and repair or mute its findings."""
+    """Ask about the selected item, and repair or mute its findings.
+
+    core.reach is imported when first needed.
+    """
 
     def __init__(
         self,
@@ -48,13 +51,23 @@ class WhyController:
 
         A flow has both ends already.
         """
+        from core.reach import Endpoint
+        from core.reach.question import endpoint_of
+
         ref = self._navigation.ref
         if ref is not None and (question := question_of(self._presenter.context, ref)) is not None:
             self._screen.run_worker(self._show(question))
             return
-        self._source = endpoint_of(self._topology, ref) if ref is not None else None
-        self._source = self._source or Endpoint("host", self._topology.host)
+        ends = (endpoint_of(self._topology, one) for one in self._subjects(ref))
+        self._source = next(filter(None, ends), None) or Endpoint("host", self._topology.host)
         self._screen.prompt.open("w", "", self._complete)
+
+    def _subjects(self, ref: Ref | None) -> tuple[Ref, ...]:
+        """Return the selected item, or what the selected finding concerns."""
+        finding = finding_of(self._topology, ref) if ref is not None and ref.kind == "finding" else None
+        if finding is None:
+            return (ref,) if ref is not None else ()
+        return tuple(sorted((finding.ref, *finding.related), key=lambda one: one.kind != "container"))
 
     def _complete(self, text: str) -> str:
         """Complete the name of a target, if only one begins so."""
@@ -64,6 +77,9 @@ class WhyController:
 
     async def answer(self, text: str) -> None:
         """Show the answer for "TARGET [PORT/PROTO]", without a target for the outside."""
+        from core.reach import Endpoint, Question, UnknownEndpoint
+        from core.reach.question import check, port_of, resolve
+
         topology, words = self._topology, text.split()
         try:
             target = resolve(topology, words[0] if words else "outside")
@@ -76,6 +92,8 @@ class WhyController:
         await self._show(question)
 
     async def _show(self, question: Question) -> None:
+        from core.reach import why
+
         found = await asyncio.to_thread(why, self._topology, question)
         # Imported late: it imports operations, which are not needed before the first paint.
         from tui.screens.answer import AnswerOverlay

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from core.diagnose import findings_of
-from core.diagnose.links import ConnectionSource, sources
+from core.diagnose.subjects import ConnectionSource, sources
 from core.flows import (
     PROTOCOLS,
     STATES,

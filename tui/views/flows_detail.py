@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from core.flows import End, Flow, address_text, end_text, entry_of, flow_of, protocol_name, sentence
 from core.flows.merge import FAST, PATHS, FlowTable
 from core.model import Ref, conntrack_ref, container_ref, flow_ref
-from core.reach import Question, resolve
 from core.text import safe
 from core.topology import Topology
 from core.topology.flow_index import CLIENTS, OUTSIDE, FlowView
@@ -24,6 +23,9 @@ from tui.views.flows_groups import fast_amount
 from tui.views.formatting import ARROW
 from tui.views.links import missing_detail
 from tui.views.rows import Cell, Detail, ViewContext
+
+if TYPE_CHECKING:
+    from core.reach import Question
 
 _CLIENT_WORDS = {
     "host": "the host itself", "beside": "a container on the same network",
@@ -66,6 +68,8 @@ def question_of(context: ViewContext, ref: Ref) -> Question | None:
     """Return the question of a flow's ends, None for other objects."""
     if ref.kind not in ("flow", "conntrack"):
         return None
+    from core.reach import Question, resolve  # imported when first needed
+
     row = context.flow_view.row_of(int(ref.key[0]), int(ref.key[1]))
     if row is None:
         return None

@@ -1,0 +1,5 @@
+"""Run cases; see the package."""
+
+from tests.kernel.reach_fuzz.run import main
+
+main()

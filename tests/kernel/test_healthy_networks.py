@@ -1,0 +1,83 @@
+"""Healthy hosts have no finding above "info": the lab, and what vnet makes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.lab import Lab, LabSettings
+from tests.support.host import ThrowawayHost
+from tests.support.machine import PROGRAM
+from tests.support.waiting import PATIENCE, eventually
+
+pytestmark = pytest.mark.root
+
+
+def serious(output: str) -> list[str]:
+    """Return the sentences of findings that are more than notes."""
+    found: list[dict[str, Any]] = json.loads(output)["findings"]
+    return [one["sentence"] for one in found if one["severity"] != "info"]
+
+
+def test_the_healthy_lab() -> None:
+    with Lab(LabSettings(traffic=False, healthy=True)) as lab:
+
+        def findings() -> tuple[int, list[str]]:
+            process = lab.popen_inside(
+                [*PROGRAM, "doctor", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            output, errors = process.communicate(timeout=PATIENCE)
+            assert process.returncode in (0, 1), errors
+            return process.returncode, serious(output)
+
+        eventually(lambda: findings()[0] == 0, 20)
+        assert findings() == (0, [])
+
+
+@pytest.fixture
+def vnet_host(host: ThrowawayHost, tmp_path: Path) -> ThrowawayHost:
+    """Yield a host with an uplink, and networks of all kinds that vnet made."""
+    state = str(tmp_path / "state")
+    host.namespace("lan")
+    host.run(f"ip link add up0 type veth peer name eth0 netns {host.full('lan')}")
+    host.run("ip addr add 192.0.2.10/24 dev up0")
+    host.run("ip link set up0 up")
+    host.run("ip addr add 192.0.2.1/24 dev eth0", inside="lan")
+    host.run("ip link set eth0 up", inside="lan")
+    host.run("ip link set lo up", inside="lan")
+    host.run("ip route add default via 192.0.2.1")
+    for words in (
+        ("network", "create", "app", "--subnet", "10.61.0.0/24"),
+        ("network", "create", "site", "--subnet", "10.62.0.0/24", "--kind", "routed"),
+        ("network", "create", "db", "--subnet", "10.63.0.0/24", "--kind", "internal"),
+    ):
+        run(host, state, *words)
+    for name, network in (("web", "app"), ("near", "app"), ("far", "site"), ("store", "db")):
+        run(host, state, "container", "create", host.full(name), "--network", network)
+        host.names.append(host.full(name))
+    run(host, state, "attach", host.full("near"), "db")
+    run(host, state, "network", "join", "app", "site")
+    return host
+
+
+def run(host: ThrowawayHost, state: str, *words: str) -> str:
+    done = host.vnet(*words, VNET_STATE=state)
+    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def test_networks_that_vnet_made(vnet_host: ThrowawayHost) -> None:
+    seen: list[str] = []
+
+    def healthy() -> bool:
+        done = vnet_host.vnet("doctor", "--json")
+        assert done.returncode in (0, 1), done.stderr
+        own = [one for one in serious(done.stdout) if vnet_host.prefix in one or "host" in one]
+        seen[:] = own
+        return not own
+
+    assert eventually(healthy, 20), seen
