@@ -41,13 +41,15 @@ def make_containers(engine: DockerHost, *options: str) -> None:
 
 
 def read(engine: DockerHost) -> Snapshot:
-    """Read the host once its containers' links are up."""
+    """Read the host once its containers' links are up, and those of earlier tests are gone."""
     found: list[Snapshot] = []
 
     def is_up() -> bool:
         found.append(read_snapshot(PARTS - {Part.CONNTRACK}))
-        ports = [link for link in found[-1].nets[engine.inode].links.values() if link.port]
-        return bool(ports) and all(link.state == "up" for link in ports)
+        links = found[-1].nets[engine.inode].links.values()
+        ports = [link for link in links if link.port]
+        is_docker0_unused = all(link.state != "up" for link in links if link.name == "docker0")
+        return bool(ports) and all(link.state == "up" for link in ports) and is_docker0_unused
 
     wait_until(is_up)
     return only_docker(found[-1])
