@@ -21,7 +21,8 @@ from bpf import syscall
 from bpf.btf import VMLINUX
 from bpf.build import CACHE, DROP_REASONS, CompiledProgram, CompileError, compiled_program
 from bpf.maps import possible_cpus
-from bpf.requirements import effective_capabilities, lockdown_level
+from bpf.requirements import lockdown_level
+from core.collect.host import effective_capabilities
 from core.drops import DropsUnavailable
 from core.model import Direction, Drop, DroppedPacket
 

@@ -22,6 +22,7 @@ from bpf.btf import (
     types_of_module,
 )
 from bpf.build import KFUNCS
+from core.collect.host import effective_capabilities
 from core.model import Requirement
 
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
@@ -224,12 +225,6 @@ def _has_tcx() -> bool | None:
     except OSError as error:
         return False if error.errno in (errno.EINVAL, errno.EOPNOTSUPP) else None
     return True
-
-
-def effective_capabilities() -> int:
-    """Return this process's effective capabilities as bits, by their numbers."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1], 16)
 
 
 def lockdown_level() -> str:

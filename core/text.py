@@ -89,6 +89,15 @@ def _shell_escaped(match: re.Match[str]) -> str:
     return "".join(f"\\x{octet:02x}" for octet in octets)
 
 
+def end_text(address: str, port: int | str | None) -> str:
+    """Format an address with its port, if any: "10.0.0.1:80", "[fd00::1]:80".
+
+    None and "" are no port."""
+    if port is None or port == "":
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def is_address(text: str) -> bool:
     """Return whether the text is an IPv4 or IPv6 address."""
     return _parses(ip_address, text)

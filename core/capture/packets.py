@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from core.capture.pcapng import ETHERNET
-from core.flows import address_text, end_text, icmp_text, protocol_name
+from core.flows import address_text, icmp_text, protocol_name
+from core.text import end_text
 
 ICMP, TCP, UDP, ICMPV6, SCTP = 1, 6, 17, 58, 132
 _WITH_PORTS = frozenset({TCP, UDP, SCTP, 33, 136})

@@ -55,10 +55,14 @@ def read_host(listeners: bool = True) -> Host:
 
 def missing_capabilities() -> tuple[str, ...]:
     """Return the capabilities that this process lacks for reading (capabilities(7))."""
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("CapEff:"))
-    effective = int(line.split()[1], 16)
+    effective = effective_capabilities()
     return tuple(name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1)
+
+
+def effective_capabilities() -> int:
+    """Return this process's effective capabilities as bits, by their numbers."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1], 16)
 
 
 def _own_namespaces() -> dict[str, int]:

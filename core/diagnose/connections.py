@@ -10,7 +10,7 @@ import numpy as np
 
 from core.flows import address_bytes, address_text
 from core.flows.columns import Column, address_halves, row_keys
-from core.flows.describe import end_text, protocol_name
+from core.flows.describe import protocol_name
 from core.flows.interpretation import ConntrackEntry, entry_of
 from core.model import (
     Conntrack,
@@ -26,7 +26,7 @@ from core.model.finding import Finding, Severity
 from core.model.fix import Fix, FixConnection
 from core.nat.entries import expanded
 from core.nat.packets import Prefix, bounds, covers, prefixes
-from core.text import is_address
+from core.text import end_text, is_address
 from core.topology import Topology
 
 # The most entries to compare with the rules, and to delete by one repair.

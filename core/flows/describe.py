@@ -88,13 +88,6 @@ def address_bytes(text: str) -> bytes:
     return packed if len(packed) == 16 else _IPV4_MAPPED + packed
 
 
-def end_text(address: str, port: int | None) -> str:
-    """Format an address with its port, if any: "10.0.0.1:80", "[fd00::1]:80"."""
-    if port is None:
-        return address
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
 def protocol_name(l4_proto: int) -> str:
     """Return a protocol's name, "proto N" for an uncommon one."""
     return PROTOCOLS[l4_proto]

@@ -19,12 +19,12 @@ from core.flows.describe import (
     WITH_PORTS,
     address_bytes,
     address_text,
-    end_text,
     icmp_text,
     protocol_name,
     state_text,
 )
 from core.model.firewall import FirewallRule, NatEntry
+from core.text import end_text
 
 # The fields of CONNTRACK_DTYPE in their order, "packets" and "bytes" split by direction.
 _ENTRY = struct.Struct("=IIIIHBBB?16s16s16s16sHHHHQQQQQ")

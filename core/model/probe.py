@@ -10,6 +10,7 @@ from typing import Literal
 from core.model.firewall import Firewall, FirewallRule
 from core.model.refs import LinkKey, Problem
 from core.model.snapshot import Namespace
+from core.text import end_text
 
 Protocol = Literal["tcp", "udp", "icmp"]
 Outcome = Literal["answered", "refused", "unreachable", "no answer"]
@@ -37,11 +38,7 @@ class PacketTuple:
     def __str__(self) -> str:
         if self.protocol == "icmp":
             return f"icmp {self.src} -> {self.dst}"
-        return f"{self.protocol} {_end(self.src, self.sport)} -> {_end(self.dst, self.dport)}"
-
-
-def _end(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        return f"{self.protocol} {end_text(self.src, self.sport)} -> {end_text(self.dst, self.dport)}"
 
 
 @dataclass(frozen=True, slots=True)

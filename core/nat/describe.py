@@ -31,13 +31,6 @@ def join_short(texts: Sequence[str]) -> str:
     return text if len(texts) <= _MAX_LISTED else f"{text} and {len(texts) - _MAX_LISTED} more"
 
 
-def host_port(address: str, port: str) -> str:
-    """Return "172.18.0.2:80", "[fd00::2]:80", or the part that is known."""
-    if not port:
-        return address
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
 def first_name(owners: Owners, containers: Iterable[str]) -> str:
     """Return the name of the first container, "" for none: the others joined it."""
     return next((owners.containers[uid].name for uid in containers), "")

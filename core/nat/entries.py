@@ -13,13 +13,13 @@ from core.nat.describe import (
     describe_packets,
     describe_traffic,
     first_name,
-    host_port,
     join_short,
     with_network_name,
 )
 from core.nat.filters import filter_entries
 from core.nat.packets import PlacedRule, placed_rules, prefixes, split
 from core.nat.raw_entries import Owners, RawEntry, family_of, fold_helpers
+from core.text import end_text
 
 _TRANSLATED = ("src", "dst", "l4_proto", "sport", "dport", "to_address", "to_port")
 
@@ -45,7 +45,7 @@ def expanded(rule: FirewallRule) -> Iterator[FirewallRule]:
 
 def _dnat(ns: int, one: PlacedRule, rule: FirewallRule, number: int, owners: Owners) -> RawEntry:
     address, port = rule.to_address, rule.to_port or rule.dport
-    inside = host_port(address, port)
+    inside = end_text(address, port)
     containers = owners.containers_at(ns, address)
     network = owners.network_at(ns, address)
     kind = "published port" if rule.dport and (containers or network) else "dnat"
@@ -95,7 +95,7 @@ def _outside(rule: FirewallRule) -> str:
     """Return the original destination address and port: "*" for any address."""
     negated, members = split(rule.dst)
     address = members[0] if len(members) == 1 and not negated else rule.dst or "*"
-    return host_port(address, rule.dport)
+    return end_text(address, rule.dport)
 
 
 def snat_entries(ns: int, placed: Iterable[PlacedRule], owners: Owners) -> Iterator[RawEntry]:

@@ -13,6 +13,7 @@ from core.netlink.client import NETFILTER, NLA_NESTED, Netlink, attribute
 from core.operations.base import Operation
 from core.operations.executor import Executor, inside
 from core.operations.values import HOST, NetnsTarget, recorded
+from core.text import end_text
 
 _NAMES = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
 _ICMP = {1: "icmp", 58: "icmpv6"}
@@ -90,7 +91,7 @@ class DeleteConnection(Operation):
         address, port = ((self.src, self.sport), (self.dst, self.dport))[which]
         if self.l4_proto not in _NAMES:
             return address
-        return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        return end_text(address, port)
 
     def affects(self) -> tuple[str, ...]:
         return ()  # nothing builds on a connection, and nothing brings it back

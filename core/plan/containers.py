@@ -8,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 
 from core.flows import ConntrackEntry, address_text, entry_of, flow_of, sentence
-from core.flows.describe import TCP, end_text, protocol_name
+from core.flows.describe import TCP, protocol_name
 from core.model import Link, Namespace, Ref
 from core.operations import (
     CreateNamespace,
@@ -27,7 +27,7 @@ from core.plan.builder import CannotPlan, PlanBuilder, Target, plan_steps, requi
 from core.plan.requests import CountTraffic, CreateContainer, DeleteFlow, RemoveContainer
 from core.plan.tags import ALIAS_BYTES
 from core.plan.teardown import delete_bridge, delete_pair, release_port
-from core.text import format_tag, parse_tag, safe
+from core.text import end_text, format_tag, parse_tag, safe
 from core.topology import Topology
 from core.topology.index import names_in
 

@@ -12,8 +12,9 @@ from core.reach.firewall import Decision, Evaluator
 from core.reach.packet import Hook, Packet
 from core.reach.routing import RoutingTables
 from core.reach.segment import Segments
-from core.reach.texts import end_text, evidence_of
+from core.reach.texts import evidence_of
 from core.reach.translate import translated
+from core.text import end_text
 from core.topology import Topology
 
 CLIENT_PORT = 45678  # within ip_local_port_range
@@ -273,7 +274,7 @@ class HookedPacket:
         ends = ((packet.dst, packet.dport, new.dst, new.dport), (packet.src, 0, new.src, 0))
         for kind, (old, old_port, address, port) in zip(("destination", "source"), ends, strict=True):
             if (old, old_port) != (address, port):
-                change = f"{end_text(old, old_port)} becomes {end_text(address, port)}"
+                change = f"{end_text(old, old_port or None)} becomes {end_text(address, port or None)}"
                 self._add("nat", f"{hook.name}: {kind} {change}", "pass", evidence_of(rule), ref=ref)
         return new
 

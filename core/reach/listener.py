@@ -7,7 +7,7 @@ from core.model.fix import Fix, FixSysctl
 from core.reach import fixes
 from core.reach.answer import Hop
 from core.reach.packet import Packet
-from core.reach.texts import end_text
+from core.text import end_text
 from core.topology import Topology
 
 
@@ -30,7 +30,7 @@ def check_listener(topology: Topology, ns: int, packet: Packet) -> Hop:
     on_port = [one for one in listening if (one.l4_proto, one.port) == (packet.l4_proto, packet.dport)]
     accepting = [one for one in on_port if _accepts(one, packet.dst)]
     if accepting:
-        evidence = (f"LISTEN {end_text(accepting[0].address, packet.dport)}",)
+        evidence = (f"LISTEN {end_text(accepting[0].address, packet.dport or None)}",)
         return Hop("listener", place, f"a process listens on {what}", evidence=evidence)
     return _refused(topology, ns, packet, on_port)
 
@@ -48,7 +48,7 @@ def _refused(topology: Topology, ns: int, packet: Packet, on_port: list[Listener
             family = "IPv6" if packet.is_ipv6 else "IPv4"
             text = f"the process on {what} doesn't listen on {family}, only on {only}"
         subject = f"the service on {what} {where} listens on {only} only"
-    evidence = tuple(f"LISTEN {end_text(one.address, one.port)}" for one in on_port)
+    evidence = tuple(f"LISTEN {end_text(one.address, one.port or None)}" for one in on_port)
     fix = fixes.start_service(container, what, bool(on_port))
     return Hop("listener", place, text, "stop", evidence, ref, fix, subject)
 

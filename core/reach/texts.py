@@ -1,16 +1,9 @@
-"""Format rules, routes and ends of connections as their tools print them."""
+"""Format rules and routes as their tools print them."""
 
 from __future__ import annotations
 
 from core.model import FirewallRule, NetState, Route
 from core.reach.routing import Lookup
-
-
-def end_text(address: str, port: int) -> str:
-    """Return "10.0.0.2:80", "[fd00::2]:80", or only the address."""
-    if not port:
-        return address
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def evidence_of(rule: FirewallRule) -> str:

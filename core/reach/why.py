@@ -13,8 +13,9 @@ from core.reach.answer import Answer, Hop, Question
 from core.reach.hooks import CLIENT_PORT, Index
 from core.reach.packet import Packet
 from core.reach.question import addresses
-from core.reach.texts import end_text, evidence_of
+from core.reach.texts import evidence_of
 from core.reach.walk import Walk
+from core.text import end_text
 from core.topology import Topology
 
 _INDEXES: WeakKeyDictionary[Topology, Index] = WeakKeyDictionary()
@@ -118,7 +119,7 @@ def _check_answer(walk: Walk, there: Walk) -> None:
         return
     if sent is None or (answer.src, answer.sport, answer.dst) == (sent.dst, sent.dport, sent.src):
         return
-    came, asked = end_text(answer.src, answer.sport), end_text(sent.dst, sent.dport)
+    came, asked = end_text(answer.src, answer.sport or None), end_text(sent.dst, sent.dport or None)
     text = f"the answer comes from {came}, not from {asked}"
     subject, fix = text, None
     evidence: tuple[str, ...] = ()

@@ -131,11 +131,11 @@ def test_interfaces_have_names_and_statistics(shop: ThrowawayHost, tmp_path: Pat
         assert one.stop() == 0
     found = blocks(path.read_bytes())
     ((_, interface),) = [each for each in found if each[0] == INTERFACE]
-    told = options(interface, 8)
+    noted = options(interface, 8)
     mac = shop.json("ip -j link show eth0", inside="web")[0]["address"]
-    assert told[2].decode() == f"{shop.full('web')}/eth0" and told[6].hex(":") == mac
-    assert "v-web" in told[3].decode() and "br-shop" in told[3].decode()
-    assert told[9] == b"\x09" and told[11] == b"\0icmp"
+    assert noted[2].decode() == f"{shop.full('web')}/eth0" and noted[6].hex(":") == mac
+    assert "v-web" in noted[3].decode() and "br-shop" in noted[3].decode()
+    assert noted[9] == b"\x09" and noted[11] == b"\0icmp"
     ((_, statistics),) = [each for each in found if each[0] == STATISTICS]
     counters = options(statistics, 12)
     received, dropped = (int.from_bytes(counters[code], sys.byteorder) for code in (4, 5))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from core.codec import json_name
 from core.diagnose import Finding
 from core.export import TOPICS, document_lines
-from core.flows import address_bytes, end_text, entry_of, flow_of
+from core.flows import address_bytes, entry_of, flow_of
 from core.model import (
     CONNTRACK_DTYPE,
     Address,
@@ -43,6 +43,7 @@ from core.model import (
     Snapshot,
 )
 from core.serialize import CorruptFile, from_json, to_json
+from core.text import end_text
 from core.topology import Topology
 from core.topology.index import names_in
 from tests.support.snapshots import HOST, hostile_host, many_namespaces, small_host

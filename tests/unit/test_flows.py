@@ -16,7 +16,6 @@ from core.flows import (
     FlowColumns,
     address_bytes,
     address_text,
-    end_text,
     entry_of,
     flow_of,
     icmp_text,
@@ -29,6 +28,7 @@ from core.flows import (
 from core.flows.columns import halves, is_among
 from core.flows.describe import address_texts
 from core.model import CONNTRACK_DTYPE, FirewallRule, NatEntry
+from core.text import end_text
 from tests.support.flow_samples import ICMP, TCP, UDP, UNREPLIED, flow, table
 
 WEB1, WEB2 = "172.18.0.2", "172.18.0.3"

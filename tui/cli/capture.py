@@ -17,7 +17,7 @@ from core.capture.files import PacketFile, ReaderGone
 from core.capture.lines import LineMaker
 from core.capture.run import Capture, Limits, Progress, Settings
 from core.capture.targets import Target, addresses_behind, find_target, is_flow
-from core.collect.host import missing_capabilities
+from core.collect.host import effective_capabilities, missing_capabilities
 from core.collect.snapshot import read_snapshot
 from core.model import Part
 from core.text import safe
@@ -63,17 +63,11 @@ def _check(options: argparse.Namespace) -> None:
 def missing_rights() -> str:
     """Return why this process may not capture in every namespace, "" where it may."""
     lacking = [name for name in missing_capabilities() if name == "CAP_SYS_ADMIN"]
-    if not _has(_NET_RAW):
+    if not effective_capabilities() >> _NET_RAW & 1:
         lacking = ["CAP_NET_RAW", *lacking]
     if not lacking:
         return ""
     return f"can't capture packets: this process lacks {' and '.join(lacking)}. Try: run it with sudo"
-
-
-def _has(capability: int) -> bool:
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("CapEff:"))
-    return bool(int(line.split()[1], 16) >> capability & 1)
 
 
 def _limits(options: argparse.Namespace) -> Limits:

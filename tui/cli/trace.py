@@ -9,11 +9,8 @@ from dataclasses import asdict
 
 from core.probe.path import hops, path_mtu
 from core.probe.verify import request_of
-from core.reach import UnknownEndpoint, ask, why
-from core.topology import Topology
 from tui.cli.show import CODES, Output, painted
-from tui.cli.why import printable, read
-from tui.command import CommandError
+from tui.cli.why import answered, printable
 from tui.probing import probe_document, verified
 from tui.views.answers import verification_lines
 from tui.views.packet_path import hop_lines, mtu_lines, path_lines
@@ -24,11 +21,7 @@ _WIDTH = 120
 
 def run(options: argparse.Namespace) -> int:
     """Trace one packet; returns 1 if it isn't answered. Raises CommandError."""
-    topology = Topology(read(options))
-    try:
-        answer = why(topology, ask(topology, options.a, options.b, options.port))
-    except UnknownEndpoint as error:
-        raise CommandError(str(error)) from None
+    topology, answer = answered(options)
     found = verified(topology, answer)
     request = request_of(topology, answer.question)
     mtu = path_mtu(request) if options.mtu else None

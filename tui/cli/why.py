@@ -26,11 +26,7 @@ _WIDTH = 100  # of output that isn't a terminal
 
 def run(options: argparse.Namespace) -> int:
     """Answer a question; returns 1 if B can't be reached. Raises CommandError."""
-    topology = Topology(read(options))
-    try:
-        answer = why(topology, ask(topology, options.a, options.b, options.port))
-    except UnknownEndpoint as error:
-        raise CommandError(str(error)) from None
+    topology, answer = answered(options)
     probed = _probe(options, topology, answer) if options.probe else None
     output = Output.of(sys.stdout, options.json)
     if options.json:
@@ -50,6 +46,15 @@ def read(options: argparse.Namespace) -> Snapshot:
     from core.collect.snapshot import read_snapshot
 
     return read_snapshot(PARTS)
+
+
+def answered(options: argparse.Namespace) -> tuple[Topology, Answer]:
+    """Read the host, and answer the question in the options. Raises CommandError."""
+    topology = Topology(read(options))
+    try:
+        return topology, why(topology, ask(topology, options.a, options.b, options.port))
+    except UnknownEndpoint as error:
+        raise CommandError(str(error)) from None
 
 
 def _probe(

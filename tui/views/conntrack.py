@@ -17,7 +17,6 @@ from core.flows import (
     Flow,
     FlowColumns,
     address_text,
-    end_text,
     entry_of,
     flow_of,
     icmp_text,
@@ -28,7 +27,7 @@ from core.flows import (
 )
 from core.model import Conntrack, Demand, Part, Ref, conntrack_ref, container_ref, namespace_ref
 from core.rates import Rates
-from core.text import safe
+from core.text import end_text, safe
 from core.topology import Topology
 from core.topology.index import names_in
 from core.topology.related import mask_by_namespace

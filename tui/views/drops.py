@@ -18,7 +18,7 @@ from core.model import (
     link_ref,
     namespace_ref,
 )
-from core.text import safe
+from core.text import end_text, safe
 from core.topology import Topology
 from core.topology.drops import advice_for, container_of_drop, link_of_drop, place_of_drop
 from tui.views import cells, formatting, query
@@ -252,7 +252,7 @@ def packet_text(topology: Topology, packet: DroppedPacket) -> str:
 
 def _end(topology: Topology, packet: DroppedPacket, address: str, port: int) -> str:
     owner = topology.container_at(packet.where.ns, address)
-    text = (f"[{address}]:{port}" if ":" in address else f"{address}:{port}") if port else address
+    text = end_text(address, port or None)
     return f"{owner.name} ({text})" if owner is not None else text
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from core.flows import End, Flow, address_text, end_text, entry_of, flow_of, protocol_name, sentence
+from core.flows import End, Flow, address_text, entry_of, flow_of, protocol_name, sentence
 from core.flows.merge import FAST, PATHS, FlowTable
 from core.model import Ref, conntrack_ref, container_ref, flow_ref
-from core.text import safe
+from core.text import end_text, safe
 from core.topology import Topology
 from core.topology.flow_index import CLIENTS, OUTSIDE, FlowView
 from tui.views import cells, formatting, query

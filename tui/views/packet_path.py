@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from core.model.probe import Hop, PathMtu, ProbeResult, Sighting
-from core.text import safe
+from core.text import end_text, safe
 from core.topology import Topology
 from tui.views.formatting import fit, width_of
 
@@ -65,9 +65,7 @@ def _tone(old: object, new: object, before: object) -> str:
 
 
 def _end(address: str, port: int) -> str:
-    if not port:
-        return address
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    return end_text(address, port or None)
 
 
 def mtu_lines(topology: Topology, found: PathMtu) -> Iterator[PathLine]:
