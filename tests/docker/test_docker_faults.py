@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.docker.engine import DockerHost
-from tests.docker.uplink import OWN, give_uplink, udp_service
+from tests.docker.uplink import OWN, udp_service, uplink
 from tests.support.waiting import eventually, wait_until
 
 pytestmark = pytest.mark.root
@@ -63,13 +63,12 @@ class Patient:
 
 @pytest.fixture
 def patient(docker_host: DockerHost, tmp_path: Path) -> Iterator[Patient]:
-    give_uplink(docker_host)
     docker_host.run(
         "run", "-d", "--stop-signal", "KILL", "--name", "web", "-p", "8080:80", "-p", "5353:5353/udp",
         "busybox:local", "sh", "-c", _SERVE,
     )  # fmt: skip
     made = Patient(docker_host, tmp_path / "state")
-    with udp_service(docker_host, "web", 5353):
+    with uplink(docker_host), udp_service(docker_host, "web", 5353):
         assert eventually(lambda: not made.doctor(), 20), made.doctor()
         yield made
     docker_host.host.run("conntrack -F", check=False)

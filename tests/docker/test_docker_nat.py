@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -79,8 +78,7 @@ def client(docker_host: DockerHost) -> Iterator[str]:
     host.run("ip link set eth0 up", inside="client")
     yield "client"
     host.run("ip link del up0")
-    subprocess.run(["ip", "netns", "del", name], check=True)
-    host.names.remove(name)
+    host.remove("client")
 
 
 def test_a_published_port_is_one_entry_of_its_container_and_network(docker_host: DockerHost) -> None:
@@ -167,6 +165,7 @@ def test_counters_after_connections_from_outside_and_inside(docker_host: DockerH
     wait_until(lambda: host.run(fetch, inside=client, check=False), "an answer through the published port")
     for _ in range(3):
         assert host.run(fetch, inside=client)
+    before = read_host(docker_host).of("masquerade")[0].packets or 0
     docker_host.run("exec", "web", "ping", "-c", "2", "-W", "2", CLIENT)
     seen = read_host(docker_host)
     (port,) = seen.of("published port")
@@ -174,7 +173,7 @@ def test_counters_after_connections_from_outside_and_inside(docker_host: DockerH
     assert (port.packets, port.bytes) == counter(host, seen.text(port)[0])
     assert (masquerade.packets, masquerade.bytes) == counter(host, seen.text(masquerade)[0])
     assert (port.packets or 0) >= 4
-    assert masquerade.packets == 1
+    assert masquerade.packets == before + 1
 
 
 def test_rules_of_podman(podman_host: PodmanHost) -> None:

@@ -10,7 +10,7 @@ from core.diagnose import Finding, findings
 from core.model import Snapshot
 from core.topology import Topology
 from tests.docker.engine import DockerHost
-from tests.docker.uplink import give_uplink, udp_service
+from tests.docker.uplink import udp_service, uplink
 from tests.support.waiting import eventually
 from tests.support.watching import Watched
 
@@ -29,7 +29,6 @@ def serious(watched: Watched) -> list[Finding]:
 def ten_containers(watched: Watched, docker_host: DockerHost) -> Iterator[DockerHost]:
     """Start ten containers on networks of all kinds."""
     engine = docker_host
-    give_uplink(engine)
     engine.run("network", "create", "--subnet", "10.201.0.0/24", "app")
     engine.run("network", "create", "--subnet", "10.202.0.0/24", "back")
     engine.run("network", "create", "--subnet", "10.203.0.0/24", "--internal", "db")
@@ -46,7 +45,7 @@ def ten_containers(watched: Watched, docker_host: DockerHost) -> Iterator[Docker
     engine.container("sidecar", "--network", "container:web1")
     engine.container("agent", "--network", "host")
     engine.container("vault", "--network", "none")
-    with udp_service(engine, "dns", 5353):
+    with uplink(engine), udp_service(engine, "dns", 5353):
         yield engine
 
 

@@ -12,19 +12,26 @@ from tests.docker.engine import DockerHost
 OWN = "192.0.2.10"
 
 
-def give_uplink(docker_host: DockerHost) -> None:
-    """Connect the engine's host to the namespace `lan`, its gateway 192.0.2.1, once."""
+@contextmanager
+def uplink(docker_host: DockerHost) -> Iterator[None]:
+    """Connect the engine's host to the namespace `lan`, its gateway 192.0.2.1, for a while.
+
+    Other tests give the same host other neighbours on that subnet.
+    """
     host = docker_host.host
-    if host.run("ip route show default"):
-        return
     host.namespace("lan")
     host.run(f"ip link add uplink type veth peer name eth0 netns {host.full('lan')}")
-    host.run(f"ip addr add {OWN}/24 dev uplink")
-    host.run("ip link set uplink up")
-    host.run("ip addr add 192.0.2.1/24 dev eth0", inside="lan")
-    host.run("ip link set eth0 up", inside="lan")
-    host.run("ip link set lo up", inside="lan")
-    host.run("ip route add default via 192.0.2.1")
+    try:
+        host.run(f"ip addr add {OWN}/24 dev uplink")
+        host.run("ip link set uplink up")
+        host.run("ip addr add 192.0.2.1/24 dev eth0", inside="lan")
+        host.run("ip link set eth0 up", inside="lan")
+        host.run("ip link set lo up", inside="lan")
+        host.run("ip route add default via 192.0.2.1")
+        yield
+    finally:
+        host.run("ip link del uplink")
+        host.remove("lan")
 
 
 _UDP = """

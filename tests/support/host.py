@@ -36,6 +36,11 @@ class ThrowawayHost:
         self.names.append(name)
         return name
 
+    def remove(self, short: str) -> None:
+        """Remove a namespace made by `namespace`."""
+        subprocess.run(["ip", "netns", "del", self.full(short)], check=True)
+        self.names.remove(self.full(short))
+
     def inode_of(self, short: str) -> int:
         """Return the inode of a namespace made by `namespace`."""
         return Path(f"/run/netns/{self.full(short)}").stat().st_ino
