@@ -21,6 +21,7 @@ from core.model import (
 )
 from core.model.finding import Finding
 from core.nat.packets import PlacedRule, bounds, covers, is_loopback, matches_link, placed_rules
+from core.reach.fixes import open_network
 from core.text import quoted as quote
 from core.topology import Topology
 
@@ -228,12 +229,7 @@ def _direct(
         f"{who} can use only published ports{dropped}."
     )
     link = others[0].name if others else "LINK"
-    advice = (
-        "use published ports, or create the network with "
-        f"-o com.docker.network.bridge.trusted_host_interfaces={link} "
-        "or -o com.docker.network.bridge.gateway_mode_ipv4=nat-unprotected; "
-        "for all networks start dockerd with --allow-direct-routing"
-    )
+    advice = f"use published ports, or {open_network(network.name, link).sentence}"
     related: tuple[Ref, ...] = (link_ref(bridge.key), *(link_ref(one.key) for one in others))
     evidence = tuple(one.rule.text for one in rules[:2])
     yield Finding(

@@ -231,7 +231,7 @@ def describe_remedy(chain: Chain, found: Sequence[DroppingChain], path: ForwardP
     """Describe how to allow the packets: the commands follow the last colon."""
     when = " (again whenever Docker starts)" if chain.table == _DOCKER_TABLE else ""
     commands = "; ".join(accept_commands(chain, found, path))
-    return f"vnet-tui doesn't edit other tools' rules; to allow it, run{when}: {commands}"
+    return f"to allow it, run{when}: {commands}"
 
 
 def accept_commands(chain: Chain, found: Sequence[DroppingChain], path: ForwardPath) -> tuple[str, ...]:

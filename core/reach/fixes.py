@@ -235,6 +235,36 @@ def delete_rule(ns: int, rule: FirewallRule) -> Fix:
     return Fix(f"delete the rule of {rule.table} {rule.chain}", (FixFirewall(ns, rule.rule_id),))
 
 
+def open_network(name: str, link: str, ipv6: bool = False) -> Fix:
+    """Return the advice for Docker's rules that let no other link reach a network's containers.
+
+    Docker's documentation, "Packet filtering and firewalls": direct access is dropped since version 28.
+    """
+    option, family = "-o com.docker.network.bridge.", 6 if ipv6 else 4
+    return Fix(
+        f"create the network {name} with {option}trusted_host_interfaces={link} or "
+        f"{option}gateway_mode_ipv{family}=nat-unprotected; "
+        "for all networks start dockerd with --allow-direct-routing"
+    )
+
+
+def _closed_network(topology: Topology, rule: FirewallRule) -> Network | None:
+    """Return the network of Docker whose direct access a rule drops."""
+    if (rule.table, rule.chain, rule.verdict) != ("raw", "PREROUTING", "drop") or not rule.dst:
+        return None
+    return next(
+        (one for one in topology.networks if one.engine == "docker" and rule.iif == f"!{one.bridge}"), None
+    )
+
+
+def pass_rule(topology: Topology, ns: int, rule: FirewallRule, hook: Hook, ipv6: bool) -> Fix:
+    """Return the repair for a rule that drops packets, advice if it is how Docker closes a network."""
+    network = _closed_network(topology, rule) if ns == topology.host else None
+    if network is None:
+        return delete_rule(ns, rule)
+    return open_network(network.name, next(iter(hook.iifs), "LINK"), ipv6)
+
+
 def accept(chain: Chain, packet: Packet, hook: Hook) -> Fix:
     """Return the advice for a policy that drops packets: a rule that accepts them."""
     iif, oif = next(iter(hook.iifs), ""), next(iter(hook.oifs), "")

@@ -239,7 +239,7 @@ class HookedPacket:
             if rule is not None:
                 text = f"{hook.name}: a rule of {rule.table} {rule.chain} {does} {self.what}{via}"
                 evidence, ref = evidence_of(rule), self.index.rule_ref(self.ns, rule)
-                fix = fixes.delete_rule(self.ns, rule)
+                fix = fixes.pass_rule(self.index.topology, self.ns, rule, hook, self.packet.is_ipv6)
                 subject = f"a rule of {rule.table} {rule.chain} {self._where} {does} {self.what}"
                 if bridged and rule.backend == "nft":  # those of iptables are often meant for both
                     fix = fixes.end_br_netfilter(self.index.topology, self.packet.is_ipv6)

@@ -6,9 +6,7 @@ from core.diagnose import Finding
 from core.model import namespace_ref
 from tui.screens.dialogs import NOT_BEGUN, change_lines, lines_of
 
-ADVICE = (
-    "vnet-tui doesn't edit other tools' rules; to allow it, run: iptables -I FORWARD 1; iptables -I FORWARD 2"
-)
+ADVICE = "to allow it, run: iptables -I FORWARD 1; iptables -I FORWARD 2"
 
 
 def texts(lines: list[list[tuple[str, str]]]) -> list[str]:
