@@ -55,6 +55,7 @@ class Evaluator:
         self._rules: dict[ChainKey, list[FirewallRule]] = {}
         for rule in firewall.rules:
             self._rules.setdefault(chain_key(rule), []).append(rule)
+        self._by_port: dict[tuple[ChainKey, int], list[FirewallRule]] = {}
         self._bases: dict[tuple[str, str], list[Chain]] = {}
         for chain in firewall.chains:
             # A chain without rules and with policy accept changes nothing.
@@ -127,9 +128,22 @@ class Evaluator:
         run.restore(None)
         return run.end()
 
-    def walk(self, packet: Packet, hook: Hook, chain: Chain) -> _Walk:
-        """Prepare the evaluation of one base chain."""
-        return _Walk(self._rules, packet, hook, chain)
+    def rules_of(self, key: ChainKey) -> Sequence[FirewallRule]:
+        """Return the rules of a chain."""
+        return self._rules.get(key, ())
+
+    def rules_for(self, key: ChainKey, port: int) -> Sequence[FirewallRule]:
+        """Return the rules of a chain that may act on packets to a port (0: unknown)."""
+        found = self._by_port.get((key, port))
+        if found is None:
+            other = frozenset(("", str(port))) if port else None
+            found = self._by_port[key, port] = [
+                rule
+                for rule in self._rules.get(key, ())
+                if (other is None or rule.dport in other or not rule.dport.isdigit())
+                and (rule.verdict or effect_of(rule) is not None)
+            ]
+        return found
 
 
 def _place_of(chain: Chain) -> int:
@@ -167,7 +181,7 @@ class _Traversal:
         new = "new" in self.packet.states and not self.packet.is_reply
         if chain.kind == "nat" and (self._nat or not new or self._untracked or not self._translate):
             return None  # translations are kept per connection
-        walk = self._evaluator.walk(self._seen(chain), self._hook, chain)
+        walk = _Walk(self._evaluator, self._seen(chain), self._hook, chain)
         verdict, rule = walk.run()
         self._take_effects(walk, chain)
         if verdict == "unknown":
@@ -214,11 +228,9 @@ class _Traversal:
 class _Walk:
     """Evaluate one base chain."""
 
-    def __init__(
-        self, rules: dict[ChainKey, list[FirewallRule]], packet: Packet, hook: Hook, chain: Chain
-    ) -> None:
+    def __init__(self, evaluator: Evaluator, packet: Packet, hook: Hook, chain: Chain) -> None:
         self.notrack: FirewallRule | None = None
-        self._rules, self.packet, self._hook, self._chain = rules, packet, hook, chain
+        self._evaluator, self.packet, self._hook, self._chain = evaluator, packet, hook, chain
         self._doubt: FirewallRule | None = None  # the first rule that may or may not decide
         self._doubted: set[str] = set()  # the verdicts of such rules
 
@@ -233,9 +245,9 @@ class _Walk:
 
     def _run(self, key: ChainKey, depth: int) -> tuple[str, FirewallRule | None] | None:
         """Evaluate a chain; None if the packet leaves it without a verdict."""
-        for rule in self._rules.get(key, ()) if depth < _DEEPEST else ():
-            if not rule.verdict and effect_of(rule) is None:
-                continue
+        if depth >= _DEEPEST:
+            return None
+        for rule in self._evaluator.rules_for(key, self.packet.dport):
             matched = match(rule, self.packet, self._hook)
             if matched is False:
                 continue
@@ -254,7 +266,7 @@ class _Walk:
 
     def _doubt_about(self, rule: FirewallRule, depth: int) -> None:
         """Note what a rule would do if it matched."""
-        verdicts = _verdicts(self._rules, rule, depth)
+        verdicts = _verdicts(self._evaluator, rule, depth)
         if verdicts:
             self._doubt = self._doubt or rule
             self._doubted |= verdicts
@@ -308,9 +320,7 @@ def _fits(value: str, name: str, own: tuple[str, ...]) -> bool:
     return bool(set(own) & set(split(value)[1]))
 
 
-def _verdicts(
-    rules: dict[ChainKey, list[FirewallRule]], rule: FirewallRule, depth: int
-) -> set[Literal["accept", "drop"]]:
+def _verdicts(evaluator: Evaluator, rule: FirewallRule, depth: int) -> set[Literal["accept", "drop"]]:
     """Return the final verdicts that a rule may lead to."""
     if rule.verdict in ("accept", *_NAT):
         return {"accept"}
@@ -319,8 +329,8 @@ def _verdicts(
     if rule.verdict in ("jump", "goto", "vmap") and depth < _DEEPEST:
         found = {("drop" if one.verdict in _STOPS else "accept") for one in _ending(rule)}
         for key in targets(rule):
-            for inner in rules.get(key, ()):
-                found |= _verdicts(rules, inner, depth + 4)
+            for inner in evaluator.rules_of(key):
+                found |= _verdicts(evaluator, inner, depth + 4)
         return {one for one in ("accept", "drop") if one in found}
     return set()
 

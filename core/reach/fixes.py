@@ -236,7 +236,7 @@ def delete_rule(ns: int, rule: FirewallRule) -> Fix:
 
 
 def open_network(name: str, link: str, ipv6: bool = False) -> Fix:
-    """Return the advice for Docker's rules that let no other link reach a network's containers.
+    """Return the advice for a network that Docker closes to other links.
 
     Docker's documentation, "Packet filtering and firewalls": direct access is dropped since version 28.
     """
@@ -258,7 +258,7 @@ def _closed_network(topology: Topology, rule: FirewallRule) -> Network | None:
 
 
 def pass_rule(topology: Topology, ns: int, rule: FirewallRule, hook: Hook, ipv6: bool) -> Fix:
-    """Return the repair for a rule that drops packets, advice if it is how Docker closes a network."""
+    """Return the repair for a rule that drops packets, or the advice for Docker's."""
     network = _closed_network(topology, rule) if ns == topology.host else None
     if network is None:
         return delete_rule(ns, rule)

@@ -35,6 +35,7 @@ class Index:
         self._entries: dict[tuple[int, str], NatEntry] | None = None
         self._holders: dict[str, set[int]] | None = None
         self._others: set[int] = set()
+        self._macs: dict[str, set[int]] | None = None
 
     def evaluator(self, ns: int) -> Evaluator | None:
         """Return the evaluator of a namespace's rules, None if there are none."""
@@ -63,6 +64,14 @@ class Index:
                 for one in tables.local_addresses():
                     self._holders.setdefault(one, set()).add(ns)
         return self._holders.get(address, set()) | self._others
+
+    def having_mac(self, mac: str) -> set[int]:
+        """Return the namespaces with a link that has a MAC address."""
+        if self._macs is None:
+            self._macs = {}
+            for link in self.topology.snapshot.links():
+                self._macs.setdefault(link.mac, set()).add(link.ns)
+        return self._macs.get(mac, set())
 
     def rule_ref(self, ns: int, rule: FirewallRule) -> Ref | None:
         """Return the ref of the NAT entry that a rule belongs to, None for other rules."""

@@ -6,8 +6,9 @@ that it separates. See the kernel's net/bridge/br_input.c and br_forward.c.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
 
 from core.model import FdbEntry, Link, LinkKey, PortVlan, link_ref
 from core.model.fix import Fix, FixFdb, FixLink, FixPort, FixVlan
@@ -47,20 +48,36 @@ class Attachment:
         return self if self.obstacle or obstacle is None else replace(self, obstacle=obstacle)
 
 
+@dataclass(slots=True)
+class _Ports:
+    """Ports of a bridge with their places; `plain` lead to one link, by its namespace."""
+
+    plain: dict[int, list[tuple[int, Link]]] = field(default_factory=dict)
+    others: list[tuple[int, Link]] = field(default_factory=list)
+
+
 class Segments:
     """Find attachments, cached by the link that sends."""
 
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
-        self._found: dict[LinkKey, tuple[Attachment, ...]] = {}
+        self._found: dict[tuple[LinkKey, Set[int] | None], tuple[Attachment, ...]] = {}
         self._children: dict[LinkKey, list[Link]] | None = None
+        self._ports: dict[LinkKey, _Ports] = {}
+        self._wanted: Set[int] | None = None
 
-    def attachments(self, link: Link) -> tuple[Attachment, ...]:
-        """Return where the broadcast frames of a link arrive."""
-        if link.key not in self._found:
-            start = Attachment(link, links=(link,)).blocked(self._down(link))
-            self._found[link.key] = tuple(self._send(start))
-        return self._found[link.key]
+    def attachments(self, link: Link, wanted: Set[int] | None = None) -> tuple[Attachment, ...]:
+        """Return where the broadcast frames of a link arrive.
+
+        With `wanted`, attachments in other namespaces may be missing, unless they are outside: most frames
+        are for one of the hundreds of ports that a bridge may have.
+        """
+        key = (link.key, None if wanted is None else frozenset(wanted))
+        if key not in self._found:
+            self._wanted = wanted
+            start = Attachment(link, links=(link,)).blocked(self.down(link))
+            self._found[key] = tuple(self._send(start))
+        return self._found[key]
 
     def _send(self, at: Attachment) -> Iterator[Attachment]:
         """Yield where frames arrive that leave by the link of `at`."""
@@ -80,7 +97,7 @@ class Segments:
             yield replace(at, outside=True)
 
     def _through(self, at: Attachment, link: Link) -> Attachment:
-        obstacle = at.obstacle or self._down(link)
+        obstacle = at.obstacle or self.down(link)
         return Attachment(link, at.outside, (*at.links, link), at.crossings, obstacle, at.vlan)
 
     def _arrive(self, at: Attachment) -> Iterator[Attachment]:
@@ -102,7 +119,7 @@ class Segments:
             yield at
 
     def _enter(self, at: Attachment, bridge: Link, port: Link) -> Iterator[Attachment]:
-        obstacle = self._down(bridge) or self._port_state(port, bridge) or self._locked(port, bridge, at)
+        obstacle = self.down(bridge) or self._port_state(port, bridge) or self._locked(port, bridge, at)
         vlan, fault = self._entry_vlan(port, bridge, at.vlan)
         yield from self._flood(replace(at, vlan=vlan).blocked(obstacle or fault), bridge, port)
 
@@ -114,17 +131,38 @@ class Segments:
                 crossings=(*at.crossings, Crossing(bridge, entry, None)),
             )  # fmt: skip
             yield from self._arrive_at_bridge(own, bridge)
-        for port in self._topology.ports_of(bridge.key):
+        for port in self._ports_of(bridge):
             if port.port is None or (entry is not None and port.key == entry.key and not port.port.hairpin):
                 continue
             tagged, fault = self._exit_vlan(port, bridge, at.vlan)
             crossing = Crossing(bridge, entry, port)
             obstacle = (
-                at.obstacle or self._down(bridge) or self._down(port) or self._port_state(port, bridge)
+                at.obstacle or self.down(bridge) or self.down(port) or self._port_state(port, bridge)
                 or self._isolated(entry, port, bridge) or fault
             )  # fmt: skip
             out = Attachment(port, at.outside, (*at.links, port), (*at.crossings, crossing), obstacle, tagged)
             yield from self._send(out)
+
+    def _ports_of(self, bridge: Link) -> Sequence[Link]:
+        """Return the ports of a bridge that may lead to a wanted namespace."""
+        ports = self._topology.ports_of(bridge.key)
+        if self._wanted is None:
+            return ports
+        found = self._ports.get(bridge.key)
+        if found is None:
+            found = self._ports[bridge.key] = _Ports()
+            for place in enumerate(ports):
+                ns = self._only_namespace(place[1])
+                (found.others if ns is None else found.plain.setdefault(ns, [])).append(place)
+        near = [place for ns in self._wanted for place in found.plain.get(ns, ())]
+        return [port for _, port in sorted([*found.others, *near], key=itemgetter(0))]
+
+    def _only_namespace(self, port: Link) -> int | None:
+        """Return the namespace of the only link that a port leads to, if there is one."""
+        peer = self._topology.peer(port)
+        if peer is None or port.kind != "veth" or self._topology.master_of(peer) or self._children_of(peer):
+            return None
+        return peer.ns
 
     def _arrive_at_bridge(self, at: Attachment, bridge: Link) -> Iterator[Attachment]:
         for child in self._children_of(bridge):
@@ -170,7 +208,8 @@ class Segments:
     def _place(self, link: Link) -> str:
         return self._topology.label(link.ns)
 
-    def _down(self, link: Link) -> Hop | None:
+    def down(self, link: Link) -> Hop | None:
+        """Return the obstacle of a link that is down."""
         if link.admin_up:
             return None
         text = f"{link.name} is down"

@@ -47,13 +47,14 @@ class SegmentPacket(HookedPacket):
 
     def _transmit(self, link: Link, address: str) -> None:
         """Send the packet by a link to the owner of an address on its segment."""
-        found = self.index.segments.attachments(link)
-        if not link.admin_up and found:
-            self._obstacle(found[0])
+        if (down := self.index.segments.down(link)) is not None:
+            self.hops.append(down)
+            raise Stopped
         if silence.sends_nothing(link):
             self.hops.append(silence.hop(self.index.topology, link, address))
             raise Stopped
         near = self.index.may_answer(address)
+        found = self.index.segments.attachments(link, near)
         owners = [
             one for one in found if one.link.ns in near and not one.outside and self._answers(one, address)
         ]
@@ -67,7 +68,7 @@ class SegmentPacket(HookedPacket):
         elif outside:
             self._outside(link, address, outside, entry)
         else:
-            self._unanswered(link, address, found, entry)
+            self._unanswered(link, address, entry)
 
     def _answers(self, attachment: Attachment, address: str) -> bool:
         """Return whether the namespace of an attachment answers ARP or ND for an address."""
@@ -122,7 +123,8 @@ class SegmentPacket(HookedPacket):
                 fix=link_fixes.delete_duplicate(self.index.topology, others[-1].link.ns, address),
                 subject=f"{' and '.join(names)} have the address {address}",
             )  # fmt: skip
-        twin = silence.same_mac(self.index.topology, owner, self.index.segments.attachments(link))
+        near = self.index.having_mac(owner.link.mac)
+        twin = silence.same_mac(self.index.topology, owner, self.index.segments.attachments(link, near))
         if wrong := twin or self.index.segments.misdirected(owner, owner.link.mac):
             self.hops.append(wrong)
             raise Stopped
@@ -145,9 +147,8 @@ class SegmentPacket(HookedPacket):
 
     def _discover(self, link: Link, owner: Attachment, address: str) -> None:
         """Stop if a rule drops the messages of neighbour discovery (RFC 4861)."""
-        back = next(
-            (one for one in self.index.segments.attachments(owner.link) if one.link.key == link.key), None
-        )
+        found = self.index.segments.attachments(owner.link, {link.ns})
+        back = next((one for one in found if one.link.key == link.key), None)
         own = next((one.address for one in link.addresses if one.address == self.packet.src), "fe80::1")
         states = frozenset(("untracked",))
         asking = Packet(own, f"ff02::1:ff{_last_bits(address)}", "icmpv6", states=states,
@@ -172,16 +173,15 @@ class SegmentPacket(HookedPacket):
             is_local = not message.dst.startswith("ff02:")
             self.packet = self._filter(Hook(name, (to.link.name,), (), is_local), with_nat=False)
 
-    def _unanswered(
-        self, link: Link, address: str, found: tuple[Attachment, ...], entry: Neighbour | None
-    ) -> None:
+    def _unanswered(self, link: Link, address: str, entry: Neighbour | None) -> None:
         """Stop because no one on the segment has the address."""
         topology = self.index.topology
+        found = self.index.segments.attachments(link)
         if found and all(one.obstacle for one in found):
             self._obstacle(found[0])
         if (port := link_fixes.loose_port(topology, link, address)) is not None:
             self._loose(port)
-        if (quiet := silence.find(topology, self.index.segments.attachments(link), address)) is not None:
+        if (quiet := silence.find(topology, found, address)) is not None:
             self.hops.append(quiet)
             raise Stopped
         if (hop := link_fixes.elsewhere(topology, link, address)) is not None:

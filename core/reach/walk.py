@@ -210,7 +210,7 @@ class Walk(SegmentPacket):
         See br_nf_pre_routing_finish in the kernel's net/bridge/br_netfilter_hooks.c.
         """
         self._describe_route(lookup)
-        found = self.index.segments.attachments(bridge)
+        found = self.index.segments.attachments(bridge, self.index.may_answer(self.packet.dst))
         owner = next((one for one in found if self._answers(one, self.packet.dst)), None)
         exit_ = owner.crossings[0].exit if owner is not None and owner.crossings else None
         if exit_ is not None and exit_.key == port.key and not (port.port and port.port.hairpin):
