@@ -196,7 +196,7 @@ def no_default_route(topology: Topology) -> Iterator[Finding]:
         ref, fix = namespace_ref(topology.host), default_route(topology, topology.host, False)
         if (down := down_link(net)) is not None:
             sentence = f"{down.name} is down: the host and {names} can't reach the outside."
-            ref, fix = link_ref(down.key), set_up(topology, down, False)
+            ref, fix = link_ref(down.key), set_up(topology, down)
             advice = fix.sentence
         yield Finding("way out", ref, "no default route", sentence, "warn", (), advice, fix=fix)
 

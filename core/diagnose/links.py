@@ -93,7 +93,7 @@ def _of_link(topology: Topology, container: Container, link: Link) -> Iterator[F
         culprit = peer if peer is not None and link.admin_up and not peer.admin_up else link
         others = tuple(one for one in (ref, *related) if one != link_ref(culprit.key))
         sentence = f"{down[1]}: it can't send or receive packets."
-        fix = None if culprit.admin_up else set_up(topology, culprit, False)
+        fix = None if culprit.admin_up else set_up(topology, culprit)
         advice = _set_up(topology, link, peer)
         yield Finding("link", link_ref(culprit.key), down[0], sentence, "bad", others, advice, fix=fix)
     if peer is not None and peer.port is not None and peer.port.state not in _QUIET_STATES:
@@ -192,7 +192,7 @@ def of_bridges(topology: Topology) -> Iterator[Finding]:
             ports = f"its {count} port{'s' * (count != 1)} can't" if count else "ports attached to it can't"
             sentence = f"The bridge {bridge.name} is down: {ports} reach anything."
             related = (link_ref(bridge.key),)
-            advice, fix = _set(topology, bridge, "--up"), set_up(topology, bridge, False)
+            advice, fix = _set(topology, bridge, "--up"), set_up(topology, bridge)
             yield Finding("bridge", ref, "bridge is down", sentence, "bad", related, advice, fix=fix)
 
 

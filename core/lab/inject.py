@@ -28,6 +28,7 @@ _STATE = Path("/run/lab-faults")
 _SUPERVISOR = b"core.lab.supervisor"
 _HANDLE = re.compile(r" # handle (\d+)$", re.MULTILINE)
 _COUNTED = re.compile(r"\bcounter packets \d+ bytes \d+")
+_DELETE = "delete-added-rule"  # in an undo: an nft rule by chain, handle and text
 # Errors of ip, bridge and nft when someone else has undone it already.
 _UNDONE = re.compile(
     r"File exists|No such (file|process|device)|Cannot (find|assign|open network namespace)|not found|"
@@ -141,6 +142,9 @@ def _run_step(step: str, settings: LabSettings) -> Undo:
 def _run_argv(argv: Argv, settings: LabSettings) -> None:
     if argv[0] == "lab":
         _run_lab(argv[1:], settings)
+    elif _DELETE in argv:
+        place = argv.index(_DELETE)
+        _delete_added(argv[:place], *argv[place + 1 :])
     elif "ping" in argv or argv[:2] == ["conntrack", "-D"]:  # exit code 1: no answer, no such entry
         run(["sh", "-c", '"$@" || [ $? -eq 1 ]', "sh", *argv])
     else:
@@ -164,8 +168,20 @@ def _run_nft(inside: Argv, argv: Argv) -> Undo:
     if verb in ("add", "insert") and kind == "table":
         return [[*inside, "nft", f"delete table {' '.join(names)}"]]
     if verb in ("add", "insert") and kind == "rule" and (found := _HANDLE.search(printed)):
-        return [[*inside, "nft", f"delete rule {' '.join(names[:3])} handle {found[1]}"]]
+        chain, text = names[:3], printed[: found.start()].rpartition("\n")[2].strip()
+        return [[*inside, _DELETE, *chain, found[1], text.split(maxsplit=5)[5]]]
     return []
+
+
+def _delete_added(inside: Argv, family: str, table: str, chain: str, handle: str, text: str) -> None:
+    """Delete the nft rule with a handle, else one that was added again with its text."""
+    listed = run([*inside, "nft", "-a", "list", "chain", family, table, chain]).splitlines()
+    rules = {found[1]: line.strip() for line in listed if (found := _HANDLE.search(line))}
+    wanted = _COUNTED.sub("counter", text)
+    equal = (one for one, line in rules.items() if _COUNTED.sub("counter", _HANDLE.sub("", line)) == wanted)
+    if (found_handle := handle if handle in rules else next(equal, None)) is None:
+        return
+    run([*inside, "nft", f"delete rule {family} {table} {chain} handle {found_handle}"])
 
 
 def _set_sysctl(inside: Argv, argv: Argv) -> Undo:

@@ -27,6 +27,13 @@ class FixPort:
 
 
 @dataclass(frozen=True, slots=True)
+class FixBridge:
+    """Switch STP of a bridge off."""
+
+    key: LinkKey
+
+
+@dataclass(frozen=True, slots=True)
 class FixVlan:
     """Add a VLAN to a bridge port, or remove it."""
 
@@ -96,6 +103,21 @@ class FixFirewall:
 
 
 @dataclass(frozen=True, slots=True)
+class FixAccept:
+    """Insert a rule that accepts packets at the start of a chain.
+
+    `ns` is the inode of its namespace; the other fields are those of core.model.FirewallRule.
+    """
+
+    ns: int
+    backend: str
+    family: str
+    table: str
+    chain: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class FixMasquerade:
     """Masquerade packets from `subnet` that leave by another link than `bridge`."""
 
@@ -123,6 +145,7 @@ class FixConnection:
 Step = (
     FixLink
     | FixPort
+    | FixBridge
     | FixVlan
     | FixSysctl
     | FixAddress
@@ -131,6 +154,7 @@ Step = (
     | FixNeighbour
     | FixFdb
     | FixFirewall
+    | FixAccept
     | FixMasquerade
     | FixConnection
 )

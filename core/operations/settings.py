@@ -160,4 +160,5 @@ class SetSysctl(Operation):
         # sysctl(8): dots separate the parts of a key, and a slash stands for a dot within a part.
         parts = (part.replace("/", ".") for part in self.key.split("."))
         with inside(self.place):
-            Path("/proc/sys", *parts).write_text(self.value)
+            # The kernel ignores a write of nothing, which would clear a list of ports.
+            Path("/proc/sys", *parts).write_text(f"{self.value}\n")

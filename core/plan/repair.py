@@ -17,6 +17,7 @@ from core.model import (
 )
 from core.model.fix import (
     FixAddress,
+    FixBridge,
     FixConnection,
     FixFdb,
     FixLink,
@@ -39,6 +40,7 @@ from core.operations import (
     DeleteRoute,
     DeleteVlan,
     NetnsTarget,
+    SetBridge,
     SetLink,
     SetPort,
     SetPortState,
@@ -144,7 +146,8 @@ def _set_state(link: Link, place: NetnsTarget, builder: PlanBuilder) -> None:
     assert link.port is not None
     bridge = builder.snapshot.link((link.ns, link.master)) if link.master is not None else None
     name = safe(bridge.name) if bridge else ""
-    runs_stp = bool(bridge and bridge.bridge and bridge.bridge.stp)
+    stopped = [one.name for one in builder.steps if isinstance(one, SetBridge) and one.place == place]
+    runs_stp = bool(bridge and bridge.bridge and bridge.bridge.stp and bridge.name not in stopped)
     remedy = f"Try: wait 30 s, or vnet-tui bridge set {name} stp_state 0"
     require(
         when(link.port.state == "forwarding", ALREADY),
@@ -152,6 +155,13 @@ def _set_state(link: Link, place: NetnsTarget, builder: PlanBuilder) -> None:
         when(not link.carrier, f"{safe(link.name)} has no carrier, so the kernel disables the port"),
     )
     builder.add(SetPortState(link.name, "forwarding", link.port.state, place))
+
+
+@add_fix.register
+def _(step: FixBridge, builder: PlanBuilder) -> None:
+    link, place = _find_link(step.key, builder)
+    require(when(link.bridge is None or not link.bridge.stp, ALREADY))
+    builder.add(SetBridge(link.name, "stp_state", 0, 1, place))
 
 
 @add_fix.register

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from core.model import Chain, Firewall, FirewallRule
-from core.model.fix import FixFirewall, FixMasquerade
+from core.model.fix import FixAccept, FixFirewall, FixMasquerade
 from core.operations import AddFirewallRule, DeleteFirewallRule, NetnsTarget, SetRules
 from core.plan import rules
 from core.plan.builder import CannotPlan, PlanBuilder, require, when
@@ -117,6 +117,24 @@ def _without(present: list[FirewallRule], step: DeleteFirewallRule) -> list[Fire
 
 
 @add_fix.register
+def _(step: FixAccept, builder: PlanBuilder) -> None:
+    firewall, place = _find_firewall(step.ns, builder), builder.netns_target(step.ns)
+    where = (step.backend, step.family, step.table, step.chain)
+    chain = next((one for one in firewall.chains if _key(one) == where), None)
+    if chain is None:
+        raise CannotPlan([GONE])
+    present = [one for one in firewall.rules if _is_in(one, chain)]
+    plain = step.backend != "nft" or all(map(_NAME.fullmatch, (step.table, step.chain)))
+    require(
+        when(any(one.text == step.text for one in present), ALREADY),
+        when(not plain, f"nft can't name the chain {safe(step.table)} {safe(step.chain)}"),
+        when(step.table == TABLE, "vnet-tui's next change would write its own table again"),
+    )
+    before = _handle(present[0]) if present else 0
+    builder.add(AddFirewallRule(*where, step.text, place, before=before, length=len(present) + 1))
+
+
+@add_fix.register
 def _(step: FixMasquerade, builder: PlanBuilder) -> None:
     firewall, place = _find_firewall(step.ns, builder), builder.netns_target(step.ns)
     networks = builder.vnet.networks.values() if step.ns == builder.topology.host else ()
@@ -167,7 +185,9 @@ def _nat_chain(step: FixMasquerade, firewall: Firewall) -> tuple[Chain, str]:
     return min(found, key=lambda one: one.backend != "nft"), version
 
 
+def _key(chain: Chain) -> tuple[str, str, str, str]:
+    return (chain.backend, chain.family, chain.table, chain.name)
+
+
 def _is_in(rule: FirewallRule, chain: Chain) -> bool:
-    return (rule.backend, rule.family, rule.table, rule.chain) == (
-        chain.backend, chain.family, chain.table, chain.name,
-    )  # fmt: skip
+    return (rule.backend, rule.family, rule.table, rule.chain) == _key(chain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from core.model import (
 )
 from core.model.fix import (
     Fix,
+    FixAccept,
     FixAddress,
     FixFirewall,
     FixMasquerade,
@@ -37,6 +39,8 @@ from core.text import quoted
 from core.topology import Topology
 
 _USUAL_TABLES = ("main", "local", "default")
+# Names of links that rules can have without quotes or escapes.
+_PLAIN_LINK = re.compile(r"[A-Za-z0-9_.:@-]{1,15}")
 BR_NETFILTER = {False: "net.bridge.bridge-nf-call-iptables", True: "net.bridge.bridge-nf-call-ip6tables"}
 IP_FORWARD, IPV6_FORWARD = "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"
 
@@ -90,12 +94,13 @@ def find_gateway(
 ) -> tuple[Link, str] | None:
     """Return a link of a namespace and a gateway on its segment, None if unknown.
 
-    Links that are down are left out, except `down`. The gateway is the address of the bridge or router at the
-    link's other end in one of the link's subnets.
+    Links that are down are left out, except `down`, whose addresses may differ from the snapshot's. The
+    gateway is the address of the bridge or router at the link's other end in one of the link's subnets.
     """
     net = topology.snapshot.nets.get(ns)
-    for link in net.links.values() if net else ():
-        if link.kind == "loopback" or (not link.admin_up and link != down):
+    for each in net.links.values() if net else ():
+        link = down if down is not None and each.key == down.key else each
+        if link.kind == "loopback" or (not link.admin_up and link is not down):
             continue
         subnets = [
             ipaddress.ip_network(str(one), strict=False)
@@ -265,21 +270,47 @@ def pass_rule(topology: Topology, ns: int, rule: FirewallRule, hook: Hook, ipv6:
     return open_network(network.name, next(iter(hook.iifs), "LINK"), ipv6)
 
 
-def accept(chain: Chain, packet: Packet, hook: Hook) -> Fix:
-    """Return the advice for a policy that drops packets: a rule that accepts them."""
+def accept(ns: int, chain: Chain, packet: Packet, hook: Hook, is_exposed: bool) -> Fix:
+    """Return the repair for a policy that drops packets: a rule that accepts them.
+
+    With `is_exposed` it accepts only this port and destination, because everyone may send such packets.
+    """
     iif, oif = next(iter(hook.iifs), ""), next(iter(hook.oifs), "")
-    if chain.backend == "nft":
-        links = [f"iifname {quoted(iif)}"] if iif else []
-        links += [f"oifname {quoted(oif)}"] if oif else []
-        command = f"nft insert rule {chain.family} {quoted(chain.table)} {quoted(chain.name)} " + " ".join(
-            [*links, "accept"]
-        )
-    else:
-        tool = "ip6tables" if packet.is_ipv6 else "iptables"
-        links = [f"-i {quoted(iif)}"] if iif else []
-        links += [f"-o {quoted(oif)}"] if oif else []
-        command = f"{tool} -I {quoted(chain.name)} {' '.join(links)} -j ACCEPT"
-    return Fix("accept these packets", command=command)
+    add = _nft_accept if chain.backend == "nft" else _iptables_accept
+    text = add(chain, packet, iif, oif, is_exposed)
+    sentence = f"accept these packets in {chain.table} {chain.name}"
+    if all(_PLAIN_LINK.fullmatch(one) for one in (iif, oif) if one):
+        return Fix(sentence, (FixAccept(ns, chain.backend, chain.family, chain.table, chain.name, text),))
+    tool = "ip6tables" if packet.is_ipv6 else "iptables"
+    where = f"{chain.family} {quoted(chain.table)} {quoted(chain.name)}"
+    insert = f"nft insert rule {where} " if chain.backend == "nft" else f"{tool} -t {chain.table} "
+    return Fix(sentence, command=insert + text.replace("-A", "-I", 1))
+
+
+def _nft_accept(chain: Chain, packet: Packet, iif: str, oif: str, is_exposed: bool) -> str:
+    """Return a rule in the words of nft(8), as it prints it."""
+    parts = [f'iifname "{iif}"'] if iif else []
+    parts += [f'oifname "{oif}"'] if oif else []
+    if packet.is_reply:
+        parts.append("ct state established,related")
+    elif is_exposed:
+        parts.append(f"{'ip6' if packet.is_ipv6 else 'ip'} daddr {packet.dst}")
+        parts += [f"{packet.l4_proto} dport {packet.dport}"] if packet.dport else []
+    return " ".join([*parts, "accept"])
+
+
+def _iptables_accept(chain: Chain, packet: Packet, iif: str, oif: str, is_exposed: bool) -> str:
+    """Return a rule as iptables-save(8) prints it."""
+    parts = [f"-A {chain.name}"]
+    if is_exposed and not packet.is_reply:
+        parts.append(f"-d {packet.dst}/{128 if packet.is_ipv6 else 32}")
+    parts += [f"-i {iif}"] if iif else []
+    parts += [f"-o {oif}"] if oif else []
+    if packet.is_reply:
+        parts.append("-m conntrack --ctstate RELATED,ESTABLISHED")
+    elif is_exposed and packet.dport:
+        parts.append(f"-p {packet.l4_proto} -m {packet.l4_proto} --dport {packet.dport}")
+    return " ".join([*parts, "-j ACCEPT"])
 
 
 def untranslated(topology: Topology, ns: int, packet: Packet, link: Link) -> Hop | None:

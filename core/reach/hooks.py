@@ -256,11 +256,16 @@ class HookedPacket:
             else:
                 text = f"{hook.name}: the policy of {chain.table} {chain.name} {does} {self.what}{via}"
                 evidence, ref = f"{chain.family} {chain.table} {chain.name}: policy {chain.policy}", None
-                fix = fixes.accept(chain, self.packet, hook)
+                fix = fixes.accept(self.ns, chain, self.packet, hook, self._is_exposed(hook))
                 subject = f"the policy of {chain.table} {chain.name} {self._where} {does} {self.what}"
             raise self._stop(
                 "firewall", text, evidence, ref=ref or namespace_ref(self.ns), fix=fix, subject=subject
             )
+
+    def _is_exposed(self, hook: Hook) -> bool:
+        """Return whether packets come from outside, or are for the namespace itself."""
+        uplink = self.index.topology.uplink(self.ns)
+        return hook.name == "input" or (uplink is not None and uplink[0].name in hook.iifs)
 
     def _translate(self, rule: FirewallRule, packet: Packet, hook: Hook) -> Packet:
         ref = self.index.rule_ref(self.ns, rule)

@@ -145,12 +145,16 @@ def down_link(net: NetState) -> Link | None:
     return next((one for one in found if any(each.scope == "global" for each in one.addresses)), None)
 
 
-def set_up(topology: Topology, link: Link, ipv6: bool) -> Fix:
+def set_up(topology: Topology, link: Link) -> Fix:
     """Return the repair for a link that is down, with the default route that it had."""
     steps: tuple[Step, ...] = (FixLink(link.key, "up", "up"),)
-    found = find_gateway(topology, link.ns, ipv6, down=link)
-    has_route = any(one.dst == "default" for one in topology.snapshot.nets[link.ns].routes)
-    if found is not None and not has_route:
+    net = topology.snapshot.nets[link.ns]
+    ipv6 = not any(one.family == 4 for one in link.addresses)
+    network = topology.network_of(link)
+    is_internal = network is not None and network.internal
+    found = find_gateway(topology, link.ns, ipv6, down=link) if link in net.links.values() else None
+    has_route = any(one.dst == "default" and (one.family == 6) == ipv6 for one in net.routes)
+    if found is not None and found[0].key == link.key and not has_route and not is_internal:
         route = default_to(found[1], link, ipv6)
         return Fix(f"set {link.name} up and add its default route", (*steps, FixRoute(link.ns, route, True)))
     return Fix(f"set {link.name} up", steps)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
 from core.model import FdbEntry, Link, LinkKey, PortVlan, link_ref
-from core.model.fix import Fix, FixFdb, FixLink, FixPort, FixVlan
+from core.model.fix import Fix, FixBridge, FixFdb, FixPort, FixVlan
+from core.reach import link_fixes
 from core.reach.answer import Hop
 from core.topology import Topology
 
@@ -213,7 +214,7 @@ class Segments:
         if link.admin_up:
             return None
         text = f"{link.name} is down"
-        fix = Fix(f"set {link.name} up", (FixLink(link.key, "up", "up"),))
+        fix = link_fixes.set_up(self._topology, link)
         return Hop(
             "link", self._place(link), f"{text}: it can't send or receive packets", "stop",
             (f"{link.ifindex}: {link.name}: state DOWN",), link_ref(link.key), fix, text,
@@ -226,8 +227,22 @@ class Segments:
         if port.port.state == "disabled" and not port.carrier:
             return None  # its other end is down, which is an obstacle of its own
         text = f"the port {port.name} of {bridge.name} doesn't forward, its STP state is {port.port.state}"
-        fix = Fix(f"set the port {port.name} to forwarding", (FixPort(port.key, "state", True),))
-        return self._stop(port, text, f"STP state of {port.name} is {port.port.state}", fix)
+        return self._stop(
+            port, text, f"STP state of {port.name} is {port.port.state}", self._forward(port, bridge)
+        )
+
+    def _forward(self, port: Link, bridge: Link) -> Fix:
+        """Return the repair of a port that doesn't forward.
+
+        Without STP a loop is a storm: it is only switched off where all ports lead to containers.
+        """
+        forwards = FixPort(port.key, "state", True)
+        if bridge.bridge is None or not bridge.bridge.stp:
+            return Fix(f"set the port {port.name} to forwarding", (forwards,))
+        if all(self._only_namespace(one) for one in self._topology.ports_of(bridge.key)):
+            return Fix(f"switch STP of {bridge.name} off", (FixBridge(bridge.key), forwards))
+        seconds = 2 * bridge.bridge.forward_delay
+        return Fix(f"wait up to {seconds:.0f} s, or find the loop that STP of {bridge.name} has opened")
 
     def _stop(self, port: Link, text: str, subject: str, fix: Fix | None = None) -> Hop:
         evidence = (f"bridge -d link show dev {port.name}",)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from core.model import Link, link_ref
-from core.model.fix import Fix, FixAddress, FixLink, FixSysctl
+from core.model.fix import Fix, FixAddress, FixLink, FixRoute, FixSysctl, Step
 from core.model.link import Address
 from core.reach.answer import Hop
+from core.reach.fixes import default_to, find_gateway
 from core.reach.segment import Attachment
 from core.text import quoted
 from core.topology import Topology
@@ -56,12 +58,10 @@ def hop(topology: Topology, link: Link, address: str) -> Hop:
     conf = link.name.replace(".", "/")
     if ":" in address:
         key = f"net.ipv6.conf.{conf}.disable_ipv6"
-        steps: tuple[FixSysctl | FixAddress, ...] = (FixSysctl(link.ns, key, "0", "1"),)
+        steps: tuple[Step, ...] = (FixSysctl(link.ns, key, "0", "1"),)
         if not any(one.address == address for one in link.addresses):
-            steps = (
-                *steps,
-                FixAddress(link.key, Address(6, address, _length(topology, link, address)), True),
-            )
+            own = Address(6, address, _length(topology, link, address))
+            steps = (*steps, FixAddress(link.key, own, True), *_default_route(topology, link, own))
         fix = Fix(f"enable IPv6 on {link.name} of {place}", steps)
         text = f"IPv6 is disabled on {link.name} of {place}"
         return Hop("address", place, text, "stop", (f"{key} = 1",), link_ref(link.key), fix, text)
@@ -74,6 +74,14 @@ def hop(topology: Topology, link: Link, address: str) -> Hop:
     text = f"ARP is off on {link.name} of {place}"
     fix = Fix(f"turn ARP on for {link.name}", (FixLink(link.key, "arp", "on"),))
     return Hop("link", place, text, "stop", (f"{link.name}: NOARP",), link_ref(link.key), fix, text)
+
+
+def _default_route(topology: Topology, link: Link, own: Address) -> Iterator[FixRoute]:
+    """Yield the default route that a link had with an address: by its bridge."""
+    if any((one.dst, one.family) == ("default", 6) for one in topology.snapshot.nets[link.ns].routes):
+        return
+    if (found := find_gateway(topology, link.ns, True, down=replace(link, addresses=(own,)))) is not None:
+        yield FixRoute(link.ns, default_to(found[1], link, True), True)
 
 
 def _length(topology: Topology, link: Link, address: str) -> int:

@@ -144,7 +144,7 @@ class Walk(SegmentPacket):
             return
         topology = self.index.topology
         if (down := link_fixes.down_link(tables.net)) is not None:
-            fix = link_fixes.set_up(topology, down, self.packet.is_ipv6)
+            fix = link_fixes.set_up(topology, down)
             subject = f"{down.name} of {self._who} is down"
             raise self._stop(
                 "link", f"no route to {dst}: {down.name} is down", f"{down.name}: state DOWN",

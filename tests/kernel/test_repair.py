@@ -15,7 +15,9 @@ from core.apply import journal, run
 from core.collect.snapshot import read_snapshot
 from core.model import Address, Link, NetState, NextHop, Part, PortVlan, Route
 from core.model.fix import (
+    FixAccept,
     FixAddress,
+    FixBridge,
     FixConnection,
     FixFdb,
     FixFirewall,
@@ -34,6 +36,8 @@ from core.operations.executor import Executor
 from core.operations.values import from_record, to_record
 from core.plan import Plan, Refused, plan
 from core.plan.requests import Repair
+from core.reach.fixes import accept
+from core.reach.packet import Hook, Packet
 from core.topology import Topology
 from tests.kernel.test_plan_commands import differences, stable_state
 from tests.support.host import ThrowawayHost
@@ -137,8 +141,12 @@ class Case:
     works: Callable[[ThrowawayHost], bool]
 
 
-def _pings(host: ThrowawayHost) -> bool:
-    return " 0% packet loss" in host.run("ping -c1 -W2 10.8.0.1", "web", check=False)
+def _pings(host: ThrowawayHost, target: str = "10.8.0.1", short: str = "web") -> bool:
+    return " 0% packet loss" in host.run(f"ping -c1 -W1 {target}", short, check=False)
+
+
+def _gets_answers_only(host: ThrowawayHost) -> bool:
+    return _pings(host, "10.8.0.2", "host") and not _pings(host)
 
 
 def _nft(faulty: Faulty) -> None:
@@ -197,6 +205,17 @@ def _address(faulty: Faulty, text: str, short: str, link: str) -> FixAddress:
     return FixAddress(there.key, next(one for one in there.addresses if str(one) == text), False)
 
 
+def _accept(faulty: Faulty, packet: Packet) -> FixAccept:
+    """Return the repair for the policy of an input chain that drops a packet."""
+    chains = faulty.topology().snapshot.firewalls[faulty.host.inode].chains
+    chain = next(one for one in chains if (one.hook, one.policy) == ("input", "drop"))
+    (step,) = accept(faulty.host.inode, chain, packet, Hook("input", ("br0",)), True).steps
+    assert isinstance(step, FixAccept)
+    return step
+
+
+_PING = Packet("10.8.0.2", "10.8.0.1", "icmp")
+
 CASES: dict[str, Case] = {
     "link-up": Case(
         (("web", "ip link set eth0 down"),),
@@ -232,6 +251,45 @@ CASES: dict[str, Case] = {
         (("host", "bridge link set dev v-web state 0"),),
         lambda one: (FixPort(one.link("v-web").key, "state", True),),
         lambda host: _port(host, "state") == "forwarding" and _pings(host),
+    ),
+    "port-stp": Case(
+        (
+            ("host", "ip link set br0 type bridge stp_state 1 forward_delay 3000"),
+            ("host", "ip link set v-web down"),
+            ("host", "ip link set v-web up"),
+        ),
+        lambda one: (FixBridge(one.link("br0").key), FixPort(one.link("v-web").key, "state", True)),
+        _pings,
+    ),
+    "policy-drop-nft": Case(
+        (
+            ("host", "nft add table inet gate"),
+            ("host", "nft add chain inet gate input { type filter hook input priority 0; policy drop; }"),
+            ("host", "nft add rule inet gate input udp dport 53 accept"),
+        ),
+        lambda one: (_accept(one, _PING),),
+        _pings,
+    ),
+    "policy-drop-answers": Case(
+        (
+            ("host", "nft add table inet gate"),
+            ("host", "nft add chain inet gate input { type filter hook input priority 0; policy drop; }"),
+        ),
+        lambda one: (_accept(one, replace(_PING, is_reply=True)),),
+        _gets_answers_only,
+    ),
+    "policy-drop-iptables-nft": Case(
+        (("host", "iptables-nft -P INPUT DROP"), ("host", "iptables-nft -A INPUT -p udp -j ACCEPT")),
+        lambda one: (_accept(one, _PING),),
+        _pings,
+    ),
+    "policy-drop-iptables-legacy": Case(
+        (("host", "iptables-legacy -P INPUT DROP"),),
+        lambda one: (
+            _accept(one, replace(_PING, is_reply=True)),
+            _accept(one, Packet("10.8.0.2", "10.8.0.1", "tcp", 0, 80)),
+        ),
+        _gets_answers_only,
     ),
     "vlan-missing": Case(
         (("host", "bridge vlan del dev v-web vid 1"),),

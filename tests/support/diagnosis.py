@@ -2,15 +2,18 @@
 
 Run in a lab as `python -m tests.support.diagnosis PATIENCE NAME...`; prints a JSON object by fault, and the
 findings of the healthy lab under "". A culprit must be named within PATIENCE seconds ("NAME=0": one look).
+Then the first repair is applied, tried with the fault's probe, and undone.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from core.apply import journal, run
 from core.collect.snapshot import read_snapshot
 from core.diagnose import findings
 from core.flows import protocol_name
@@ -21,7 +24,9 @@ from core.model import Ref
 from core.model.finding import Finding
 from core.model.fix import (
     Fix,
+    FixAccept,
     FixAddress,
+    FixBridge,
     FixConnection,
     FixFdb,
     FixFirewall,
@@ -34,9 +39,15 @@ from core.model.fix import (
     FixSysctl,
     FixVlan,
 )
+from core.operations import undo_of
+from core.plan import Refused, plan
+from core.plan.requests import Repair
 from core.reach import Answer, Endpoint, Question, resolve, why
 from core.topology import Topology
-from tests.support.waiting import eventually
+from tests.support.lab_probe import probe_command
+from tests.support.waiting import eventually, scaled
+
+_REPAIRED = scaled(10.0)  # seconds until a repair has an effect: ports that forward, expired neighbours
 
 type Named = tuple[str, str, str]  # kind, name and place, as in Culprit
 
@@ -84,7 +95,7 @@ def _rule(topology: Topology, ns: int, rule_id: str) -> Named:
 
 def _of_step(topology: Topology, step: Any) -> Named:
     match step:
-        case FixLink(key) | FixPort(key) | FixVlan(key):
+        case FixLink(key) | FixPort(key) | FixVlan(key) | FixBridge(key):
             link = topology.snapshot.link(key)
             return "link", link.name if link else "", _place(topology, key[0])
         case FixSysctl(ns, name):
@@ -103,6 +114,8 @@ def _of_step(topology: Topology, step: Any) -> Named:
             return "fdb entry", entry.mac, _place(topology, ns)
         case FixFirewall(ns, rule_id):
             return _rule(topology, ns, rule_id)
+        case FixAccept(ns):
+            return "rule", f"{step.family} {step.table} {step.chain}", _place(topology, ns)
         case FixConnection(ns):
             ends = f"{step.src}:{step.sport} {step.dst}:{step.dport}"
             return "conntrack entry", f"{protocol_name(step.l4_proto)} {ends}", _place(topology, ns)
@@ -143,9 +156,33 @@ def look(fault: Fault, healthy: set[str]) -> dict[str, Any]:
         "by": "why" if by_why else "doctor" if by_doctor else "",
         "verdict": answer.verdict,
         "why": answer.sentence,
-        "fix": hop.fix.sentence if hop and hop.fix else "",
+        "fix": first_repair(answer, found, by_why),
         "doctor": [f"{one.severity}: {one.sentence}" for one in found],
     }
+
+
+def first_repair(answer: Answer, found: Sequence[Finding], by_why: bool) -> Fix | None:
+    """Return the first repair of `why` (if it names the culprit) or `doctor`, else the first advice."""
+    offered = [answer.cause.fix if by_why and answer.cause else None, *(one.fix for one in found)]
+    fixes = [one for one in offered if one is not None]
+    return next((one for one in fixes if one.steps), fixes[0] if fixes else None)
+
+
+def repair(fault: Fault, fix: Fix) -> dict[str, Any]:
+    """Apply a fix and undo it; report whether the fault's probe is answered meanwhile."""
+    made = plan(Repair(fix.sentence, fix.steps), Topology(read_snapshot()))
+    if isinstance(made, Refused):
+        return {"refused": list(made.reasons)}
+    outcome = run.apply(made.title, made.steps)
+    works = eventually(lambda: is_answered(fault), _REPAIRED)
+    undone = run.undo(journal.find(outcome.entry_id)) if undo_of(made.steps) else outcome
+    return {"works": works, "errors": [*outcome.errors, *undone.errors]}
+
+
+def is_answered(fault: Fault, patience: float = 1.0) -> bool:
+    """Send the fault's probe; return whether it is answered."""
+    done = subprocess.run(probe_command(fault.probe, patience), capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def _named_by(topology: Topology, finding: Finding) -> Iterator[Named]:
@@ -166,6 +203,10 @@ def try_fault(fault: Fault, settings: LabSettings, healthy: set[str], patience: 
 
     try:
         eventually(named, patience, pause=0.1)
+        fix = seen.pop("fix")
+        seen["advice"] = fix.sentence if fix is not None else ""
+        if fix is not None and fix.steps:
+            seen["repair"] = repair(fault, fix)
     finally:
         inject.undo(fault.name, settings)
     eventually(lambda: ask(Topology(read_snapshot()), fault).verdict == "pass", patience)

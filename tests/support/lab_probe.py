@@ -61,6 +61,11 @@ def run_in_lab(lab: Lab, *argv: str) -> tuple[int, str]:
 
 def reaches(lab: Lab, probe: Probe, patience: float = 1.0) -> bool:
     """Send a probe once; return whether it was answered within `patience` seconds."""
+    return run_in_lab(lab, *probe_command(probe, patience))[0] == 0
+
+
+def probe_command(probe: Probe, patience: float = 1.0) -> list[str]:
+    """Return the command for the lab's host that sends a probe once; it fails without an answer."""
     if probe.protocol == "icmp":
         bound = ["-I", probe.origin] if probe.origin else []
         argv = ["ping", "-q", "-c", "1", "-W", str(patience), "-s", str(probe.size), *bound, probe.address]
@@ -69,7 +74,7 @@ def reaches(lab: Lab, probe: Probe, patience: float = 1.0) -> bool:
         origin = f"{probe.origin} {probe.origin_port}"
         words = [probe.address, str(probe.port), str(probe.size), origin, str(patience)]
         argv = [sys.executable, "-I", "-S", "-c", program, *words]
-    return run_in_lab(lab, *_enter(probe.source), *argv)[0] == 0
+    return [*_enter(probe.source), *argv]
 
 
 def _enter(place: str) -> Sequence[str]:
