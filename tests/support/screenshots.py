@@ -28,7 +28,7 @@ SHOTS = (
     ("findings", "1 !", (130, 40)),
     ("doctor", ":doctor enter j j", (130, 40)),
     ("why", "5 /web2 enter escape w =203.0.113.80_443 enter ~ t ~", (130, 40)),
-    ("drops", ":drops enter ~ ~ ~", (130, 40)),
+    ("drops", ":drops enter ~ ~ ~ ~ ~ ~", (130, 40)),
     ("help", "3 ?", (130, 40)),
     ("form-network", "W n s h o p 2", (130, 40)),
     ("delete", "2 W d", (130, 40)),
