@@ -33,8 +33,8 @@ class Worker(threading.Thread):
     this thread; an exception is delivered as the result.
     """
 
-    def __init__(self, deliver: Callable[[str, Any], None]) -> None:
-        super().__init__(name="screen-worker", daemon=True)
+    def __init__(self, deliver: Callable[[str, Any], None], name: str = "screen-worker") -> None:
+        super().__init__(name=name, daemon=True)
         self._deliver = deliver
         self._requests: dict[str, Callable[[], Any]] = {}
         self._wake = threading.Condition()
@@ -112,6 +112,8 @@ _MIN_INTERVAL = 0.03  # seconds between two updates on the screen
 _MAX_SHARE = 0.25  # of the time, at most, for working updates out
 _MAX_FLOWS_SHARE = 0.03  # the same for flows, which change every second; but once a second they are shown
 _FLOWS_INTERVAL = 0.95
+_MAX_DIAGNOSIS_SHARE = 0.1  # the same for finding what is wrong, on a thread of its own
+_DIAGNOSIS_INTERVAL = 0.9
 
 
 class UpdateArrived(Message):
@@ -163,6 +165,10 @@ class Presenter:
         self._view_model = ViewModel(offers_demo=source.live)
         self._queue = UpdateQueue(lambda: self._post_safely(UpdateArrived()))
         self._worker = Worker(self._deliver)
+        self._diagnoser = Worker(self._deliver, "diagnosis")
+        self._examined: Topology | None = None
+        self._ended = threading.Event()
+        self._rest = 0.0
         self._next_at = 0.0
         self._stopped = False
         self._listener: Callable[[Update], None] | None = None
@@ -177,6 +183,7 @@ class Presenter:
         if self.source.live:
             self._view_model.set_muted(_muted_ids())
         self._worker.start()
+        self._diagnoser.start()
         threading.Thread(
             target=self.source.start, args=(self._on_update,), name="source-start", daemon=True
         ).start()
@@ -250,13 +257,16 @@ class Presenter:
     def stop(self) -> None:
         """Take nothing more."""
         self._stopped = True
+        self._ended.set()
         self._worker.stop()
+        self._diagnoser.stop()
         self.source.stop()
 
     @property
     def idle(self) -> bool:
         """Whether all that was asked for was handed over."""
-        return self._worker.idle
+        is_shown = self._diagnoser.idle and self._view_model.shows_newest_findings
+        return is_shown and self._worker.idle
 
     @property
     def player(self) -> ReplaySource | None:
@@ -335,9 +345,21 @@ class Presenter:
             self._view_model.set_fast_path(self._fast)
         self._view_model.set_baseline(self.baseline)
         data = self._view_model.view_data(view, state)
+        if self._view_model.context.topology is not self._examined:
+            self._examined = self._view_model.context.topology
+            self._diagnoser.submit("findings", self._diagnose)
         ended = time.monotonic()
         self._next_at = ended + _pause_after(ended - began, view.name == "flows")
         return data
+
+    def _diagnose(self) -> Message | None:
+        """Find what is wrong, after a rest in proportion to how long it took before."""
+        self._ended.wait(self._rest)
+        began = time.monotonic()
+        changed = self._view_model.diagnose()
+        took = time.monotonic() - began
+        self._rest = min(_DIAGNOSIS_INTERVAL, took * (1 / _MAX_DIAGNOSIS_SHARE - 1))
+        return UpdateArrived() if changed else None
 
     def request_detail(self, ref: Ref) -> None:
         """Ask for everything about a thing."""
@@ -350,7 +372,8 @@ class Presenter:
         self._worker.submit("target", lambda: TargetReady(entry, self._view_model.target(history, target)))
 
     def _deliver(self, kind: str, result: Any) -> None:
-        self._post_safely(QueryFailed(result) if isinstance(result, Exception) else result)
+        if result is not None:
+            self._post_safely(QueryFailed(result) if isinstance(result, Exception) else result)
 
     def _post_safely(self, message: Message) -> None:
         if self._stopped:

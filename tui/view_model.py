@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from core.diagnose import Finding
+from core.diagnose import Diagnosis, Finding, adopt, examine
 from core.flows.merge import FlowTable
 from core.flows.meter import FlowMeter, Reading
 from core.model import (
@@ -160,6 +160,8 @@ class ViewModel:
         self._meter = FlowMeter()
         self._measured_tables: Mapping[int, Conntrack] | None = None
         self._since: dict[str, float] | None = None
+        self._newest: Diagnosis | None = None
+        self._shown: Diagnosis | None = None
 
     def apply_update(self, update: Update, changes: tuple[Change, ...]) -> None:
         """Show an update; `changes` are all since the last one that was shown."""
@@ -168,8 +170,34 @@ class ViewModel:
         topology = old.topology
         if snapshot is not old.snapshot:
             topology, self.problems = Topology(snapshot), snapshot.problems
+            adopt(topology, self._newest or Diagnosis())
         log = (ChangeLog() if update.replaces_log else old.log).extended(changes)
         self.context = replace(old, topology=topology, rates=update.rates, log=log, drops=update.drops)
+
+    def diagnose(self) -> bool:
+        """Find what is wrong now; return whether the next rows will show other findings.
+
+        It takes long on large hosts: call it on another thread than the one that works out the rows.
+        """
+        before, topology = self._newest, self.context.topology
+        if topology.snapshot.pending:
+            return False
+        found = examine(topology)
+        if before is not None and before.findings == found.findings:
+            return False
+        self._newest = found
+        return True
+
+    @property
+    def shows_newest_findings(self) -> bool:
+        """Whether the last rows had the newest findings."""
+        return self._newest is self._shown
+
+    def _take_diagnosis(self) -> None:
+        """Show the newest findings from now on."""
+        if self._newest is not None and self._newest is not self._shown:
+            adopt(self.context.topology, self._newest)
+            self.context, self._shown = replace(self.context), self._newest
 
     def set_fast_path(self, fast: FastPath) -> None:
         """Show the state of the fast path; a change of it becomes an event."""
@@ -187,6 +215,7 @@ class ViewModel:
 
     def view_data(self, view: ListView, state: ViewState) -> ViewData:
         """Return the rows of a view in its current state."""
+        self._take_diagnosis()
         if view.name == "flows":
             self._update_flows()
         base = self._rows_of(view)
@@ -206,6 +235,7 @@ class ViewModel:
         if folded is not None and state.closed:
             rows = folded(state.closed)
         pending = bool(self.context.snapshot.pending & view.parts)
+        pending |= view.name == "doctor" and self._shown is None
         remarks = _remarks(state.filter, base, inverted=len(rows) > 0)
         head_of(rows)  # worked out here, on the worker thread
         if isinstance(rows, ListRows):
@@ -217,7 +247,7 @@ class ViewModel:
 
     def _update_findings(self) -> None:
         """Note when findings appear; those of the first whole snapshot were there before."""
-        if self.context.snapshot.pending:
+        if self.context.snapshot.pending or self._shown is None:
             self.findings = ()
             return
         known = doctor.by_id(self.context.topology)

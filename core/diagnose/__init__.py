@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 from core.diagnose.identity import findings_by_id
@@ -11,32 +12,52 @@ from core.model import Ref
 from core.model.finding import Finding, Severity
 from core.topology import Topology
 
-__all__ = ["Finding", "Severity", "findings", "findings_by_id", "findings_of", "joined", "storm_text"]
+__all__ = [
+    "Diagnosis", "Finding", "Severity", "adopt", "diagnosis_of", "examine", "findings", "findings_by_id",
+    "findings_of", "joined", "storm_text",
+]  # fmt: skip
 
-_FOUND: WeakKeyDictionary[Topology, tuple[tuple[Finding, ...], Mapping[Ref, tuple[Finding, ...]]]] = (
-    WeakKeyDictionary()
-)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Diagnosis:
+    """All findings of a topology, the worst first; also by id and by object."""
+
+    findings: tuple[Finding, ...] = ()
+    by_id: Mapping[str, Finding] = field(default_factory=dict)
+    by_ref: Mapping[Ref, tuple[Finding, ...]] = field(default_factory=dict)
+
+
+_FOUND: WeakKeyDictionary[Topology, Diagnosis] = WeakKeyDictionary()
 
 
 def findings(topology: Topology) -> tuple[Finding, ...]:
     """Return all findings of a topology, those with severity "bad" first; cached."""
-    return _found(topology)[0]
+    return diagnosis_of(topology).findings
 
 
 def findings_of(topology: Topology, ref: Ref) -> tuple[Finding, ...]:
     """Return the findings about an object, or that concern it."""
-    return _found(topology)[1].get(ref, ())
+    return diagnosis_of(topology).by_ref.get(ref, ())
 
 
-def _found(topology: Topology) -> tuple[tuple[Finding, ...], Mapping[Ref, tuple[Finding, ...]]]:
-    cached = _FOUND.get(topology)
-    if cached is None:
-        # Imported when first needed: following packets takes modules that the first paint doesn't need.
-        from core.diagnose.checks import diagnose
+def diagnosis_of(topology: Topology) -> Diagnosis:
+    """Return the diagnosis of a topology; cached."""
+    return _FOUND.get(topology) or examine(topology)
 
-        found = diagnose(topology)
-        cached = _FOUND[topology] = (found, _by_ref(found))
-    return cached
+
+def examine(topology: Topology) -> Diagnosis:
+    """Find what is wrong, whatever the topology has adopted. It takes long on large hosts."""
+    # Imported when first needed: following packets takes modules that the first paint doesn't need.
+    from core.diagnose.checks import diagnose
+
+    found = diagnose(topology)
+    made = _FOUND[topology] = Diagnosis(found, findings_by_id(topology, found), _by_ref(found))
+    return made
+
+
+def adopt(topology: Topology, diagnosis: Diagnosis) -> None:
+    """Let a topology have the diagnosis of an earlier one until it is examined."""
+    _FOUND[topology] = diagnosis
 
 
 def _by_ref(found: Iterable[Finding]) -> Mapping[Ref, tuple[Finding, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from core.diagnose import (
     addresses,
@@ -15,45 +15,64 @@ from core.diagnose import (
     published,
     subnets,
 )
+from core.diagnose.kept import Check, Kept, kept
 from core.model.finding import SEVERITIES, Finding
 from core.topology import Topology
+
+# The checks that depend on what Kept compares, before and after those of counters and connections.
+_FIRST: tuple[Check, ...] = (
+    links.dead_joins,
+    links.of_links,
+    links.of_bridges,
+    subnets.overlaps,
+    subnets.route_overlaps,
+    addresses.duplicate_macs,
+    addresses.wrong_prefixes,
+    addresses.loopbacks_down,
+    forwarding.docker_without_rules,
+)
+_THEN: tuple[Check, ...] = (
+    forwarding.blocked_networks,
+    forwarding.blocked_ports,
+    forwarding.bypassing_ports,
+    addresses.discarding_routes,
+    published.masqueraded_clients,
+    published.direct_access,
+    published.shadowed_listeners,
+)
+_CHANGING: tuple[Check, ...] = (
+    connections.stale_connections,
+    connections.exhausted_ports,
+    links.full_tables,
+    links.failing_tables,
+    links.storms,
+    drops.heavy_drops,
+)
+_LEFTOVERS: tuple[Check, ...] = (
+    leftovers.orphan_veths,
+    leftovers.empty_namespaces,
+    leftovers.rules_without_container,
+)
 
 
 def diagnose(topology: Topology) -> tuple[Finding, ...]:
     """Return all findings of a topology, the worst first."""
-    blocked_ports = tuple(forwarding.blocked_ports(topology))
+    known = kept(topology)
     found = [
-        *links.dead_joins(topology),
-        *links.of_links(topology),
-        *links.of_bridges(topology),
-        *subnets.overlaps(topology),
-        *subnets.route_overlaps(topology),
-        *addresses.duplicate_macs(topology),
-        *addresses.wrong_prefixes(topology),
-        *addresses.loopbacks_down(topology),
-        *forwarding.docker_without_rules(topology),
+        *_of(_FIRST, known, topology),
         *forwarding.drops(topology),
-        *forwarding.blocked_networks(topology),
-        *blocked_ports,
-        *forwarding.bypassing_ports(topology, blocked_ports),
-        *addresses.discarding_routes(topology),
-        *published.masqueraded_clients(topology),
-        *published.direct_access(topology),
-        *published.shadowed_listeners(topology),
-        *connections.stale_connections(topology),
-        *connections.exhausted_ports(topology),
-        *links.full_tables(topology),
-        *links.failing_tables(topology),
-        *links.storms(topology),
-        *drops.heavy_drops(topology),
-        *leftovers.orphan_veths(topology),
-        *leftovers.empty_namespaces(topology),
-        *leftovers.rules_without_container(topology),
+        *_of(_THEN, known, topology),
+        *(one for check in _CHANGING for one in check(topology)),
+        *_of(_LEFTOVERS, known, topology),
     ]
-    found += [] if _has(found, "engine rules") else published.without_rule(topology)
-    found = paths.merged(found, tuple(forwarding.no_default_route(topology)))
-    found = paths.merged(found, paths.stopped_paths(topology))
+    found += () if _has(found, "engine rules") else known.of(published.without_rule, topology)
+    found = paths.merged(found, known.of(forwarding.no_default_route, topology))
+    found = paths.merged(found, known.of(paths.stopped_paths, topology))
     return tuple(sorted(found, key=lambda one: SEVERITIES.index(one.severity)))
+
+
+def _of(checks: Iterable[Check], known: Kept, topology: Topology) -> Iterator[Finding]:
+    return (one for check in checks for one in known.of(check, topology))
 
 
 def _has(found: Iterable[Finding], kind: str) -> bool:

@@ -139,15 +139,15 @@ def published(topology: Topology) -> Iterator[tuple[NatEntry, Published]]:
             yield entry, Published(address, rule.l4_proto, ports, rule.dst, rule.dport)
 
 
-def bypassing_ports(topology: Topology, blocked: Iterable[Finding]) -> Iterator[Finding]:
+def bypassing_ports(topology: Topology) -> Iterator[Finding]:
     """Find the published ports that bypass ufw or firewalld, as one finding.
 
-    Ports that are `blocked` anyway are left out."""
+    Ports that rules block anyway are left out."""
     firewall, found = topology.snapshot.firewalls.get(topology.host), topology.uplink(topology.host)
     program = host_firewall(firewall) if firewall else ""
     if not firewall or not program:
         return
-    dropped = {finding.ref for finding in blocked}
+    dropped = {finding.ref for finding in blocked_ports(topology)}
     entries = [
         entry
         for entry in topology.nat

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from operator import is_
 
 from core.model import (
     Container,
@@ -61,27 +60,8 @@ class Path:
     is_within: bool = False
 
 
-# What the paths depend on, with the last result: connections and counters change each second, the rest not.
-_LAST: list[tuple[tuple[object, ...], tuple[int, ...], tuple[Finding, ...]]] = []
-
-
-def stopped_paths(topology: Topology) -> tuple[Finding, ...]:
-    """Find what stops the paths that should work, one finding per cause; cached."""
-    snapshot = topology.snapshot
-    full = tuple(ns for ns, one in snapshot.conntracks.items() if one.limit and len(one.entries) >= one.limit)
-    parts = (
-        snapshot.namespaces, snapshot.nets, snapshot.firewalls, snapshot.engines, snapshot.listeners,
-        snapshot.host.sysctls, snapshot.pending,
-    )  # fmt: skip
-    for before, before_full, found in tuple(_LAST):
-        if before_full == full and all(map(is_, before, parts)):
-            return found
-    found = tuple(_stopped_paths(topology))
-    _LAST[:] = [(parts, full, found)]
-    return found
-
-
-def _stopped_paths(topology: Topology) -> Iterator[Finding]:
+def stopped_paths(topology: Topology) -> Iterator[Finding]:
+    """Find what stops the paths that should work, one finding per cause."""
     snapshot = topology.snapshot
     if any(part in snapshot.pending for part in _NEEDED) or topology.host not in snapshot.nets:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field, replace
 
 from core.model import FirewallRule, NatEntry, NetState, Ref, namespace_ref, nat_ref
@@ -25,10 +26,13 @@ class Stopped(Exception):
 
 
 class Index:
-    """What walks through one topology share: evaluators, routing tables, attachments."""
+    """What walks through one topology share: evaluators, routing tables, attachments.
+
+    It is kept with the topology, and must not keep the topology alive: its tables are large.
+    """
 
     def __init__(self, topology: Topology) -> None:
-        self.topology = topology
+        self._topology = weakref.ref(topology)
         self.segments = Segments(topology)
         self._evaluators: dict[int, Evaluator | None] = {}
         self._tables: dict[int, RoutingTables | None] = {}
@@ -36,6 +40,13 @@ class Index:
         self._holders: dict[str, set[int]] | None = None
         self._others: set[int] = set()
         self._macs: dict[str, set[int]] | None = None
+
+    @property
+    def topology(self) -> Topology:
+        """Return the topology, which the caller keeps."""
+        found = self._topology()
+        assert found is not None
+        return found
 
     def evaluator(self, ns: int) -> Evaluator | None:
         """Return the evaluator of a namespace's rules, None if there are none."""

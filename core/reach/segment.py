@@ -6,6 +6,7 @@ that it separates. See the kernel's net/bridge/br_input.c and br_forward.c.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -61,11 +62,17 @@ class Segments:
     """Find attachments, cached by the link that sends."""
 
     def __init__(self, topology: Topology) -> None:
-        self._topology = topology
+        self._weak_topology = weakref.ref(topology)  # see core.reach.hooks.Index
         self._found: dict[tuple[LinkKey, Set[int] | None], tuple[Attachment, ...]] = {}
         self._children: dict[LinkKey, list[Link]] | None = None
         self._ports: dict[LinkKey, _Ports] = {}
         self._wanted: Set[int] | None = None
+
+    @property
+    def _topology(self) -> Topology:
+        found = self._weak_topology()
+        assert found is not None
+        return found
 
     def attachments(self, link: Link, wanted: Set[int] | None = None) -> tuple[Attachment, ...]:
         """Return where the broadcast frames of a link arrive.

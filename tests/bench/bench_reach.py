@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from core.diagnose import findings, paths
+from core.diagnose import findings
+from core.diagnose.kept import forget
 from core.model import Chain, Firewall, FirewallRule, IpSettings, NextHop, PolicyRule, Route, Snapshot
 from core.reach import ask, why
 from core.topology import Topology
@@ -38,7 +39,7 @@ def timed(snapshot: Snapshot, work: Callable[[Topology], object]) -> str:
     """Return the median duration of work on a new topology, and the first one."""
     durations = []
     for _ in range(_REPETITIONS):
-        paths._LAST.clear()
+        forget()
         topology = Topology(replace(snapshot))
         started = time.perf_counter()
         work(topology)

@@ -13,6 +13,7 @@ from tests.support.snapshots import empty_host, many_namespaces, rates_of, small
 from tests.support.waiting import PATIENCE
 from tests.ui.driver import FedSource
 from tui.app import VnetApp
+from tui.screens.dashboard import Dashboard
 from tui.widgets.table import MainPane
 
 
@@ -143,7 +144,9 @@ async def test_only_lines_that_differ_are_repainted() -> None:
     async with VnetApp(source).run_test(size=(160, 60)) as pilot:
         pane = await settled(pilot)
         source.feed(first, rates_of(first))
-        await settled(pilot, lambda pane: "Mbit/s" in shown(pane))
+        screen = pilot.app.screen
+        assert isinstance(screen, Dashboard)
+        await settled(pilot, lambda pane: "Mbit/s" in shown(pane) and screen.up_to_date)
         before = list(pane._lines)
         again = replace(small_host(), taken_at=1.0)
         source.feed(again, rates_of(again, 16e6))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from weakref import WeakKeyDictionary
+from collections.abc import Iterator, Mapping
 
-from core.diagnose import Finding, findings, findings_by_id
+from core.diagnose import Finding, diagnosis_of
 from core.model import Part, Ref
 from core.text import safe, split_commands
 from core.topology import Topology
@@ -26,15 +25,11 @@ COLUMNS = (
     Column("since", "since", 8, priority=1),
 )
 _ORDER = {"bad": 0.0, "warn": 1.0, "info": 2.0}
-_IDS: WeakKeyDictionary[Topology, dict[str, Finding]] = WeakKeyDictionary()
 
 
-def by_id(topology: Topology) -> dict[str, Finding]:
+def by_id(topology: Topology) -> Mapping[str, Finding]:
     """Return all findings of a topology by id; cached."""
-    found = _IDS.get(topology)
-    if found is None:
-        found = _IDS[topology] = findings_by_id(topology, findings(topology))
-    return found
+    return diagnosis_of(topology).by_id
 
 
 def finding_of(topology: Topology, ref: Ref) -> Finding | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from core.diagnose import Diagnosis, diagnosis_of
 from core.model import Container, Link, LinkKey, Network, Ref, container_ref, link_ref, namespace_ref, nat_ref
 from core.model import network_ref as ref_of_network
 from core.text import safe
@@ -66,9 +67,13 @@ class Rail:
     drawn: bool = True
 
 
-@lru_cache(maxsize=1)
 def rails(topology: Topology) -> tuple[Rail, ...]:
-    """Return all rails of a host: its own, its networks', then the others."""
+    """Return all rails of a host: its own, its networks', then the others; cached."""
+    return _rails(topology, diagnosis_of(topology))
+
+
+@lru_cache(maxsize=1)
+def _rails(topology: Topology, _diagnosis: Diagnosis) -> tuple[Rail, ...]:
     shown = [net for net in topology.networks if net.kind not in _KINDS_WITHOUT_RAIL]
     shown = [net for net in shown if net.bridge or topology.members(net)]
     shown.sort(key=lambda net: (net.ns not in (None, topology.host), _rank(net), net.name, net.id))
