@@ -18,6 +18,7 @@ from core.nat.packets import (
     branches,
     chain_key,
     covers,
+    has_any,
     matches_link,
     matches_of,
     split,
@@ -161,7 +162,7 @@ class _Packets:
             self._matches_output(rule.oif),
             covers(rule.src, self.subnet),
             self._matches_destination(rule.dst),
-            _is_new(rule.ct_state),
+            not rule.ct_state or has_any(rule.ct_state, {"new"}),
             None if rule.l4_proto or rule.sport or rule.dport or not rule.understood else True,
         )
         if False in verdicts:
@@ -236,8 +237,3 @@ class _Walk:
 
     def _accepts_outgoing(self, rule: FirewallRule) -> bool:
         return self._packets.is_source_named_by(rule) or (rule.understood and not rule.dst)
-
-
-def _is_new(ct_state: str) -> bool:
-    negated, members = split(ct_state)
-    return not members or negated != ("new" in members)

@@ -14,11 +14,11 @@ from core.nat.packets import (
     ChainKey,
     Kind,
     Packet,
-    bounds,
     chain_key,
     families_of,
+    has_any,
     matches_link,
-    split,
+    matches_ports,
     targets,
 )
 from core.text import TABLE
@@ -238,7 +238,7 @@ def _chosen(rule: FirewallRule, packet: Packet) -> tuple[Sequence[VerdictCase], 
         jumps = [VerdictCase("", "jump", target) for target in rule.target.split(",") if target]
         return [*jumps, VerdictCase("", "accept")], False
     if rule.chosen_by == "ct_state":
-        known = [one for one in rule.choices if packet.states & set(split(one.value)[1])]
+        known = [one for one in rule.choices if has_any(one.value, packet.states)]
         return known[:1], bool(known)
     own, link = packet.get(rule.chosen_by), rule.chosen_by in ("iif", "oif")
     if own:
@@ -257,9 +257,8 @@ def _fits(value: str, own: str, link: bool) -> bool:
     if link:
         return matches_link(value, own)
     if value.replace("-", "").isdigit() and own.replace("-", "").isdigit():
-        low, high = bounds(value)
-        return low <= bounds(own)[0] and bounds(own)[1] <= high
-    return own in split(value)[1]
+        return matches_ports(value, own) is True
+    return has_any(value, {own})
 
 
 def _chosen_drop(rule: FirewallRule) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -15,6 +16,7 @@ Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # Matching fields of FirewallRule; a chain inherits them from the rules that jump to it.
 MATCHES = ("iif", "oif", "src", "dst", "l4_proto", "sport", "dport", "ct_state")
+PROTOCOL_NUMBERS = {"tcp": "6", "udp": "17", "icmp": "1", "icmpv6": "58", "sctp": "132"}
 
 
 @lru_cache(8192)
@@ -108,14 +110,76 @@ def _all_within(found: tuple[Prefix, ...], others: tuple[str, ...]) -> bool:
     return all(any(within(one, each) for each in outer) for one in found)
 
 
-def matches_link(text: str, name: str) -> bool:
-    """Return whether a link match holds for a link name."""
+@lru_cache(8192)
+def matches_address(text: str, known: str) -> bool | None:
+    """Return whether an address match holds for an address or for a prefix.
+
+    False: it holds for none of the prefix. None: it holds for some, or that isn't known.
+    """
     negated, members = split(text)
-    return not text or negated != any(_link_name_matches(name, member) for member in members)
+    if "@" in text:
+        return None
+    if not members:  # a set without elements
+        return negated
+    if members == (known,):
+        return not negated
+    if (":" in members[0]) != (":" in known):
+        return False
+    own = prefixes(known)
+    return covers(text, own[0]) if own else None
+
+
+def matches_link(text: str, *names: str) -> bool:
+    """Return whether a link match holds for one of these link names."""
+    if not text:
+        return True
+    negated, members = split(text)
+    return negated != any(_link_name_matches(name, one) for name in names for one in members)
 
 
 def _link_name_matches(name: str, member: str) -> bool:
     return name == member or (member.endswith("*") and name.startswith(member[:-1]))
+
+
+@lru_cache(4096)
+def matches_protocol(text: str, l4_proto: str) -> bool | None:
+    """Return whether a protocol match holds for a protocol; None for a named set."""
+    if "@" in text:
+        return None
+    own = {l4_proto, PROTOCOL_NUMBERS.get(l4_proto, "")}
+    return not text or has_any(text, own | {"ipv6-icmp"} if l4_proto == "icmpv6" else own)
+
+
+@lru_cache(8192)
+def matches_ports(text: str, known: str) -> bool | None:
+    """Return whether a port match holds for a port or a range of ports ("80-82").
+
+    False: it holds for none. None: it holds for some, or has members that are no numbers.
+    """
+    negated, members = split(text)
+    try:
+        ranges = [bounds(one) for one in members]
+    except ValueError:
+        return None
+    first, last = bounds(known)
+    if any(low <= first and last <= high for low, high in ranges):
+        return not negated
+    return None if any(low <= last and first <= high for low, high in ranges) else negated
+
+
+def has_any(text: str, own: AbstractSet[str]) -> bool:
+    """Return whether a match holds for packets with these values."""
+    negated, members = split(text)
+    return own.isdisjoint(members) == negated
+
+
+def bounds(ports: str) -> tuple[int, int]:
+    """Return the first and last port of "80" or "80-82".
+
+    Raises ValueError for other text.
+    """
+    first, _, last = ports.partition("-")
+    return int(first), int(last or first)
 
 
 def is_loopback(address: str) -> bool:
@@ -171,8 +235,8 @@ class Packet:
         found += [
             self._address(rule.src, self.src),
             self._address(rule.dst, self.dst),
-            _port(rule.sport, self.sport),
-            _port(rule.dport, self.dport),
+            _ports(rule.sport, self.sport),
+            _ports(rule.dport, self.dport),
             self._protocol(rule.l4_proto),
             self._state(rule),
         ]
@@ -220,19 +284,10 @@ class Packet:
             return True
         if "@" not in text and (":" in text) != self.ipv6:
             return False
-        if not known:
-            return None
-        if "/" not in known and not any(mark in text for mark in "/,-!@"):
-            return _is_same_address(text, known)
-        return covers(text, ipaddress.ip_network(known, strict=False))
+        return matches_address(text, known) if known else None
 
     def _protocol(self, text: str) -> bool | None:
-        if not text or not self.l4_proto:
-            return None if text else True
-        negated, members = split(text)
-        if any(member.startswith("@") for member in members):
-            return None
-        return (self.l4_proto in members) != negated
+        return matches_protocol(text, self.l4_proto) if self.l4_proto or not text else None
 
     def _state(self, rule: FirewallRule) -> bool | None:
         translated = not rule.understood and _DNAT.search(rule.text) is not None
@@ -240,42 +295,15 @@ class Packet:
             if translated:
                 return "dnat" in self.states or (None if self.kind == "answers" else False)
             return True if rule.understood or rule.verdict == "vmap" else None
-        negated, states = split(rule.ct_state)
-        fits = bool(self.states & set(states)) != negated
+        fits = has_any(rule.ct_state, self.states)
         # Other matches of the rule may not hold.
         return fits if not fits or rule.understood or translated else None
 
 
-@lru_cache(1024)
-def _is_same_address(one: str, other: str) -> bool:
-    if ":" not in one:
-        return one == other
-    found = prefixes(one)
-    return found == prefixes(other) and found is not None
-
-
-def _port(text: str, known: str) -> bool | None:
-    """Return whether a port match holds for a port or a range."""
+def _ports(text: str, known: str) -> bool | None:
     if not text:
         return True
-    negated, members = split(text)
-    if not known or any(not _is_range(one) for one in members):
-        return None
-    first, last = bounds(known)
-    named = list(map(bounds, members))
-    if any(low <= first and last <= high for low, high in named):
-        return not negated
-    return None if any(low <= last and first <= high for low, high in named) else negated
-
-
-def bounds(ports: str) -> tuple[int, int]:
-    """Return the first and last port of "80" or "80-82"."""
-    first, _, last = ports.partition("-")
-    return int(first), int(last or first)
-
-
-def _is_range(text: str) -> bool:
-    return all(part.isascii() and part.isdigit() for part in text.split("-"))
+    return matches_ports(text, known) if known else None
 
 
 def families_of(family: str, families: Iterable[bool] = (False, True)) -> tuple[bool, ...]:

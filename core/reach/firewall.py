@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from core.model import Chain, Firewall, FirewallRule, VerdictCase
-from core.nat.packets import ChainKey, bounds, chain_key, matches_link, split, targets
+from core.nat.packets import ChainKey, chain_key, has_any, matches_link, matches_ports, targets
 from core.reach.effects import apply_effect, effect_of
 from core.reach.packet import Hook, Packet, match
 
@@ -310,14 +310,10 @@ def _values(name: str, packet: Packet, hook: Hook) -> tuple[str, ...]:
 
 def _fits(value: str, name: str, own: tuple[str, ...]) -> bool:
     if name in ("iif", "oif"):
-        return any(matches_link(value, one) for one in own)
+        return matches_link(value, *own)
     if name in ("sport", "dport") and own[0].isdigit():
-        try:
-            low, high = bounds(value)
-        except ValueError:
-            return False
-        return low <= int(own[0]) <= high
-    return bool(set(own) & set(split(value)[1]))
+        return matches_ports(value, own[0]) is True
+    return has_any(value, set(own))
 
 
 def _verdicts(evaluator: Evaluator, rule: FirewallRule, depth: int) -> set[Literal["accept", "drop"]]:

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from core.model import FirewallRule
-from core.nat.packets import bounds, matches_link, prefixes, split
+from core.nat.packets import has_any, matches_address, matches_link, matches_ports, matches_protocol, split
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 parse_address = lru_cache(8192)(ipaddress.ip_address)
-PROTOCOL_NUMBERS = {"tcp": "6", "udp": "17", "icmp": "1", "icmpv6": "58", "sctp": "132"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def match(rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
 def _results(rule: FirewallRule, packet: Packet, hook: Hook) -> Iterator[bool | None]:
     """Yield the results of a rule's matches, first those that most rules fail at."""
     if rule.l4_proto:
-        yield _protocol(rule.l4_proto, packet.l4_proto)
+        yield matches_protocol(rule.l4_proto, packet.l4_proto)
     if rule.dport:
         yield _port(rule, rule.dport, packet, packet.dport, hook)
     if rule.dst:
@@ -90,34 +89,11 @@ def _results(rule: FirewallRule, packet: Packet, hook: Hook) -> Iterator[bool | 
         yield _address(rule, rule.src, packet.src, hook)
     if rule.sport:
         yield _port(rule, rule.sport, packet, packet.sport, hook)
-    yield _link(rule.iif, hook.iifs)
-    yield _link(rule.oif, hook.oifs)
-    yield _state(rule.ct_state, packet)
+    yield matches_link(rule.iif, *hook.iifs)
+    yield matches_link(rule.oif, *hook.oifs)
+    yield not rule.ct_state or has_any(rule.ct_state, packet.states)
     if not rule.understood:
         yield from _of_text(rule, packet, hook)
-
-
-def _link(text: str, names: tuple[str, ...]) -> bool | None:
-    if not text:
-        return True
-    negated, _ = split(text)
-    if not names:
-        return negated
-    matching = [matches_link(text, name) for name in names]
-    return all(matching) if negated else any(matching)
-
-
-@lru_cache(4096)
-def _protocol(text: str, l4_proto: str) -> bool | None:
-    if not text:
-        return True
-    negated, members = split(text)
-    if any(member.startswith("@") for member in members):
-        return None
-    own = {l4_proto, PROTOCOL_NUMBERS.get(l4_proto, "")}
-    if l4_proto == "icmpv6":
-        own.add("ipv6-icmp")
-    return bool(own & set(members)) != negated
 
 
 def _elements(rule: FirewallRule, text: str, hook: Hook) -> str | None:
@@ -139,20 +115,7 @@ def _address(rule: FirewallRule, text: str, address: str, hook: Hook) -> bool | 
     if not text:
         return True
     resolved = _elements(rule, text, hook) if "@" in text else text
-    if resolved is None:
-        return None
-    negated, members = split(resolved)
-    if not members:
-        return negated
-    if len(members) == 1 and members[0] == address:
-        return not negated
-    if (":" in members[0]) != (":" in address):
-        return False
-    found = prefixes(resolved)
-    if found is None:
-        return None
-    own = parse_address(address)
-    return any(own in prefix for prefix in found) != negated
+    return None if resolved is None else matches_address(resolved, address)
 
 
 def _port(rule: FirewallRule, text: str, packet: Packet, port: int, hook: Hook) -> bool | None:
@@ -161,21 +124,9 @@ def _port(rule: FirewallRule, text: str, packet: Packet, port: int, hook: Hook) 
     resolved = _elements(rule, text, hook) if "@" in text else text
     if resolved is None:
         return None
-    negated, members = split(resolved)
     if not port:
-        return negated if packet.l4_proto.startswith("icmp") else None
-    try:
-        ranges = [bounds(member) for member in members]
-    except ValueError:
-        return None
-    return any(low <= port <= high for low, high in ranges) != negated
-
-
-def _state(text: str, packet: Packet) -> bool | None:
-    if not text:
-        return True
-    negated, members = split(text)
-    return bool(packet.states & set(members)) != negated
+        return split(resolved)[0] if packet.l4_proto.startswith("icmp") else None
+    return matches_ports(resolved, str(port))
 
 
 _VALUE = r"((?:!= )?(?:\{[^}]*\}|\"[^\"]*\"|[^\s]+))"
@@ -190,28 +141,27 @@ def _plain(value: str) -> str:
 
 
 def _status(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
-    negated, members = split(_plain(value).lower())
+    status = _plain(value).lower()
     known = {"dnat", "snat", "confirmed", "assured", "seen-reply"}
-    if not set(members) <= known:
+    if not known.issuperset(split(status)[1]):
         return None
     own = packet.states & {"dnat", "snat"}
     if packet.is_reply:
         own |= {"confirmed", "seen-reply"}
-    return bool(own & set(members)) != negated
+    return has_any(status, own)
 
 
 def _local(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
-    negated, members = split(_plain(value).lower())
+    local = _plain(value).lower()
+    negated, members = split(local)
     if hook.is_local is None or not set(members) <= {"local", "unicast"}:
         kinds = {"broadcast", "multicast", "anycast", "blackhole", "unreachable", "prohibit"}
         return negated if set(members) <= kinds else None
-    return (("local" if hook.is_local else "unicast") in members) != negated
+    return has_any(local, {"local" if hook.is_local else "unicast"})
 
 
 def _family(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
-    negated, members = split(_plain(value))
-    own = {"ipv6", "ip6"} if packet.is_ipv6 else {"ipv4", "ip"}
-    return bool(own & set(members)) != negated
+    return has_any(_plain(value), {"ipv6", "ip6"} if packet.is_ipv6 else {"ipv4", "ip"})
 
 
 def _mark(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
@@ -240,23 +190,21 @@ def _has_mark(value: str, own: int | None) -> bool | None:
 
 
 def _direction(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
-    negated, members = split(_plain(value).lower())
-    return (("reply" if packet.is_reply else "original") in members) != negated
+    return has_any(_plain(value).lower(), {"reply" if packet.is_reply else "original"})
 
 
 def _icmp(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
     if not packet.l4_proto.startswith("icmp"):
         return False
-    negated, members = split(_plain(value).lower())
     ipv6 = packet.l4_proto == "icmpv6"
     if packet.icmp:
-        return bool({packet.icmp, *_ND_NUMBERS[packet.icmp]} & set(members)) != negated
+        return has_any(_plain(value).lower(), {packet.icmp, *_ND_NUMBERS[packet.icmp]})
     own = (
         {"echo-reply", "129" if ipv6 else "0"}
         if packet.is_reply
         else {"echo-request", "128" if ipv6 else "8"}
     )
-    return bool(own & set(members)) != negated
+    return has_any(_plain(value).lower(), own)
 
 
 # Numbers and ip6tables' names of the messages of neighbour discovery (RFC 4861).
@@ -281,8 +229,7 @@ def _tcp_flags(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bo
         return (own & mask == wanted) == (masked[2] == "==")
     if masked:
         return own & set(masked[5].split(",")) == {masked[4]}
-    negated, members = split(_plain(value))
-    return bool(own & set(members)) != negated
+    return has_any(_plain(value), own)
 
 
 def _limit(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
@@ -302,19 +249,23 @@ def _bridged(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool
 
 
 def _port_in(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
-    return _link(_plain(value).replace("+", "*"), hook.iifs) if hook.bridged else value.startswith("!")
+    return (
+        matches_link(_plain(value).replace("+", "*"), *hook.iifs) if hook.bridged else value.startswith("!")
+    )
 
 
 def _port_out(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
-    return _link(_plain(value).replace("+", "*"), hook.oifs) if hook.bridged else value.startswith("!")
+    return (
+        matches_link(_plain(value).replace("+", "*"), *hook.oifs) if hook.bridged else value.startswith("!")
+    )
 
 
 def _links_in(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
-    return _link(_plain(value), hook.iifs)
+    return matches_link(_plain(value), *hook.iifs)
 
 
 def _links_out(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
-    return _link(_plain(value), hook.oifs)
+    return matches_link(_plain(value), *hook.oifs)
 
 
 def _source(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
@@ -334,11 +285,11 @@ def _dport(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool |
 
 
 def _l4(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
-    return _protocol(_plain(value), packet.l4_proto)
+    return matches_protocol(_plain(value), packet.l4_proto)
 
 
 def _ct_state(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:
-    return _state(_plain(value), packet)
+    return has_any(_plain(value), packet.states)
 
 
 def _known(value: str, rule: FirewallRule, packet: Packet, hook: Hook) -> bool | None:

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from core.model import Address, IpSettings, Link, NetState, NextHop, PolicyRule, Route
-from core.reach.packet import PROTOCOL_NUMBERS, Packet, parse_address
+from core.nat.packets import PROTOCOL_NUMBERS
+from core.reach.packet import Packet, parse_address
 
 _ENDS = {"blackhole": "blackhole", "unreachable": "unreachable", "prohibit": "prohibit"}
 _SELECTOR = re.compile(r"(ipproto|dport|sport) (\S+)")
