@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from core.collect.routes import RULE_ACTIONS, protocol_number, table_number
+from core.model import PolicyRule
 from core.netlink.client import Netlink, attribute
 from core.operations.base import Operation
 from core.operations.executor import Executor, inside
@@ -51,28 +52,10 @@ POLICY_SELECTORS = frozenset({*_SELECTORS, "tos"})
 
 @recorded()
 @dataclass(frozen=True, slots=True)
-class AddPolicyRule(Operation):
-    """Add a routing policy rule; the fields are those of core.model.PolicyRule.
+class AddPolicyRule(PolicyRule, Operation):
+    """Add a routing policy rule; `more` may contain the selectors in POLICY_SELECTORS."""
 
-    `more` may contain the selectors in POLICY_SELECTORS.
-    """
-
-    family: int
-    priority: int
     place: NetnsTarget = HOST
-    src: str = ""
-    dst: str = ""
-    iif: str = ""
-    oif: str = ""
-    fwmark: int | None = None
-    fwmask: int | None = None
-    table: str = "main"
-    action: str = "lookup"
-    inverted: bool = False
-    goto: int | None = None
-    suppress_prefixlen: int | None = None
-    more: tuple[str, ...] = ()
-    protocol: str = ""
 
     def command(self) -> str:
         return self.place.ip(self._words("add"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import singledispatch
 
 from core.model import (
@@ -310,11 +310,8 @@ def _(step: FixPolicyRule, builder: PlanBuilder) -> None:
     command = f"ip rule del priority {rule.priority}"
     reason = f"vnet-tui couldn't add the rule again ({', '.join(odd)}). Try: {command}"
     require(when(rule not in net.rules, GONE), when(odd, reason))
-    made = AddPolicyRule(
-        rule.family, rule.priority, place, rule.src, rule.dst, rule.iif, rule.oif, rule.fwmark, rule.fwmask,
-        rule.table, rule.action, rule.inverted, rule.goto, rule.suppress_prefixlen, rule.more, rule.protocol,
-    )  # fmt: skip
-    builder.add(DeletePolicyRule(made))
+    values = {one.name: getattr(rule, one.name) for one in fields(rule)}
+    builder.add(DeletePolicyRule(AddPolicyRule(**values, place=place)))
 
 
 @add_fix.register
