@@ -175,14 +175,14 @@ def compare_routing(log: ChangeList) -> None:
 def _compare_routes(log: ChangeList, ns: int, old: NetState, new: NetState) -> None:
     before, after = configured_routes(old.routes), configured_routes(new.routes)
     ref, where = namespace_ref(ns), log.label(ns)
-    removed = [route_text(before[key], old) for key in before if key not in after]
-    added = [route_text(after[key], new) for key in after if key not in before]
+    removed = [old.route_text(before[key]) for key in before if key not in after]
+    added = [new.route_text(after[key]) for key in after if key not in before]
     log.add_each("removed", [(ref, f"route {route} is gone from {where}") for route in removed],
                  f"routes are gone from {where}", ref, Topic.ROUTE)  # fmt: skip
     log.add_each("added", [(ref, f"route {route} appeared in {where}") for route in added],
                  f"routes appeared in {where}", ref, Topic.ROUTE)  # fmt: skip
     for key in after:
-        if key in before and (was := route_text(before[key], old)) != (now := route_text(after[key], new)):
+        if key in before and (was := old.route_text(before[key])) != (now := new.route_text(after[key])):
             log.add("changed", ref, f"route {was} in {where} changed to {now}", Topic.ROUTE)
 
 
@@ -195,36 +195,16 @@ def configured_routes(routes: Iterable[Route]) -> dict[RouteKey, Route]:
     }
 
 
-def route_text(route: Route, net: NetState) -> str:
-    words = [] if route.kind == "unicast" else [route.kind]
-    words.append(route.dst)
-    for hop in route.nexthops:
-        link = net.links.get(hop.ifindex or 0)
-        words += ["via", hop.gateway] if hop.gateway else []
-        words += ["dev", link.name] if link else []
-    return " ".join([*words, *(["table", route.table] if route.table != "main" else [])])
-
-
 def _compare_rules(
     log: ChangeList, ns: int, old: tuple[PolicyRule, ...], new: tuple[PolicyRule, ...]
 ) -> None:
     ref, where = namespace_ref(ns), log.label(ns)
     for rule in missing_in(new, old):
-        sentence = f"routing rule {_rule_text(rule)} is gone from {where}"
+        sentence = f"routing rule {rule} is gone from {where}"
         log.add("removed", ref, sentence, Topic.POLICY_RULE)
     for rule in missing_in(old, new):
-        sentence = f"routing rule {_rule_text(rule)} appeared in {where}"
+        sentence = f"routing rule {rule} appeared in {where}"
         log.add("added", ref, sentence, Topic.POLICY_RULE)
-
-
-def _rule_text(rule: PolicyRule) -> str:
-    words = [f"{rule.priority}:", *(["not"] if rule.inverted else []), "from", rule.src or "all"]
-    for name, value in (("to", rule.dst), ("iif", rule.iif), ("oif", rule.oif)):
-        words += [name, value] if value else []
-    words += ["fwmark", hex(rule.fwmark)] if rule.fwmark is not None else []
-    words += rule.more
-    words += ["lookup", rule.table] if rule.action == "lookup" else [rule.action]
-    return " ".join([*words, *([str(rule.goto)] if rule.goto is not None else [])])
 
 
 def _compare_neighbours(log: ChangeList, ns: int, old: NetState, new: NetState) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 from core.diff.changelist import ChangeList, Topic, in_both, missing_in
-from core.diff.links import link_text, route_text, value_text
+from core.diff.links import link_text, value_text
 from core.model import FdbEntry, Link, NetState, Ref, Route, link_ref, namespace_ref
 from core.topology import Topology
 
@@ -93,7 +93,7 @@ def compare_kernel_routes(log: ChangeList) -> None:
             *((each, new, before, "added", "appeared in") for each in after.values()),
         ):
             if (route.dst, route.table, route.nexthops) not in others:
-                sentence = f"route {route_text(route, net)} {verb} {log.label(ns)}"
+                sentence = f"route {net.route_text(route)} {verb} {log.label(ns)}"
                 log.add(action, namespace_ref(ns), sentence, Topic.ROUTE)
 
 

@@ -333,6 +333,31 @@ class PolicyRule:
     more: tuple[str, ...] = ()
     protocol: str = ""
 
+    def __str__(self) -> str:
+        return " ".join([f"{self.priority}:", *self.selector_words(), *self.action_words()])
+
+    def selector_words(self) -> list[str]:
+        """Return what the rule matches, in the words of ip-rule(8)."""
+        words = ["not"] if self.inverted else []
+        words += ["from", self.src or "all"]
+        for name, value in (("to", self.dst), ("iif", self.iif), ("oif", self.oif)):
+            words += [name, value] if value else []
+        if self.fwmark is not None:
+            mask = f"/{self.fwmask:#x}" if self.fwmask not in (None, 0xFFFFFFFF) else ""
+            words += ["fwmark", f"{self.fwmark:#x}{mask}"]
+        return words + [word for selector in self.more for word in selector.split()]
+
+    def action_words(self) -> list[str]:
+        """Return what happens to matching packets, in the words of ip-rule(8)."""
+        if self.action == "goto":
+            return ["goto", str(self.goto)]
+        if self.action != "lookup":
+            return [self.action]
+        words = [] if "l3mdev" in self.more else ["lookup", self.table]
+        if self.suppress_prefixlen is not None:
+            words += ["suppress_prefixlength", str(self.suppress_prefixlen)]
+        return words
+
 
 @dataclass(frozen=True, slots=True)
 class IpSettings:

@@ -165,6 +165,17 @@ class NetState:
     settings: tuple[IpSettings, ...] = ()
     sysctls: Mapping[str, str] = field(default_factory=dict)
 
+    def route_text(self, route: Route) -> str:
+        """Return one of the routes as ip-route(8) prints it, without its options."""
+        words = [] if route.kind in ("unicast", "") else [route.kind]
+        words.append(route.dst)
+        for hop in route.nexthops:
+            link = self.links.get(hop.ifindex or 0)
+            words += ["via", hop.gateway] if hop.gateway else []
+            words += ["dev", link.name] if link else []
+        words += ["table", route.table] if route.table not in ("main", "") else []
+        return " ".join([*words, *(["metric", str(route.metric)] if route.metric else [])])
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:

@@ -70,38 +70,15 @@ class AddPolicyRule(PolicyRule, Operation):
     def described(self) -> str:
         """Return the rule in short."""
         family = "IPv6 " if self.family == 6 else ""
-        return f"the {family}routing policy rule {self.priority} ({self._selected()}) in {self.place}"
-
-    def _selected(self) -> str:
-        return " ".join([*self._selector_words(), *self._action_words()])
+        selected = " ".join(map(quoted, [*self.selector_words(), *self.action_words()]))
+        return f"the {family}routing policy rule {self.priority} ({selected}) in {self.place}"
 
     def _words(self, verb: str) -> str:
         words = ["-6"] if self.family == 6 else []
-        words += ["rule", verb, *self._selector_words(), "priority", str(self.priority)]
-        words += self._action_words()
-        words += ["protocol", quoted(self.protocol)] if self.protocol and verb == "add" else []
-        return " ".join(words)
-
-    def _selector_words(self) -> list[str]:
-        words = ["not"] if self.inverted else []
-        words += ["from", self.src or "all"]
-        words += ["to", self.dst] if self.dst else []
-        if self.fwmark is not None:
-            mask = f"/{self.fwmask:#x}" if self.fwmask not in (None, 0xFFFFFFFF) else ""
-            words += ["fwmark", f"{self.fwmark:#x}{mask}"]
-        words += ["iif", quoted(self.iif)] if self.iif else []
-        words += ["oif", quoted(self.oif)] if self.oif else []
-        return words + list(self.more)
-
-    def _action_words(self) -> list[str]:
-        if self.action == "goto":
-            return ["goto", str(self.goto)]
-        if self.action != "lookup":
-            return [self.action]
-        words = [] if "l3mdev" in self.more else ["lookup", quoted(self.table)]
-        if self.suppress_prefixlen is not None:
-            words += ["suppress_prefixlength", str(self.suppress_prefixlen)]
-        return words
+        words += ["rule", verb, *self.selector_words(), "priority", str(self.priority)]
+        words += self.action_words()
+        words += ["protocol", self.protocol] if self.protocol and verb == "add" else []
+        return " ".join(map(quoted, words))
 
     def affects(self) -> tuple[str, ...]:
         return (f"routing policy of {self.place}",)

@@ -17,7 +17,7 @@ from core.reach.listener import check_listener
 from core.reach.packet import Hook, Packet, parse_address
 from core.reach.routing import Lookup, RoutingTables
 from core.reach.segment import Attachment
-from core.reach.texts import evidence_of, route_text, rule_text
+from core.reach.texts import evidence_of
 from core.reach.transmit import SegmentPacket
 
 _MOST_HOPS = 128
@@ -124,19 +124,19 @@ class Walk(SegmentPacket):
         """Stop if there is no route."""
         dst = self.packet.dst
         if lookup.end:
-            evidence = route_text(tables.net, lookup.route) if lookup.route else rule_text(lookup)
+            evidence = tables.net.route_text(lookup.route) if lookup.route else str(lookup.rule or "")
             fix = fixes.delete_end(self.ns, lookup)
             what = "route" if lookup.route else "rule"
             rule = lookup.rule
             if lookup.route and rule is not None and rule.table not in ("main", "local", "default"):
-                evidence, what = f"{rule_text(lookup)}; {evidence}", f"route of table {rule.table}"
+                evidence, what = f"{rule}; {evidence}", f"route of table {rule.table}"
             raise self._stop(
                 "route", f"a {lookup.end} {what} discards packets to {dst}", evidence,
                 ref=namespace_ref(self.ns), fix=fix, subject=f"{lookup.end} {what} for {dst}",
             )  # fmt: skip
         if lookup.route is not None and lookup.route.kind == "broadcast":
             raise self._stop(
-                "route", f"{dst} is a broadcast address here", route_text(tables.net, lookup.route),
+                "route", f"{dst} is a broadcast address here", tables.net.route_text(lookup.route),
                 ref=namespace_ref(self.ns), fix=link_fixes.align_prefix(self.index.topology, self.ns, dst),
                 subject=f"{dst} is the broadcast address of a prefix of {self._who}",
             )  # fmt: skip
@@ -170,9 +170,9 @@ class Walk(SegmentPacket):
     def _describe_route(self, lookup: Lookup) -> None:
         assert lookup.route is not None
         rule = lookup.rule
-        evidence = [route_text(self._net, lookup.route)]
+        evidence = [self._net.route_text(lookup.route)]
         if rule is not None and rule.table != "main":
-            evidence.append(rule_text(lookup))
+            evidence.append(str(rule))
         hop = lookup.hop
         via = f"via {hop.gateway}" if hop and hop.gateway else "directly"
         link = self._link_of(lookup)
@@ -326,7 +326,7 @@ class Walk(SegmentPacket):
         fix = Fix(f"let the kernel choose the source address for {route.dst}", steps)
         text = f"the route to {route.dst} makes {self._who} send from {src}, which gets no answers"
         return replace(
-            hop, kind="route", text=text, evidence=(f"{route_text(self._net, route)} src {src}",),
+            hop, kind="route", text=text, evidence=(f"{self._net.route_text(route)} src {src}",),
             ref=namespace_ref(self.ns), fix=fix, subject=text,
         )  # fmt: skip
 

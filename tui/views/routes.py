@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from core.model import LinkKey, Neighbour, NetState, PolicyRule, Ref, Route, link_ref, namespace_ref
 from core.rates import Rates
@@ -113,18 +114,11 @@ def _rule_row(net: NetState, rule: PolicyRule, label: str) -> Row:
 
 
 def selector(rule: PolicyRule) -> str:
-    """Return the selector of a policy rule.
+    """Return the selector of a policy rule without its links, which have a column.
 
     Such as "not from 10.0.0.0/8 to 1.2.3.4 fwmark 0x1".
     """
-    words = ["not"] if rule.inverted else []
-    words.append(f"from {rule.src or 'all'}")
-    words += [f"to {rule.dst}"] if rule.dst else []
-    words += [f"fwmark {rule.fwmark:#x}"] if rule.fwmark is not None else []
-    words[-1] += (
-        f"/{rule.fwmask:#x}" if rule.fwmark is not None and rule.fwmask not in (None, 0xFFFFFFFF) else ""
-    )
-    return " ".join(words)
+    return " ".join(replace(rule, iif="", oif="", more=()).selector_words())
 
 
 def action(rule: PolicyRule) -> str:
