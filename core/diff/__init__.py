@@ -30,4 +30,4 @@ def changes(old: Snapshot, new: Snapshot, at: float) -> tuple[Change, ...]:
             for compare in functions:
                 compare(log)
     containers.compare_problems(log)
-    return tuple(log.changes)
+    return tuple(one.change for one in log.ranked)

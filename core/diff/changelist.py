@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 from core.model import Change, Ref, Snapshot
@@ -32,26 +33,29 @@ class Topic(StrEnum):
     OTHER = "other"
 
 
-class ChangeList:
-    """Two snapshots and the changes found so far.
+@dataclass(slots=True)
+class RankedChange:
+    """One change; within a topic, one of a lower weight breaks traffic more likely."""
 
-    `topics` and `weights` are those of the changes, in the same order; within a topic, changes of a lower
-    weight break traffic more likely."""
+    change: Change
+    topic: Topic
+    weight: int
+
+
+class ChangeList:
+    """Two snapshots and the changes found so far."""
 
     def __init__(self, old: Snapshot, new: Snapshot, at: float) -> None:
         self.old, self.new = Topology(old), Topology(new)
-        self.changes: list[Change] = []
-        self.topics: list[Topic] = []
-        self.weights: list[int] = []
+        self.ranked: list[RankedChange] = []
         self._at = at
 
     def add(
         self, action: str, ref: Ref, sentence: str, topic: Topic = Topic.OTHER, weight: int | None = None
     ) -> None:
         """Add one change; by default, additions have a higher weight."""
-        self.changes.append(Change(self._at, action, ref, sentence))
-        self.topics.append(topic)
-        self.weights.append((action == "added") if weight is None else weight)
+        change = Change(self._at, action, ref, sentence)
+        self.ranked.append(RankedChange(change, topic, action == "added" if weight is None else weight))
 
     def add_each(
         self, action: str, found: Sequence[tuple[Ref, str]], together: str, ref: Ref,

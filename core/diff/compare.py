@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from core.diff import chains, containers, engines, host, links, settings
 from core.diff.align import Alignment, align
-from core.diff.changelist import ChangeList, Topic
+from core.diff.changelist import ChangeList, RankedChange, Topic
 from core.model import Address, Container, Firewall, Link, NetState, Ref, Snapshot, namespace_ref
 
 _RANKS = {topic: rank for rank, topic in enumerate(Topic)}
@@ -48,13 +48,10 @@ def differences(old: Snapshot, new: Snapshot) -> tuple[Difference, ...]:
         compare(log)
     _compare_containers(log, aligned, old)
     quiet = _consequences(log)
-    order = sorted(
-        range(len(log.changes)), key=lambda place: (_RANKS[log.topics[place]], log.weights[place], place)
-    )
     found = (
-        Difference(log.topics[place], change.action, _known(log, change.ref), change.sentence)
-        for place in order
-        if (change := log.changes[place]) and (change.action, change.ref) not in quiet
+        Difference(one.topic, change.action, _known(log, change.ref), change.sentence)
+        for one in sorted(log.ranked, key=lambda one: (_RANKS[one.topic], one.weight))
+        if (change := one.change) and (change.action, change.ref) not in quiet
     )
     return tuple(dict.fromkeys(found))
 
@@ -164,26 +161,23 @@ def _expires(address: Address) -> bool:
 
 def _compare_containers(log: ChangeList, aligned: Alignment, old: Snapshot) -> None:
     """Report containers; restarts only on the same host, and not after a reboot."""
-    before = len(log.changes)
+    before = len(log.ranked)
     containers.compare_containers(log)
-    restarted = [
-        place for place in range(before, len(log.changes)) if log.changes[place].sentence.endswith(_RESTARTED)
-    ]
+    found = log.ranked[before:]
+    restarts = sum(map(_is_restart, found))
     running = [one for one in log.new.snapshot.containers() if one.state == "running" and _is_managed(one)]
-    rebooted = len(restarted) > 1 and len(restarted) == len(running)
+    rebooted = restarts > 1 and restarts == len(running)
     if rebooted or old.host.hostname != log.new.snapshot.host.hostname:
-        for place in reversed(restarted):
-            for values in (log.changes, log.topics, log.weights):
-                del values[place]
-        restarted = []
-    for place in range(before, len(log.changes)):
-        if place in restarted:
-            log.weights[place] = 3
-        elif "stopped" in log.changes[place].sentence or log.changes[place].action == "removed":
-            log.topics[place], log.weights[place] = Topic.STATE, 0
+        log.ranked[before:] = [one for one in found if not _is_restart(one)]
+    for one in found:
+        if _is_restart(one):
+            one.weight = 3
+        elif "stopped" in one.change.sentence or one.change.action == "removed":
+            one.topic, one.weight = Topic.STATE, 0
 
 
-_RESTARTED = " was restarted"
+def _is_restart(one: RankedChange) -> bool:
+    return one.change.sentence.endswith(" was restarted")
 
 
 def _is_managed(one: Container) -> bool:
