@@ -17,7 +17,7 @@ from core.plan.builder import CannotPlan, PlanBuilder, Target, plan_steps, requi
 from core.plan.connectivity import BRIDGE_NF_SYSCTL, enable_forwarding, warn_of_filters
 from core.plan.requests import Publish, Unpublish
 from core.plan.tags import COMMENT_BYTES, VnetPort, VnetState, port_id, vnet_state
-from core.text import TABLE, quoted, safe
+from core.text import TABLE, end_text, quoted, safe
 from core.topology import Topology
 
 
@@ -494,5 +494,5 @@ def _destination(rule: FirewallRule, topology: Topology) -> str:
         return f"redirects it to port {safe(port)} of the host" if port else "redirects it to the host"
     address = rule.to_address
     owner = topology.container_at(topology.host, address) if address else None
-    at = (f"[{address}]:{port}" if ":" in address else f"{address}:{port}").rstrip(":")
-    return f"redirects it to {f'{safe(owner.name)}, ' if owner else ''}{safe(at) or 'another address'}"
+    at = safe(end_text(address, port)) or "another address"
+    return f"redirects it to {f'{safe(owner.name)}, ' if owner else ''}{at}"
