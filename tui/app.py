@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from textual import events
 from textual._time import get_time
@@ -22,13 +21,10 @@ from textual.screen import Screen
 from textual.system_commands import SystemCommandsProvider
 
 from tui import keys, themes
-from tui.screens.dashboard import Dashboard
+from tui.screens.dashboard import NO_SERVICES, Dashboard, Services
 from tui.sources import Source
 from tui.views import registry
 from tui.widgets.lines import TonedApp
-
-if TYPE_CHECKING:
-    from tui.services import CaptureService, ChangeService, FastPathService, LabFaultService
 
 
 class OrderedCommands(SystemCommandsProvider):
@@ -68,10 +64,7 @@ _SWITCH_EVERY = 0.001  # seconds after which a computing thread releases the GIL
 class VnetApp(TonedApp):
     """Run the dashboard on a source.
 
-    `ascii_only` draws with ASCII characters alone; `make_change_service` makes the service that changes
-    networks, None where nothing can be changed; `write` allows changes from the start;
-    `make_fast_path_service` makes the service that controls the fast path, `make_lab_faults` the one that
-    injects faults into the demo lab, `make_capture_service` the one that captures packets.
+    `ascii_only` draws with ASCII characters alone; `write` allows changes from the start.
     """
 
     TITLE = "vnet-tui"
@@ -86,18 +79,12 @@ class VnetApp(TonedApp):
         self,
         source: Source,
         ascii_only: bool = False,
-        make_change_service: Callable[[], ChangeService] | None = None,
+        services: Services = NO_SERVICES,
         write: bool = False,
-        make_fast_path_service: Callable[[], FastPathService] | None = None,
-        make_lab_faults: Callable[[], LabFaultService] | None = None,
-        make_capture_service: Callable[[], CaptureService] | None = None,
     ) -> None:
         # Without colours: set it before Textual removes the variable, or it paints greys.
         super().__init__(ansi_color=True if "NO_COLOR" in os.environ else None)
-        self._source, self._make_change_service, self._write = source, make_change_service, write
-        self._make_fast_path_service = make_fast_path_service
-        self._make_lab_faults = make_lab_faults
-        self._make_capture_service = make_capture_service
+        self._source, self._services, self._write = source, services, write
         self.animation_level = "none"
         # Beside a thread that computes, the event loop waits that long after each system call. With Python's
         # 5 ms it stood still for over 100 ms while a bundle was written.
@@ -122,10 +109,7 @@ class VnetApp(TonedApp):
 
     def get_default_screen(self) -> Screen[None]:
         """Return the dashboard's screen, which lies under all others."""
-        return Dashboard(
-            self._source, self._make_change_service, self._write, self._make_fast_path_service,
-            self._make_capture_service,
-        )  # fmt: skip
+        return Dashboard(self._source, self._services, self._write)
 
     async def on_event(self, event: events.Event) -> None:
         """Forward keys to the prompt while it is open, before any other handler."""
@@ -194,10 +178,10 @@ class VnetApp(TonedApp):
             yield SystemCommand(
                 action.title, f"{action.help} ({action.label})", partial(screen.run_action, action.name)
             )
-        if self._make_lab_faults is not None:
+        if self._services.lab_faults is not None:
             from tui.screens.lab_faults import palette_entries
 
-            yield from palette_entries(screen, self._make_lab_faults())
+            yield from palette_entries(screen, self._services.lab_faults())
 
 
 def _is_key(message: Message | None, key: str) -> bool:
@@ -214,21 +198,15 @@ def wants_ascii() -> bool:
 def run(
     source: Source,
     ascii_only: bool = False,
-    make_change_service: Callable[[], ChangeService] | None = None,
+    services: Services = NO_SERVICES,
     write: bool = False,
-    make_fast_path_service: Callable[[], FastPathService] | None = None,
     open_demo: Callable[[], int] | None = None,
-    make_lab_faults: Callable[[], LabFaultService] | None = None,
-    make_capture_service: Callable[[], CaptureService] | None = None,
 ) -> int:
     """Open the dashboard until the user quits; returns the exit status.
 
     If the user opens the demo, the status is the demo's.
     """
-    app = VnetApp(
-        source, ascii_only or wants_ascii(), make_change_service, write, make_fast_path_service,
-        make_lab_faults, make_capture_service,
-    )  # fmt: skip
+    app = VnetApp(source, ascii_only or wants_ascii(), services, write)
     app.run()
     if app.wants_demo and open_demo is not None:
         return open_demo()

@@ -30,6 +30,7 @@ from tui.app import VnetApp
 from tui.cli.dashboard import DashboardFastPath
 from tui.cli.fastpath_agent import FastPathMetrics
 from tui.cli.session import ChangeSession
+from tui.screens.dashboard import Services
 from tui.sources import LiveSource
 
 pytestmark = pytest.mark.root
@@ -65,7 +66,7 @@ async def dashboard(size: tuple[int, int]) -> AsyncIterator[Person]:
     """Start the program on this host as a user does."""
     fast = DashboardFastPath()
     source = LiveSource(fast.flows)
-    app = VnetApp(source, make_change_service=ChangeSession, make_fast_path_service=fast.fast_path_service)
+    app = VnetApp(source, services=Services(ChangeSession, fast.fast_path_service))
     async with app.run_test(size=size) as pilot:
         yield Person(app, pilot, source)  # type: ignore[arg-type]
 

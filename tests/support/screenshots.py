@@ -54,17 +54,15 @@ async def shoot(folder: Path, names: set[str]) -> None:
     from tui.app import VnetApp
     from tui.cli.dashboard import DashboardFastPath
     from tui.cli.session import ChangeSession
+    from tui.screens.dashboard import Services
     from tui.sources import LiveSource
 
     for name, keys, size in SHOTS:
         if names and name not in names:
             continue
         fast = DashboardFastPath()
-        app = VnetApp(
-            LiveSource(fast.flows),
-            make_change_service=ChangeSession,
-            make_fast_path_service=fast.fast_path_service,
-        )
+        services = Services(ChangeSession, fast.fast_path_service)
+        app = VnetApp(LiveSource(fast.flows), services=services)
         async with app.run_test(size=size) as pilot:
             await pilot.pause(_SETTLE)
             for word in keys.split():

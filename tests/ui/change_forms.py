@@ -11,6 +11,7 @@ from core.collect.snapshot import read_snapshot
 from core.model import Part
 from tests.ui.driver import Person, dashboard
 from tui.cli.session import ChangeSession
+from tui.screens.dashboard import Services
 
 WIDE = (130, 40)
 # Other test hosts on this machine may be visible: names must be unique.
@@ -22,7 +23,7 @@ PARTS = (Part.LINKS, Part.CONTAINERS, Part.HOST_FIREWALL)
 @asynccontextmanager
 async def host_dashboard(size: tuple[int, int] = WIDE, write: bool = True) -> AsyncIterator[Person]:
     """Run the dashboard on the throw-away host, with changes allowed."""
-    async with dashboard(read_snapshot(PARTS), size, make_change_service=ChangeSession) as person:
+    async with dashboard(read_snapshot(PARTS), size, services=Services(change=ChangeSession)) as person:
         if write:
             await person.press("W")
         yield person

@@ -15,6 +15,7 @@ from core.plan.requests import Request
 from core.topology import Topology
 from tests.support.snapshots import small_host
 from tests.ui.driver import Person, dashboard
+from tui.screens.dashboard import Services
 from tui.services import ChangeResult, LoggedChange, PastChange, PlanScope, Progress, UnconfirmedChange
 
 
@@ -72,6 +73,6 @@ async def change_dashboard(
 ) -> AsyncIterator[tuple[Person, FakeChangeService]]:
     """Run the dashboard with a fake change service, changes allowed."""
     service = FakeChangeService(**more)
-    async with dashboard(service.snapshot, size, make_change_service=lambda: service) as person:
+    async with dashboard(service.snapshot, size, services=Services(change=lambda: service)) as person:
         await person.press("W")
         yield person, service

@@ -21,8 +21,7 @@ from tests.support.snapshots import small_host
 from tests.support.waiting import PATIENCE
 from tui.app import VnetApp
 from tui.screens import navigation
-from tui.screens.dashboard import Dashboard
-from tui.services import ChangeService, FastPathService, LabFaultService
+from tui.screens.dashboard import NO_SERVICES, Dashboard, Services
 
 _NAMES = {
     ":": "colon", "/": "slash", "⏎": "enter", " ": "space", "!": "exclamation_mark", "-": "minus",
@@ -158,14 +157,12 @@ async def dashboard(
     size: tuple[int, int] = (130, 40),
     source: FedSource | None = None,
     ascii_only: bool = False,
-    make_change_service: Callable[[], ChangeService] | None = None,
+    services: Services = NO_SERVICES,
     write: bool = False,
-    make_fast_path_service: Callable[[], FastPathService] | None = None,
-    make_lab_faults: Callable[[], LabFaultService] | None = None,
 ) -> AsyncIterator[Person]:
     """Run the dashboard on a snapshot, by default of a small host."""
     source = source or FedSource(snapshot or small_host())
-    app = VnetApp(source, ascii_only, make_change_service, write, make_fast_path_service, make_lab_faults)
+    app = VnetApp(source, ascii_only, services, write)
     with patient_keys():
         async with app.run_test(size=size, notifications=True) as pilot:
             person = Person(app, pilot, source)

@@ -16,6 +16,7 @@ from tests.support.snapshots import small_host
 from tests.ui.driver import FedSource, Person, dashboard, patient_keys
 from tui.app import VnetApp
 from tui.command import CommandError
+from tui.screens.dashboard import Services
 from tui.services import CaptureState
 
 
@@ -73,7 +74,7 @@ async def capturing(
 ) -> AsyncIterator[Person]:
     """Open the dashboard, go to a view, and press C on its first row."""
     source = FedSource(small_host())
-    app = VnetApp(source, make_capture_service=lambda: service)
+    app = VnetApp(source, services=Services(capture=lambda: service))
     with patient_keys():
         async with app.run_test(size=size) as pilot:
             person = Person(app, pilot, source)

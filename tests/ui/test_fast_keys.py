@@ -18,6 +18,7 @@ from tests.support.waiting import PATIENCE
 from tests.ui.change_service import FakeChangeService
 from tests.ui.driver import FedSource, Person, dashboard
 from tui.command import CommandError
+from tui.screens.dashboard import Services
 from tui.services import FastPathPreview
 from tui.views import fastpath
 from tui.views.fast_targets import BridgeChoice, added, removed
@@ -101,8 +102,10 @@ async def fast_path_dashboard(
     async with dashboard(
         snapshot,
         size,
-        make_change_service=lambda: FakeChangeService(snapshot),
-        make_fast_path_service=lambda: service,  # type: ignore[arg-type,return-value]
+        services=Services(
+            change=lambda: FakeChangeService(snapshot),
+            fast_path=lambda: service,  # type: ignore[arg-type,return-value]
+        ),
     ) as person:
         await person.until(lambda: service.asked, "the first question")
         if write:
@@ -332,7 +335,8 @@ async def test_the_service_is_closed_at_the_end_and_files_have_none() -> None:
         await person.press("q")
     assert service.closed
     source = FedSource(small_host(), live=False)
-    async with dashboard(source=source, make_fast_path_service=lambda: pytest.fail("asked")) as person:
+    services = Services(fast_path=lambda: pytest.fail("asked"))
+    async with dashboard(source=source, services=services) as person:
         await person.press("f")
         assert len(person.app.screen_stack) == 1
         await person.type(":fastpath⏎")

@@ -18,6 +18,7 @@ from tests.support.machine import Machine, ok, refused
 from tests.ui.change_forms import dialog_text
 from tests.ui.driver import Person, dashboard
 from tui.cli.session import ChangeSession
+from tui.screens.dashboard import Services
 
 pytestmark = pytest.mark.root
 
@@ -41,7 +42,7 @@ def tracked(inside_host: ThrowawayHost) -> ThrowawayHost:
 async def at_conntrack(host: ThrowawayHost, size: tuple[int, int] = (130, 40)) -> AsyncIterator[Person]:
     """Run the dashboard in the conntrack view, the connection of port 4002 selected."""
     snapshot = read_snapshot((Part.LINKS, Part.CONTAINERS, Part.CONNTRACK))
-    async with dashboard(snapshot, size, make_change_service=ChangeSession) as person:
+    async with dashboard(snapshot, size, services=Services(change=ChangeSession)) as person:
         await person.type(":conntrack⏎")
         await person.type("/ns:host sport:4002⏎")
         await person.until(lambda: person.dashboard.table.ref is not None, "the connection")

@@ -29,6 +29,7 @@ from tests.ui.change_forms import (
 )
 from tests.ui.driver import FedSource, dashboard
 from tui.cli.session import ChangeSession
+from tui.screens.dashboard import Services
 
 pytestmark = pytest.mark.root
 
@@ -156,7 +157,7 @@ async def test_a_missing_capability_is_named(
 
 async def test_a_file_cannot_be_changed() -> None:
     async with dashboard(
-        source=FedSource(read_snapshot(()), live=False), make_change_service=ChangeSession
+        source=FedSource(read_snapshot(()), live=False), services=Services(change=ChangeSession)
     ) as person:
         await person.press("W")
         await shows(person, "can't change networks: this is a file")

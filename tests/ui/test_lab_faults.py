@@ -17,6 +17,7 @@ from tui.cli import main
 from tui.cli.completion import script
 from tui.cli.parser import make_parser
 from tui.command import CommandError
+from tui.screens.dashboard import Services
 from tui.services import LabFault
 
 
@@ -57,7 +58,7 @@ async def choose(person: Person, words: str) -> None:
 
 async def test_the_palette_injects_a_fault_and_undoes_it() -> None:
     service = FakeFaults()
-    async with dashboard(make_lab_faults=lambda: service) as person:
+    async with dashboard(services=Services(lab_faults=lambda: service)) as person:
         assert len(entries(person)) == len(FAULTS)
         await choose(person, "masquerade rule of br-shop")
         await person.until(lambda: service.active == {"masquerade-missing"}, "the fault")
@@ -70,7 +71,7 @@ async def test_the_palette_injects_a_fault_and_undoes_it() -> None:
 
 async def test_a_refusal_is_shown() -> None:
     service = FakeFaults(refusal="can't inject masquerade-missing in the demo lab: nft isn't installed")
-    async with dashboard(make_lab_faults=lambda: service) as person:
+    async with dashboard(services=Services(lab_faults=lambda: service)) as person:
         await choose(person, "masquerade rule of br-shop")
         await person.eventually("nft isn't installed")
 
@@ -78,7 +79,7 @@ async def test_a_refusal_is_shown() -> None:
 async def test_elsewhere_the_palette_offers_no_fault() -> None:
     from tui.cli.lab_faults import LabFaults
 
-    async with dashboard(make_lab_faults=LabFaults) as person:
+    async with dashboard(services=Services(lab_faults=LabFaults)) as person:
         assert entries(person) == {}
 
 

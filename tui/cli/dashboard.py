@@ -84,20 +84,18 @@ def _dashboard(options: argparse.Namespace) -> int:
         return _file_dashboard(options)
     require_terminal()
     from tui.app import run
+    from tui.screens.dashboard import Services
 
     fast = DashboardFastPath()
     if options.read_only:
-        return run(_live_source(fast), options.ascii, make_capture_service=_capture_service)
+        return run(_live_source(fast), options.ascii, Services(capture=_capture_service))
 
     def open_demo() -> int:
         """Open the demo, and this host again when the person has left it."""
         return _open_lab(options.ascii, options.write, _settings(options)) or _dashboard(options)
 
-    return run(
-        _live_source(fast), options.ascii, _change_service, options.write, fast.fast_path_service, open_demo,
-        _lab_faults,
-        _capture_service,
-    )  # fmt: skip
+    services = Services(_change_service, fast.fast_path_service, _capture_service, _lab_faults)
+    return run(_live_source(fast), options.ascii, services, options.write, open_demo)
 
 
 class DashboardFastPath:

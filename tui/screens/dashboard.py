@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from textual import events
@@ -34,7 +34,23 @@ from tui.widgets.lines import LinesPane
 from tui.widgets.table import TableView
 
 if TYPE_CHECKING:
-    from tui.services import CaptureService, ChangeService, FastPathService
+    from tui.services import CaptureService, ChangeService, FastPathService, LabFaultService
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Functions that make the dashboard's services at their first use; None: without.
+
+    They change networks, control the fast path, capture packets, and inject faults into the demo lab.
+    """
+
+    change: Callable[[], ChangeService] | None = None
+    fast_path: Callable[[], FastPathService] | None = None
+    capture: Callable[[], CaptureService] | None = None
+    lab_faults: Callable[[], LabFaultService] | None = None
+
+
+NO_SERVICES = Services()
 
 
 class Dashboard(Layout):
@@ -55,27 +71,19 @@ class Dashboard(Layout):
             super().__init__()
             self.target = target
 
-    def __init__(
-        self,
-        source: Source,
-        make_change_service: Callable[[], ChangeService] | None = None,
-        write: bool = False,
-        make_fast_path_service: Callable[[], FastPathService] | None = None,
-        make_capture_service: Callable[[], CaptureService] | None = None,
-    ) -> None:
+    def __init__(self, source: Source, services: Services = NO_SERVICES, write: bool = False) -> None:
         super().__init__()
-        self._write = write
+        self._services, self._write = services, write
         self.presenter = Presenter(source, self.post_message)
         self.navigation = NavigationController(self, self.presenter, self._on_view_change)
-        self.changes = ChangeController(self, self.presenter, self.navigation, make_change_service)
+        self.changes = ChangeController(self, self.presenter, self.navigation, services.change)
         self.why = WhyController(self, self.presenter, self.navigation, self.changes)
         self.recording = RecordController(self, self.presenter, self.changes)
         self.replay = ReplayController(self, self.presenter)
         self.comparison = CompareController(self, self.presenter, lambda: self.go_to("diff"))
         self.fast_path = FastPathController(
-            self, self.presenter, self.navigation, self.changes, make_fast_path_service
+            self, self.presenter, self.navigation, self.changes, services.fast_path
         )
-        self._make_capture_service = make_capture_service
 
     def on_mount(self) -> None:
         """Paint the empty screen; data is requested only after the first paint."""
@@ -381,7 +389,7 @@ class Dashboard(Layout):
         """Show the packets of the selected item in a screen of their own."""
         from tui.screens.capture import open_capture
 
-        open_capture(self, self.presenter, self.ref, self._make_capture_service)
+        open_capture(self, self.presenter, self.ref, self._services.capture)
 
     def action_play(self) -> None:
         self.replay.play()
