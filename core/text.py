@@ -98,6 +98,19 @@ def end_text(address: str, port: int | str | None) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
+def bounds(text: str) -> tuple[int, int]:
+    """Return the first and last number of "80" or "80-82".
+
+    Raises ValueError for other text."""
+    first, _, last = text.partition("-")
+    return int(first), int(last or first)
+
+
+def range_text(first: int, last: int) -> str:
+    """Format a range of numbers: "80-82", or "80" if it has only one."""
+    return str(first) if first == last else f"{first}-{last}"
+
+
 def is_address(text: str) -> bool:
     """Return whether the text is an IPv4 or IPv6 address."""
     return _parses(ip_address, text)

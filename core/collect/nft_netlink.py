@@ -21,7 +21,7 @@ from core.model import Chain, FirewallRule, VerdictCase
 from core.nat.forward_policy import is_forward_chain
 from core.netlink import client
 from core.netlink.client import NETFILTER, Message, Netlink, attribute, attribute_list, attributes, text
-from core.text import TABLE, TRACE_TABLE
+from core.text import TABLE, TRACE_TABLE, range_text
 
 # linux/netfilter/nf_tables.h and nfnetlink.h.
 _SUBSYS = 10 << 8
@@ -430,7 +430,7 @@ class RuleDecoder:
         for field, (first, last), bit in (("sport", numbers[:2], 1), ("dport", numbers[2:], 2)):
             if (first, last) != (0, 65535):
                 self._loaded = field
-                self._set(str(first) if first == last else f"{first}-{last}", not inverted & bit)
+                self._set(range_text(first, last), not inverted & bit)
         if name == "tcp" and any(info[8:11]):
             self._unknown()
 

@@ -14,6 +14,7 @@ from core.collect.link_kinds import address
 from core.model import IpSettings, Neighbour, NextHop, PolicyRule, Route
 from core.model.link import METRICS, RTO_MIN
 from core.netlink.client import Netlink, attributes, s32, text, u16, u32
+from core.text import range_text
 
 # In the order in which iproute2 reads them; later entries win.
 _FOLDERS = ("/usr/share/iproute2", "/usr/lib/iproute2", "/etc/iproute2")
@@ -339,7 +340,7 @@ def _selectors(found: Mapping[int, bytes], tos: int) -> list[str]:
     for name, number in (("sport", 23), ("dport", 24)):
         if number in found:
             first, last = struct.unpack("=HH", found[number])
-            selectors.append(f"{name} {first}" if first == last else f"{name} {first}-{last}")
+            selectors.append(f"{name} {range_text(first, last)}")
     if 12 in found and any(found[12]):
         selectors.append(f"tun_id {int.from_bytes(found[12], 'big')}")
     if 13 in found and u16(found[13][:2]) != 0xFFFF:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from core.diff.changelist import ChangeList, Topic, in_both, missing_in
 from core.model import IpSettings, Listener, NetState, Snapshot, namespace_ref
+from core.text import end_text
 
 
 def compare_host(log: ChangeList) -> None:
@@ -98,5 +99,4 @@ def _listeners(snapshot: Snapshot, host: int) -> dict[int, list[str]]:
 
 
 def _listener(one: Listener) -> str:
-    address = f"[{one.address}]" if ":" in one.address else one.address
-    return f"{one.l4_proto} {address}:{one.port}"
+    return f"{one.l4_proto} {end_text(one.address, one.port)}"

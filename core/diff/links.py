@@ -19,6 +19,7 @@ from core.model import (
     link_ref,
     namespace_ref,
 )
+from core.text import range_text
 
 _UNNAMED_KINDS = ("physical", "loopback", "")
 
@@ -148,7 +149,7 @@ def _settings[Kind: (BridgePort, BridgeSettings)](old: Kind, new: Kind, name: st
 
 
 def _vlans(holder: BridgePort | BridgeSettings) -> str:
-    ranges = (str(v.vid) if v.vid == v.vid_end else f"{v.vid}-{v.vid_end}" for v in holder.vlans)
+    ranges = (range_text(one.vid, one.vid_end) for one in holder.vlans)
     return ",".join(ranges) or "none"
 
 

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from core.model import Chain, Firewall, FirewallRule
+from core.text import bounds as bounds
 
 Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -171,15 +172,6 @@ def has_any(text: str, own: AbstractSet[str]) -> bool:
     """Return whether a match holds for packets with these values."""
     negated, members = split(text)
     return own.isdisjoint(members) == negated
-
-
-def bounds(ports: str) -> tuple[int, int]:
-    """Return the first and last port of "80" or "80-82".
-
-    Raises ValueError for other text.
-    """
-    first, _, last = ports.partition("-")
-    return int(first), int(last or first)
 
 
 def is_loopback(address: str) -> bool:

@@ -18,7 +18,7 @@ from core.netlink.client import Netlink, attribute
 from core.operations.base import Operation
 from core.operations.executor import Executor, inside
 from core.operations.values import HOST, NetnsTarget, recorded
-from core.text import quoted
+from core.text import bounds, quoted
 
 # linux/rtnetlink.h, linux/fib_rules.h; struct fib_rule_hdr.
 _NEW_RULE, _DELETE_RULE = 32, 33
@@ -33,18 +33,13 @@ _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ACTIONS = {name: number for number, name in RULE_ACTIONS.items()}
 
 
-def _range(text: str) -> tuple[int, int]:
-    first, _, last = text.partition("-")
-    return int(first), int(last or first)
-
-
 # Attributes of the rarer selectors, by their names in PolicyRule.more.
 _SELECTORS: dict[str, Callable[[str], bytes]] = {
     "l3mdev": lambda _: attribute(_L3MDEV, b"\1"),
-    "uidrange": lambda value: attribute(_UIDS, struct.pack("=II", *_range(value))),
+    "uidrange": lambda value: attribute(_UIDS, struct.pack("=II", *bounds(value))),
     "ipproto": lambda value: attribute(_IP_PROTOCOL, bytes([int(value)])),
-    "sport": lambda value: attribute(_SPORTS, struct.pack("=HH", *_range(value))),
-    "dport": lambda value: attribute(_DPORTS, struct.pack("=HH", *_range(value))),
+    "sport": lambda value: attribute(_SPORTS, struct.pack("=HH", *bounds(value))),
+    "dport": lambda value: attribute(_DPORTS, struct.pack("=HH", *bounds(value))),
     "suppress_ifgroup": lambda value: attribute(_GROUP, struct.pack("=I", int(value))),
 }
 POLICY_SELECTORS = frozenset({*_SELECTORS, "tos"})

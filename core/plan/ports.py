@@ -17,7 +17,7 @@ from core.plan.builder import CannotPlan, PlanBuilder, Target, plan_steps, requi
 from core.plan.connectivity import BRIDGE_NF_SYSCTL, enable_forwarding, warn_of_filters
 from core.plan.requests import Publish, Unpublish
 from core.plan.tags import COMMENT_BYTES, VnetPort, VnetState, port_id, vnet_state
-from core.text import TABLE, end_text, quoted, safe
+from core.text import TABLE, bounds, end_text, quoted, range_text, safe
 from core.topology import Topology
 
 
@@ -39,7 +39,7 @@ def plan_publish(request: Publish, builder: PlanBuilder) -> str:
         validate.ports(request.host_ports),
         when(request.container_ports, validate.ports(inside)),
     )
-    host_ports, container_ports = validate.port_range(request.host_ports), validate.port_range(inside)
+    host_ports, container_ports = bounds(request.host_ports), bounds(inside)
     require(
         when(
             host_ports[1] - host_ports[0] != container_ports[1] - container_ports[0],
@@ -138,8 +138,7 @@ def _new_ports(request: Publish, inside: str, target: Target, endpoint: _Endpoin
 
 
 def _short(ports: str) -> str:
-    first, last = validate.port_range(ports)
-    return str(first) if first == last else f"{first}-{last}"
+    return range_text(*bounds(ports))
 
 
 def _allow_forwarding(
@@ -357,10 +356,10 @@ def port_conflict(port: VnetPort, now: VnetState, topology: Topology) -> str:
 
     `now` is the VnetState after the steps so far.
     """
-    number = validate.port_range(port.host_ports)
+    number = bounds(port.host_ports)
     for other in now.ports:
         if (":" in other.address) == (":" in port.address) and _conflicts(
-            port, other.l4_proto, other.host_ip, validate.port_range(other.host_ports)
+            port, other.l4_proto, other.host_ip, bounds(other.host_ports)
         ):
             return (
                 f"{other.port_id} is already published, to {other.address}. "
@@ -405,9 +404,7 @@ def free_port(topology: Topology, l4_proto: str) -> str:
     """Return the first unused port from 8080 on, "" if there is none."""
     used = {one.port for one in topology.snapshot.host.listening if one.l4_proto == l4_proto}
     used |= {port.host_port for one in topology.snapshot.containers() for port in one.ports}
-    ranges = [
-        validate.port_range(port.host_ports) for port in vnet_state(topology.snapshot, topology.host).ports
-    ]
+    ranges = [bounds(port.host_ports) for port in vnet_state(topology.snapshot, topology.host).ports]
     redirects = (one for one in _redirects(topology) if one.ports != _EVERY_PORT)
     ranges += [one.ports for one in redirects if one.l4_proto in ("", l4_proto)]
     for first, last in ranges:
@@ -424,7 +421,7 @@ def _conflicts(port: VnetPort, l4_proto: str, host_ip: str, ports: tuple[int, in
     same = port.host_ip == host_ip or "" in (port.host_ip, host_ip)
     if host_ip in _EVERY:
         same = host_ip == _EVERY[":" in port.address]
-    return l4_proto == port.l4_proto and same and _overlap(validate.port_range(port.host_ports), ports)
+    return l4_proto == port.l4_proto and same and _overlap(bounds(port.host_ports), ports)
 
 
 def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -432,13 +429,12 @@ def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def _common_ports(one: tuple[int, int], other: tuple[int, int]) -> str:
-    first, last = max(one[0], other[0]), min(one[1], other[1])
-    return str(first) if first == last else f"{first}-{last}"
+    return range_text(max(one[0], other[0]), min(one[1], other[1]))
 
 
 def _redirects_of(port: VnetPort, topology: Topology) -> Iterator[ForeignRedirect]:
     """Yield the redirects of other programs that match a port."""
-    ipv6, number = ":" in port.address, validate.port_range(port.host_ports)
+    ipv6, number = ":" in port.address, bounds(port.host_ports)
     for one in _redirects(topology):
         same = one.ipv6 == ipv6 and one.l4_proto in ("", port.l4_proto)
         if same and _overlap(one.ports, number) and _matches(one.matched, port, topology):
@@ -466,7 +462,7 @@ def _redirects(topology: Topology) -> Iterator[ForeignRedirect]:
 
 def _rule_redirects(placed: PlacedRule, rule: FirewallRule, topology: Topology) -> Iterator[ForeignRedirect]:
     negated, numbers = split(rule.dport)
-    ranges = [validate.port_range(one) for one in numbers if not validate.ports_shape(one)]
+    ranges = [bounds(one) for one in numbers if not validate.ports_shape(one)]
     if numbers and not ranges:
         return  # a set whose elements aren't known
     # Ports from several jumps each belong to one jump; which one isn't known.

@@ -6,8 +6,7 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 
 from core.plan.tags import VnetNetwork, VnetPort, VnetState
-from core.plan.validate import port_range
-from core.text import TABLE, escape
+from core.text import TABLE, bounds, end_text, escape
 
 # Both texts of SetRules begin with this: it deletes the table, whether it existed or not.
 EMPTY = f"table inet {TABLE}\ndelete table inet {TABLE}\n"
@@ -76,12 +75,11 @@ def _publish(port: VnetPort) -> str:
 
 
 def _destination(port: VnetPort, family: str) -> str:
-    host, inside = port_range(port.host_ports), port_range(port.container_ports)
+    host, inside = bounds(port.host_ports), bounds(port.container_ports)
     if host == inside:
         return f"dnat {family} to {port.address}"
     if host[0] == host[1]:
-        address = f"[{port.address}]" if family == "ip6" else port.address
-        return f"dnat {family} to {address}:{inside[0]}"
+        return f"dnat {family} to {end_text(port.address, inside[0])}"
     pairs = zip(range(host[0], host[1] + 1), range(inside[0], inside[1] + 1), strict=True)
     elements = ", ".join(f"{outer} : {port.address} . {inner}" for outer, inner in pairs)
     return f"dnat {family} to {port.l4_proto} dport map {{ {elements} }}"

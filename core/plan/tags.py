@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from core.model import FirewallRule, Link, Snapshot
-from core.text import TABLE, TagValues, escape, format_tag, parse_tag, unescape
+from core.text import TABLE, TagValues, end_text, escape, format_tag, parse_tag, unescape
 
 # IFALIASZ of linux/if.h without the closing zero, and the limit of nft(8) for a rule's comment.
 ALIAS_BYTES = 255
@@ -106,8 +106,7 @@ class VnetState:
 
 def port_id(l4_proto: str, host_ip: str, host_ports: str) -> str:
     """Return VnetPort.port_id for these values."""
-    host = f"[{host_ip}]" if ":" in host_ip else host_ip
-    return f"{l4_proto}/{host}:{host_ports}" if host else f"{l4_proto}/{host_ports}"
+    return f"{l4_proto}/{end_text(host_ip, host_ports) if host_ip else host_ports}"
 
 
 def pair(one: str, other: str) -> tuple[str, str]:

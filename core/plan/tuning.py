@@ -15,7 +15,7 @@ from core.plan import untracked
 from core.plan.builder import CannotPlan, PlanBuilder, plan_steps, require, when
 from core.plan.connectivity import is_critical_link, warn_of_filters
 from core.plan.requests import Tune
-from core.text import safe
+from core.text import bounds, safe
 from core.topology import Topology
 
 _NONE = LinkTuning()
@@ -254,8 +254,8 @@ def cpus_of_list(text: str) -> int:
     """Return the CPUs of a list such as "0-3,8", one bit each."""
     found = 0
     for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        for cpu in range(int(first), int(last or first) + 1):
+        first, last = bounds(part)
+        for cpu in range(first, last + 1):
             found |= 1 << cpu
     return found
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 
 from core.plan.ipam import Address, Prefix, overlap
 from core.plan.requests import KINDS, MODELS, PROTOCOLS
-from core.text import safe
+from core.text import bounds, safe
 
 NAME_BYTES = 15
 LEAST_MTU = {4: 68, 6: 1280}
@@ -172,7 +172,7 @@ def ports(text: str) -> str:
     found = _RANGE.match(text) if text.isascii() else None
     if not found:
         return f"{shown} isn't a port. Try: one such as 8080 or 8000-8010"
-    first, last = port_range(text)
+    first, last = bounds(text)
     if not 1 <= first <= 65535 or not 1 <= last <= 65535:
         return f"{shown} is out of range (1 to 65535)"
     if last < first:
@@ -185,12 +185,6 @@ def ports(text: str) -> str:
 def ports_shape(text: str) -> str:
     """Check that a text is a port or a range, of any size."""
     return "" if text.isascii() and _RANGE.match(text) else f"{_shown(text)} isn't a port"
-
-
-def port_range(text: str) -> tuple[int, int]:
-    """Return the first and last port of a text that `ports` accepts."""
-    first, _, last = text.partition("-")
-    return int(first), int(last or first)
 
 
 def _choice(options: tuple[str, ...]) -> str:

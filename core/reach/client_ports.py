@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
+from core.text import bounds
+
 RANGE, RESERVED = "net.ipv4.ip_local_port_range", "net.ipv4.ip_local_reserved_ports"
 NAMES = (RANGE, RESERVED)
 _USUAL_RANGE = "32768 60999"
@@ -26,7 +28,7 @@ def first_free(sysctls: Mapping[str, str]) -> int:
 @lru_cache(1024)
 def _first_free(ports: str, reserved: str) -> int:
     low, high = map(int, ports.split())
-    taken = sorted(_bounds(one) for one in reserved.split(",") if one)
+    taken = sorted(bounds(one) for one in reserved.split(",") if one)
     port = USUAL if low <= USUAL <= high else low
     for first, last in taken:
         if first <= port <= last:
@@ -38,8 +40,3 @@ def _first_free(ports: str, reserved: str) -> int:
         if first <= port <= last:
             port = last + 1
     return port if port <= high else 0
-
-
-def _bounds(text: str) -> tuple[int, int]:
-    first, _, last = text.partition("-")
-    return int(first), int(last or first)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from core.model import Address, IpSettings, Link, NetState, NextHop, PolicyRule, Route
 from core.nat.packets import PROTOCOL_NUMBERS
 from core.reach.packet import Packet, parse_address
+from core.text import bounds
 
 _ENDS = {"blackhole": "blackhole", "unreachable": "unreachable", "prohibit": "prohibit"}
 _SELECTOR = re.compile(r"(ipproto|dport|sport) (\S+)")
@@ -257,8 +258,8 @@ def _more(text: str, packet: Packet) -> bool | None:
     if found[1] == "ipproto":
         return found[2] in (packet.l4_proto, PROTOCOL_NUMBERS.get(packet.l4_proto))
     port = packet.dport if found[1] == "dport" else packet.sport
-    first, _, last = found[2].partition("-")
-    return int(first) <= port <= int(last or first) if port else None
+    first, last = bounds(found[2])
+    return first <= port <= last if port else None
 
 
 def _is_in(address: str, prefix: str) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.plan import validate
-from core.text import safe
+from core.text import bounds, safe
 
 TAKEN = {ipaddress.ip_network("10.9.0.0/16"): "docker's network front"}
 
@@ -154,4 +154,4 @@ def test_bad_ports(text: str, reason: str) -> None:
 def test_good_ports(first: int, more: int) -> None:
     last = min(first + more, 65535)
     assert validate.ports(f"{first}-{last}") == "" == validate.ports(str(first))
-    assert validate.port_range(f"{first}-{last}") == (first, last)
+    assert bounds(f"{first}-{last}") == (first, last)

@@ -24,7 +24,7 @@ from core.model import (
     network_ref,
 )
 from core.rates import Rates
-from core.text import safe
+from core.text import end_text, range_text, safe
 from core.topology import Topology
 from core.topology.related import entries_of_container
 from tui.views import cells, formatting, networks
@@ -156,10 +156,9 @@ def port_words(ports: Iterable[PublishedPort]) -> Iterator[str]:
     "5000-5010→5000-5010/udp".
     """
     for port, outer, inner in _runs(ports):
-        address = f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip
-        where = f"{address}:" if port.host_ip not in ("", "0.0.0.0") else ""
+        published = outer if port.host_ip in ("", "0.0.0.0") else end_text(port.host_ip, outer)
         proto = "" if port.l4_proto == "tcp" else f"/{port.l4_proto}"
-        yield f"{where}{outer}→{inner}{proto}"
+        yield f"{published}→{inner}{proto}"
 
 
 def _runs(ports: Iterable[PublishedPort]) -> Iterator[tuple[PublishedPort, str, str]]:
@@ -173,17 +172,13 @@ def _runs(ports: Iterable[PublishedPort]) -> Iterator[tuple[PublishedPort, str, 
             runs.append([])
         runs[-1].append(port)
     for first, *_, last in ((*run, run[-1]) for run in sorted(runs, key=lambda run: run[0].host_port)):
-        outer = _span(first.host_port, last.host_port)
-        yield first, outer, _span(first.container_port, last.container_port)
+        outer = range_text(first.host_port, last.host_port)
+        yield first, outer, range_text(first.container_port, last.container_port)
 
 
 def _is_next(one: PublishedPort, other: PublishedPort) -> bool:
     ahead = replace(one, host_port=one.host_port + 1, container_port=one.container_port + 1)
     return ahead == other
-
-
-def _span(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}-{last}"
 
 
 def published(topology: Topology, container: Container, link: Link | None = None) -> tuple[str, ...]:
