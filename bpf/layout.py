@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,27 +57,23 @@ MAC_KEY = np.dtype([("bridge", "u4"), ("mac", "u1", (6,)), ("pad", "u1", (2,))])
 MAC_VALUE = np.dtype([("ifindex", "u4"), ("flags", "u2"), ("mtu", "u2")])
 MAC_PEER, MAC_ISOLATED = 1, 2
 
-# Addresses and ports are in network order.
-KEY4 = np.dtype(
-    [
-        ("src", "u1", (4,)),
-        ("dst", "u1", (4,)),
+
+def _key(octets: int) -> list[Any]:
+    """Return the fields of a connection, with addresses of that many octets.
+
+    Addresses and ports are in network order.
+    """
+    return [
+        ("src", "u1", (octets,)),
+        ("dst", "u1", (octets,)),
         ("sport", ">u2"),
         ("dport", ">u2"),
         ("l4_proto", "u1"),
         ("pad", "u1", (3,)),
     ]
-)
-KEY6 = np.dtype(
-    [
-        ("src", "u1", (16,)),
-        ("dst", "u1", (16,)),
-        ("sport", ">u2"),
-        ("dport", ">u2"),
-        ("l4_proto", "u1"),
-        ("pad", "u1", (3,)),
-    ]
-)
+
+
+KEY4, KEY6 = np.dtype(_key(4)), np.dtype(_key(16))
 
 # Times are the low 32 bits of jiffies (bpf/clock.py).
 FLOW = np.dtype(
@@ -119,18 +116,7 @@ YOUNG = np.dtype([("tag", "u4"), ("asked", "u4")])
 YOUNG_ENTRIES = 8192
 
 # A record of the ring buffer `wanted`.
-WANT = np.dtype(
-    [
-        ("what", "u4"),
-        ("family", "u4"),
-        ("src", "u1", (16,)),
-        ("dst", "u1", (16,)),
-        ("sport", ">u2"),
-        ("dport", ">u2"),
-        ("l4_proto", "u1"),
-        ("pad", "u1", (3,)),
-    ]
-)
+WANT = np.dtype([("what", "u4"), ("family", "u4"), *_key(16)])
 WANT_LIBERAL, WANT_RULES, WANT_CLOSE, WANT_RENEW = 1, 2, 3, 4
 
 SLOT_COUNTERS = np.dtype([("packets", "u8", (COUNTERS,))])

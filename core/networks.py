@@ -10,7 +10,16 @@ from functools import cached_property
 
 from core.model import Firewall, Link, Namespace, Network, Snapshot
 from core.nat.filters import is_isolated
-from core.nat.packets import PlacedRule, Prefix, covers, matches_link, placed_rules, prefixes, split
+from core.nat.packets import (
+    PlacedRule,
+    Prefix,
+    covers,
+    is_everything,
+    matches_link,
+    placed_rules,
+    prefixes,
+    split,
+)
 from core.nat.raw_entries import host_netns
 from core.text import parse_tag
 
@@ -194,7 +203,7 @@ def _source_nat(firewall: Firewall) -> Iterator[PlacedRule]:
 def _translates(placed: PlacedRule, bridge: str, subnet: Prefix) -> bool:
     """Return whether a rule does SNAT for packets that leave a subnet by another link."""
     rule = placed.effective
-    has_destination = bool(rule.dst) and not rule.dst.startswith("!") and not _is_everything(rule.dst)
+    has_destination = bool(rule.dst) and not rule.dst.startswith("!") and not is_everything(rule.dst)
     is_hairpin = split(rule.oif) == (False, (bridge,))
     is_unclear = not placed.rule.understood and not rule.src
     sources = ",".join(one.src for one in rule.translations) if rule.translations else rule.src
@@ -203,7 +212,3 @@ def _translates(placed: PlacedRule, bridge: str, subnet: Prefix) -> bool:
         and matches_link(rule.iif, bridge)
         and covers(sources, subnet) is True
     )
-
-
-def _is_everything(text: str) -> bool:
-    return any(prefix.prefixlen == 0 for prefix in prefixes(text) or ())

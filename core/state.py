@@ -192,12 +192,13 @@ def try_shared_lock() -> Iterator[bool]:
         yield True
         return
     try:
-        yield getattr(_planning, "now", False) or _try_flock(descriptor)
+        yield getattr(_planning, "now", False) or lock_shared(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _try_flock(descriptor: int) -> bool:
+def lock_shared(descriptor: int) -> bool:
+    """Take a shared lock of an open file; return whether that was possible at once."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -8,7 +8,6 @@ import os
 import re
 import sys
 import tarfile
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from core.text import safe
 from core.topology import Topology
 from core.topology.flow_index import FlowView
 from tui.cli.show import write_lists
+from tui.moments import clock_text
 from tui.services import LoggedChange, PastChange
 from tui.views.flows_detail import flow_text
 
@@ -117,7 +117,7 @@ def _parts(name: str, kept: BundleContents) -> Iterator[tuple[str, Iterable[str]
             label = re.sub(r"[^A-Za-z0-9._-]", "_", topology.label(firewall.ns))[:40]
             yield f"rules/{label}-{firewall.ns}.txt", _rules(firewall)
     yield "problems.txt", _lines(_troubles(topology))
-    yield "events.txt", _lines(f"{_clock(each.at)} {each.sentence}" for each in kept.changes)
+    yield "events.txt", _lines(f"{clock_text(each.at)} {each.sentence}" for each in kept.changes)
     yield "commands.json", _json([_logged(one) for one in kept.log])
     yield "history.json", _json([_earlier(one) for one in kept.history])
     if kept.counters is not None:
@@ -132,7 +132,7 @@ def _about(topology: Topology) -> dict[str, Any]:
     return {
         "vnet-tui": version("vnet-tui"),
         "taken_at": snapshot.taken_at,
-        "taken": _clock(snapshot.taken_at),
+        "taken": clock_text(snapshot.taken_at),
         "hostname": snapshot.host.hostname,
         "kernel": snapshot.host.kernel,
         "missing_capabilities": list(snapshot.host.missing_capabilities),
@@ -212,13 +212,6 @@ def _earlier(one: PastChange) -> dict[str, Any]:
         "id": one.entry_id, "title": one.title, "at": one.at, "commands": commands, "end": one.end,
         "errors": list(one.errors),
     }  # fmt: skip
-
-
-def _clock(at: float) -> str:
-    try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
-    except (OverflowError, ValueError, OSError):
-        return f"{at:.0f}"
 
 
 def _lines(lines: Iterable[str]) -> Iterator[str]:

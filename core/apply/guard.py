@@ -8,7 +8,6 @@ before it reverts.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
@@ -21,7 +20,7 @@ from pathlib import Path
 from core.apply import journal, run
 from core.apply.entries import Entry
 from core.operations import Operation, undo_of
-from core.state import StateError, boot_id, state_directory, unusable
+from core.state import StateError, boot_id, lock_shared, state_directory, unusable
 from core.tools import python_command, python_environment
 
 SECONDS = 60.0
@@ -129,7 +128,7 @@ def _pending() -> Iterator[Guard]:
         except FileNotFoundError:
             continue
         try:
-            alive = not _unlocked(descriptor)
+            alive = not lock_shared(descriptor)
             stored = json.loads(os.pread(descriptor, 4096, 0))
             if stored["boot"] != boot_id() or _is_undone(path.stem):
                 continue  # the change was lost at a restart of the machine, or was undone
@@ -144,14 +143,6 @@ def _pending() -> Iterator[Guard]:
 def _is_undone(entry_id: str) -> bool:
     entry = journal.find(entry_id)
     return entry is not None and entry.end == "undone"
-
-
-def _unlocked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _start(entry_id: str, title: str, seconds: float) -> None:

@@ -8,7 +8,6 @@ from core.diagnose import storm_text
 from core.diagnose.drops import subject_of
 from core.diff.changelist import MANY, ChangeList, Topic, in_both, missing_in
 from core.model import (
-    Chain,
     Conntrack,
     Container,
     Engine,
@@ -109,7 +108,6 @@ def _network_text(network: Network) -> str:
 
 _FAST_TABLE = "vnet_fastpath"  # inet, of nftables
 _DOCKER_DNS = "127.0.0.11"
-ChainKey = tuple[str, str, str, str]
 
 
 def compare_rules(log: ChangeList) -> None:
@@ -268,17 +266,13 @@ def _weight(rule: FirewallRule, action: str) -> int:
 
 
 def _compare_policies(log: ChangeList, ns: int, old: Firewall, new: Firewall) -> None:
-    before = {_chain_key(chain): chain.policy for chain in old.chains}
+    before = {chain.key: chain.policy for chain in old.chains}
     for chain in new.chains:
-        was = before.get(_chain_key(chain), chain.policy)
+        was = before.get(chain.key, chain.policy)
         if was != chain.policy:
-            policy = f"the policy of {' '.join(_chain_key(chain))} in {log.label(ns)}"
+            policy = f"the policy of {' '.join(chain.key)} in {log.label(ns)}"
             sentence = f"{policy} changed from {was} to {chain.policy}"
             log.add("changed", namespace_ref(ns), sentence, Topic.FIREWALL)
-
-
-def _chain_key(chain: Chain) -> ChainKey:
-    return (chain.backend, chain.family, chain.table, chain.name)
 
 
 # Shares of nf_conntrack_max; two of them, so that a table near the limit isn't reported again and again.

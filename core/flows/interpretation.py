@@ -79,9 +79,13 @@ class End(NamedTuple):
     port: int | None
     name: str = ""
 
+    @property
+    def text(self) -> str:
+        """The address and port, without the owner."""
+        return end_text(self.address, self.port)
+
     def __str__(self) -> str:
-        text = end_text(self.address, self.port)
-        return f"{self.name} {text}" if self.name else text
+        return f"{self.name} {self.text}" if self.name else self.text
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,10 @@ class Container:
         """The inode of its network namespace, None if it has none now."""
         return self.namespaces.get("net")
 
+    def endpoints_of(self, network: Network) -> tuple[Endpoint, ...]:
+        """Return its attachments to a network, which engines give by name or id."""
+        return tuple(end for end in self.endpoints if end.network in (network.name, network.id))
+
 
 @dataclass(frozen=True, slots=True)
 class Network:

@@ -24,6 +24,11 @@ class Chain:
     policy: str = ""
     links: tuple[str, ...] = ()
 
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """Return what identifies it in a namespace: backend, family, table and name."""
+        return (self.backend, self.family, self.table, self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Translation:

@@ -17,7 +17,7 @@ from core.nat.describe import (
     with_network_name,
 )
 from core.nat.filters import filter_entries
-from core.nat.packets import PlacedRule, placed_rules, prefixes, split
+from core.nat.packets import PlacedRule, is_everything, placed_rules, split
 from core.nat.raw_entries import Owners, RawEntry, family_of, fold_helpers
 from core.text import end_text
 
@@ -168,13 +168,9 @@ def _destination(rule: FirewallRule) -> str:
     parts = []
     if rule.oif and not rule.oif.startswith("!"):
         parts.append(f" via {join_short(split(rule.oif)[1])}")
-    if rule.dst and not rule.dst.startswith("!") and not _is_everything(rule.dst):
+    if rule.dst and not rule.dst.startswith("!") and not is_everything(rule.dst):
         parts.append(f" to {join_short(split(rule.dst)[1])}")
     return "".join(parts)
-
-
-def _is_everything(text: str) -> bool:
-    return any(prefix.prefixlen == 0 for prefix in prefixes(text) or ())
 
 
 def _link_address(rule: FirewallRule) -> str:

@@ -201,7 +201,7 @@ class _Walk:
 
     def drops(self, base: Chain) -> bool:
         """Return whether a base chain drops all of the packets."""
-        verdict = self._chain((base.backend, base.family, base.table, base.name), 0)
+        verdict = self._chain(base.key, 0)
         return (verdict or base.policy) == "drop"
 
     def _chain(self, key: ChainKey, depth: int) -> str:

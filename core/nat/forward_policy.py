@@ -106,7 +106,7 @@ class PolicyEvaluator:
             for one in self.firewall.chains
             if is_forward_chain(one)
             and one.table != TABLE
-            and (one.policy == "drop" or self._may_drop(_key(one), set()))
+            and (one.policy == "drop" or self._may_drop(one.key, set()))
         )
 
     def _may_drop(self, key: ChainKey, seen: set[ChainKey]) -> bool:
@@ -135,21 +135,21 @@ class PolicyEvaluator:
         return DroppingChain(chain, kind, certain, families, first.rule, accept_chain)
 
     def _walk(self, packet: Packet, chain: Chain, accept_at: str = "") -> _Walk:
-        walk = _Walk(self._rules, packet, accept_at and (*_key(chain)[:3], accept_at))
-        walk.run(_key(chain), chain.policy)
+        walk = _Walk(self._rules, packet, accept_at and (*chain.key[:3], accept_at))
+        walk.run(chain.key, chain.policy)
         return walk
 
     def _accept_chain(self, chain: Chain, packets: Sequence[Packet]) -> str:
         """Return the chain for an accept: DOCKER-USER if the packets pass it early enough."""
         user = "DOCKER-USER"
-        has_user_chain = chain.backend != "nft" and (*_key(chain)[:3], user) in self._user_chains
+        has_user_chain = chain.backend != "nft" and (*chain.key[:3], user) in self._user_chains
         if has_user_chain and all(not self._walk(packet, chain, user).drops for packet in packets):
             return user
         return chain.name
 
     @cached_property
     def _user_chains(self) -> set[ChainKey]:
-        return {_key(one) for one in self.firewall.chains if one.name == "DOCKER-USER"}
+        return {one.key for one in self.firewall.chains if one.name == "DOCKER-USER"}
 
 
 class _Walk:
@@ -357,7 +357,3 @@ def by_chain(found: Iterable[DroppingChain]) -> list[tuple[Chain, list[DroppingC
     for one in found:
         groups.setdefault(one.chain, []).append(one)
     return list(groups.items())
-
-
-def _key(chain: Chain) -> ChainKey:
-    return (chain.backend, chain.family, chain.table, chain.name)

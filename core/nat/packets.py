@@ -76,6 +76,11 @@ def covers(text: str, prefix: Prefix) -> bool | None:
     return None if any(overlap(prefix, one) for one in found) else negated
 
 
+def is_everything(text: str) -> bool:
+    """Return whether an address match has a prefix of all addresses; a "!" is ignored."""
+    return any(prefix.prefixlen == 0 for prefix in prefixes(text) or ())
+
+
 def are_disjoint(field: str, one: str, other: str) -> bool:
     """Return whether no packet can satisfy two matches on a field of FirewallRule.
 
@@ -374,11 +379,7 @@ class _ChainPaths:
     """Find all paths to each chain, once."""
 
     def __init__(self, firewall: Firewall) -> None:
-        self._bases: dict[ChainKey, Chain] = {
-            (chain.backend, chain.family, chain.table, chain.name): chain
-            for chain in firewall.chains
-            if chain.hook
-        }
+        self._bases: dict[ChainKey, Chain] = {chain.key: chain for chain in firewall.chains if chain.hook}
         self._callers: dict[ChainKey, list[FirewallRule]] = {}
         for rule in firewall.rules:
             for key in targets(rule):

@@ -59,7 +59,7 @@ class Evaluator:
         self._bases: dict[tuple[str, str], list[Chain]] = {}
         for chain in firewall.chains:
             # A chain without rules and with policy accept changes nothing.
-            if chain.hook and (chain.policy == "drop" or self._rules.get(_key(chain))):
+            if chain.hook and (chain.policy == "drop" or self._rules.get(chain.key)):
                 self._bases.setdefault((chain.family, chain.hook), []).append(chain)
 
     @property
@@ -95,7 +95,7 @@ class Evaluator:
     def zone_rule(self, packet: Packet, hook: Hook) -> FirewallRule | None:
         """Return the rule that sets the conntrack zone of a packet."""
         for chain in self._bases_of(hook.name):
-            for rule in self._rules.get(_key(chain), ()):
+            for rule in self._rules.get(chain.key, ()):
                 effect = effect_of(rule)
                 if effect is not None and effect.what == "zone" and match(rule, packet, hook):
                     return rule
@@ -236,7 +236,7 @@ class _Walk:
 
     def run(self) -> tuple[str, FirewallRule | None]:
         """Return the verdict, "unknown" if it depends on a match that isn't known."""
-        verdict, rule = self._run(_key(self._chain), 0) or (self._chain.policy or "accept", None)
+        verdict, rule = self._run(self._chain.key, 0) or (self._chain.policy or "accept", None)
         verdict = "drop" if verdict == "queue" else verdict
         outcome = "drop" if verdict in _STOPS else "accept"
         if self._doubt is not None and self._doubted - {outcome}:
@@ -333,7 +333,3 @@ def _verdicts(evaluator: Evaluator, rule: FirewallRule, depth: int) -> set[Liter
 
 def _ending(rule: FirewallRule) -> Iterator[VerdictCase]:
     return (one for one in rule.choices if one.verdict in ("accept", *_STOPS))
-
-
-def _key(chain: Chain) -> ChainKey:
-    return (chain.backend, chain.family, chain.table, chain.name)

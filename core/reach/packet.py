@@ -98,6 +98,8 @@ def _results(rule: FirewallRule, packet: Packet, hook: Hook) -> Iterator[bool | 
 
 def _elements(rule: FirewallRule, text: str, hook: Hook) -> str | None:
     """Replace a named set by its elements, None if they are unknown."""
+    if "@" not in text:
+        return text
     negated, members = split(text)
     found: list[str] = []
     for member in members:
@@ -114,14 +116,14 @@ def _elements(rule: FirewallRule, text: str, hook: Hook) -> str | None:
 def _address(rule: FirewallRule, text: str, address: str, hook: Hook) -> bool | None:
     if not text:
         return True
-    resolved = _elements(rule, text, hook) if "@" in text else text
+    resolved = _elements(rule, text, hook)
     return None if resolved is None else matches_address(resolved, address)
 
 
 def _port(rule: FirewallRule, text: str, packet: Packet, port: int, hook: Hook) -> bool | None:
     if not text:
         return True
-    resolved = _elements(rule, text, hook) if "@" in text else text
+    resolved = _elements(rule, text, hook)
     if resolved is None:
         return None
     if not port:

@@ -407,12 +407,8 @@ class Topology:
             container
             for container in self.containers.values()
             if (container.netns in connected and container.netns != self.host)
-            or (container.runtime == network.engine and self._is_attached(container, network))
+            or (container.runtime == network.engine and container.endpoints_of(network))
         )
-
-    @staticmethod
-    def _is_attached(container: Container, network: Network) -> bool:
-        return any(end.network in (network.name, network.id) for end in container.endpoints)
 
     def members(self, network: Network) -> tuple[Container, ...]:
         """Return the containers on a network, by its bridge's ports and by their engine."""

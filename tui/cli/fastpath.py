@@ -21,7 +21,7 @@ from tui.cli.fastpath_session import FastPathSession, ask
 from tui.command import CommandError
 from tui.services import FastPathPreview
 from tui.views.fast_targets import BridgeChoice, all_choices, choice_named
-from tui.views.fastpath import COST_IS, ENDS_WITH
+from tui.views.fastpath import COST_IS, ENDS_WITH, ranked
 
 
 def run(options: argparse.Namespace) -> int:
@@ -246,11 +246,6 @@ def _verdicts(fast: FastPath) -> Iterator[str]:
     for name, count in ranked(fast.verdicts):
         mark = "" if name == FAST else "to the kernel: "
         yield f"{count:>14,}  {mark}{fast.words.get(name, name)}"
-
-
-def ranked(verdicts: Any) -> list[tuple[str, int]]:
-    """Return verdicts with their packets: the fast path's first, then by number."""
-    return sorted(verdicts.items(), key=lambda pair: (pair[0] != FAST, -pair[1]))
 
 
 def _links(fast: FastPath) -> Iterator[str]:

@@ -201,17 +201,13 @@ def _engines(topology: Topology) -> Iterator[dict[str, Any]]:
                 "name": network.name, "engine": engine.name, "kind": kind.kind if kind else network.kind,
                 "bridge": network.bridge, "subnets": list(network.subnets),
                 "gateways": list(network.gateways), "mtu": network.mtu, "nat66": False, "uplink": "",
-                "containers": [_end(one, network) for one in engine.containers if _is_on(one, network)],
+                "containers": [_end(one, network) for one in engine.containers if one.endpoints_of(network)],
                 "joined": [],
             }  # fmt: skip
 
 
-def _is_on(container: Container, network: Network) -> bool:
-    return any(end.network in (network.name, network.id) for end in container.endpoints)
-
-
 def _end(container: Container, network: Network) -> dict[str, Any]:
-    end = next(end for end in container.endpoints if end.network in (network.name, network.id))
+    end = container.endpoints_of(network)[0]
     return {
         "name": container.name, "uid": container.uid, "link": "", "port": "",
         "addresses": [one for one in (end.ipv4, end.ipv6) if one],

@@ -139,15 +139,15 @@ class ConntrackRows:
         """Sort keys of a column, the foremost last; None for an unknown column."""
         columns = self._columns
         makers: Mapping[str, Callable[[], tuple[np.ndarray, ...]]] = {
-            "proto": lambda: (_rank(PROTOCOLS)[columns.column("l4_proto")],),
-            "state": lambda: (_rank(STATES)[columns.state],),
+            "proto": lambda: (rank(PROTOCOLS)[columns.column("l4_proto")],),
+            "state": lambda: (rank(STATES)[columns.state],),
             "inside": lambda: _end_keys(*columns.inside()),
             "peer": lambda: _end_keys(*columns.peer()),
             "translation": lambda: (*_end_keys(*columns.outside()), columns.translation),
             "packets": lambda: (columns.total("packets"),),
             "bytes": lambda: (columns.total("bytes"),),
             "timeout": lambda: (columns.column("timeout"),),
-            "ns": lambda: (columns.by_table(_rank(self._labels)),),
+            "ns": lambda: (columns.by_table(rank(self._labels)),),
         }
         maker = makers.get(column)
         return maker() if maker else None
@@ -161,7 +161,7 @@ class ConntrackRows:
         return None
 
 
-def _rank(words: Sequence[str]) -> np.ndarray:
+def rank(words: Sequence[str]) -> np.ndarray:
     """Return the position of each word in alphabetical order."""
     places = {word: place for place, word in enumerate(sorted(set(words), key=str.casefold))}
     return np.array([places[word] for word in words])
@@ -276,14 +276,10 @@ def _translation(flow: Flow) -> str:
     """Return the translation as a sentence."""
     parts = []
     if flow.dnat:
-        parts.append(f"packets to {flow.dnat} go to {_bare(flow.responder)}")
+        parts.append(f"packets to {flow.dnat} go to {flow.responder.text}")
     if flow.snat:
-        parts.append(f"packets from {_bare(flow.origin)} get the source {flow.snat}")
+        parts.append(f"packets from {flow.origin.text} get the source {flow.snat}")
     return "; ".join(parts) or "none: both ends see each other's address"
-
-
-def _bare(end: End) -> str:
-    return end_text(end.address, end.port)
 
 
 def _state(entry: ConntrackEntry) -> Iterator[Line]:

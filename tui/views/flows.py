@@ -15,7 +15,7 @@ from core.text import safe
 from core.topology import Topology
 from core.topology.flow_index import CLIENTS, SEGMENTS, FlowView
 from tui.views import cells, formatting, query
-from tui.views.conntrack import state_cell
+from tui.views.conntrack import rank, state_cell
 from tui.views.filters import flow_keys_of, flows_mask_of, remarks
 from tui.views.formatting import PIN
 from tui.views.lists import ListRows
@@ -263,21 +263,19 @@ class FlowRows:
             "from": lambda: _ends(columns.column("orig_src"), columns.column("orig_sport")),
             "to": lambda: _ends(columns.column("reply_src"), columns.column("reply_sport")),
             "via": lambda: (_blanked(columns.translation.astype(float), columns.translation == 0),),
-            "proto": lambda: (_rank(PROTOCOLS)[columns.column("l4_proto")],),
-            "state": lambda: (_rank(STATES)[now.state],),
+            "proto": lambda: (rank(PROTOCOLS)[columns.column("l4_proto")],),
+            "state": lambda: (rank(STATES)[now.state],),
             "rate": lambda: (table.bits,),
-            "path": lambda: (_rank(PATHS)[table.path],),
+            "path": lambda: (rank(PATHS)[table.path],),
             "rtt": lambda: (flow_view.ends.rtt,),
             **{name: partial(self._segments, name) for name in SEGMENTS},
             "bytes": lambda: (_blanked(table.octets.sum(axis=1).astype(float), ~table.counted),),
             "packets": lambda: (_blanked(table.packets.sum(axis=1).astype(float), ~table.counted),),
             "age": lambda: (table.age,),
             "timeout": lambda: (now.column("timeout"),),
-            "client": lambda: (_blanked(_rank(CLIENTS)[index.client].astype(float), index.client == 0),),
+            "client": lambda: (_blanked(rank(CLIENTS)[index.client].astype(float), index.client == 0),),
             "process": lambda: (_process_keys(flow_view),),
-            "ns": lambda: (
-                columns.by_table(_rank([self._topology.label(one.ns) for one in columns.tables])),
-            ),
+            "ns": lambda: (columns.by_table(rank([self._topology.label(one.ns) for one in columns.tables])),),
         }
 
 
@@ -301,12 +299,6 @@ def _order_of_floats(key: np.ndarray, ties: np.ndarray, reverse: bool) -> np.nda
     return np.argsort((bits << np.uint64(32)) | (ties >> np.uint64(32)))
 
 
-def _rank(words: Sequence[str]) -> np.ndarray:
-    """Return the position of each word in alphabetical order."""
-    places = {word: place for place, word in enumerate(sorted(set(words), key=str.casefold))}
-    return np.array([places[word] for word in words])
-
-
 def _ends(addresses: np.ndarray, ports: np.ndarray) -> tuple[np.ndarray, ...]:
     return addresses[:, 0], addresses[:, 1], ports
 
@@ -320,7 +312,7 @@ def _process_keys(flow_view: FlowView) -> np.ndarray:
     pids = flow_view.ends.pids
     chosen = np.where(pids[:, 0] > 0, pids[:, 0], pids[:, 1])
     unique, place = np.unique(chosen, return_inverse=True)
-    ranks = _rank([flow_view.ends.commands.get(int(pid), "") for pid in unique] or [""])
+    ranks = rank([flow_view.ends.commands.get(int(pid), "") for pid in unique] or [""])
     return _blanked(ranks[place].astype(float), chosen == 0)
 
 

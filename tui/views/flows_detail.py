@@ -11,7 +11,7 @@ import numpy as np
 from core.flows import End, Flow, address_text, entry_of, flow_of, protocol_name, sentence
 from core.flows.merge import FAST, PATHS, FlowTable
 from core.model import Ref, conntrack_ref, container_ref, flow_ref
-from core.text import end_text, safe
+from core.text import safe
 from core.topology import Topology
 from core.topology.flow_index import CLIENTS, OUTSIDE, FlowView
 from tui.views import cells, formatting, query
@@ -184,15 +184,11 @@ def _hops(topology: Topology, flow_view: FlowView, hops: list[int]) -> Iterator[
         seen = " -> ".join(
             filter(
                 None,
-                (_bare(flow.origin), flow.translation and f"[{flow.translation}]", _bare(flow.responder)),
+                (flow.origin.text, flow.translation and f"[{flow.translation}]", flow.responder.text),
             )
         )
         speed = f"  {formatting.bits(bits)}" if bits is not None else ""
         yield topology.label(_ns(flow_view, hop)), cells.text(seen + speed), _ref(flow_view, hop)
-
-
-def _bare(end: End) -> str:
-    return end_text(end.address, end.port)
 
 
 def group_title(selects: str) -> str:

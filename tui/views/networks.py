@@ -175,7 +175,7 @@ def addresses_on(topology: Topology, member: Container, network: Network) -> tup
     link = findings.port_of(topology, member, bridge.key) if bridge else None
     if link is not None:
         return tuple(cells.addresses(link, with_length=False).split())
-    ends = (end for end in member.endpoints if end.network in (network.name, network.id))
+    ends = member.endpoints_of(network)
     return tuple(text.partition("/")[0] for end in ends for text in (end.ipv4, end.ipv6) if text)
 
 
