@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -111,6 +112,59 @@ def lock_owner() -> int:
     finally:
         os.close(descriptor)
     return 0
+
+
+class FailedStart:
+    """Keep on disk why the fast path can't be started, while its agent tries again.
+
+    Others believe the file only while the agent's process holds its lock.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor = -1
+
+    def write(self, targets: Sequence[str], reason: str) -> None:
+        """Write the reason; without a directory for it there is none."""
+        with suppress(OSError):
+            if self._descriptor < 0:
+                DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+                self._descriptor = os.open(_failed_path(netns_inode()), flags, 0o600)
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            content = json.dumps({"targets": list(targets), "reason": reason}).encode("ascii")
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, content, 0)
+
+    def clear(self) -> None:
+        """Remove the file."""
+        if self._descriptor >= 0:
+            _failed_path(netns_inode()).unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def failed_start() -> tuple[tuple[str, ...], str]:
+    """Return the targets that an agent can't accelerate, and the reason.
+
+    Without such an agent they are empty.
+    """
+    try:
+        descriptor = os.open(_failed_path(netns_inode()), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return (), ""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(os.pread(descriptor, 1 << 16, 0))
+            return tuple(map(str, found["targets"])), str(found["reason"])
+    finally:
+        os.close(descriptor)
+    return (), ""
+
+
+def _failed_path(inode: int) -> Path:
+    return DIRECTORY / f"fastpath-{inode}.failed"
 
 
 def child_pids(pid: int) -> list[int]:

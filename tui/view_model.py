@@ -165,14 +165,19 @@ class ViewModel:
 
     def apply_update(self, update: Update, changes: tuple[Change, ...]) -> None:
         """Show an update; `changes` are all since the last one that was shown."""
-        self._update = update
-        old, snapshot = self.context, update.snapshot
-        topology = old.topology
-        if snapshot is not old.snapshot:
-            topology, self.problems = Topology(snapshot), snapshot.problems
-            adopt(topology, self._newest or Diagnosis())
+        is_new, self._update = update.snapshot is not self._update.snapshot, update
+        old, topology = self.context, self.context.topology
+        if is_new:
+            topology = self._undiagnosed(_with_health(update.snapshot, self._fast_before))
+            self.problems = update.snapshot.problems
         log = (ChangeLog() if update.replaces_log else old.log).extended(changes)
         self.context = replace(old, topology=topology, rates=update.rates, log=log, drops=update.drops)
+
+    def _undiagnosed(self, snapshot: Snapshot) -> Topology:
+        """Return the topology of a snapshot, with the findings of the one before."""
+        topology = Topology(snapshot)
+        adopt(topology, self._newest or Diagnosis())
+        return topology
 
     def diagnose(self) -> bool:
         """Find what is wrong now; return whether the next rows will show other findings.
@@ -206,7 +211,11 @@ class ViewModel:
             log = self.context.log
             if before is not None:
                 log = log.extended(state_change(before, fast, time.time()))
-            self.context = replace(self.context, fast=fast, log=log)
+            topology = self.context.topology
+            snapshot = _with_health(topology.snapshot, fast)
+            if snapshot is not topology.snapshot:
+                topology = self._undiagnosed(snapshot)
+            self.context = replace(self.context, topology=topology, fast=fast, log=log)
 
     def set_baseline(self, baseline: Baseline | None) -> None:
         """Compare with another moment in the view `:diff`."""
@@ -336,6 +345,13 @@ class ViewModel:
             return found.ref if found else None
         change = self.context.log.change(history[-1]) if history and history[-1].kind == "event" else None
         return change.ref if change else None
+
+
+def _with_health(snapshot: Snapshot, fast: FastPath | None) -> Snapshot:
+    """Return a snapshot with the state of the fast path, if that is known."""
+    if fast is None or fast.state in ("hidden", "unknown") or snapshot.fast_path == fast.health:
+        return snapshot
+    return replace(snapshot, fast_path=fast.health)
 
 
 def _remarks(text: str, rows: Rows, inverted: bool) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from core.diagnose import (
     addresses,
     connections,
     drops,
+    fast_path,
     forwarding,
     leftovers,
     links,
@@ -68,6 +69,7 @@ def diagnose(topology: Topology) -> tuple[Finding, ...]:
     found += () if _has(found, "engine rules") else known.of(published.without_rule, topology)
     found = paths.merged(found, known.of(forwarding.no_default_route, topology))
     found = paths.merged(found, known.of(paths.stopped_paths, topology))
+    found += fast_path.inactive(topology, found)
     return tuple(sorted(found, key=lambda one: SEVERITIES.index(one.severity)))
 
 

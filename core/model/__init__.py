@@ -12,7 +12,15 @@ from core.model.container import (
     PublishedPort,
 )
 from core.model.drops import Direction, Drop, DroppedPacket, Drops, HeavyDrop
-from core.model.fastpath import FAST_PATHS, FASTFLOW_DTYPE, FastFlows, FastPath, FastPort, Requirement
+from core.model.fastpath import (
+    FAST_PATHS,
+    FASTFLOW_DTYPE,
+    FastFlows,
+    FastPath,
+    FastPathHealth,
+    FastPort,
+    Requirement,
+)
 from core.model.firewall import Chain, Firewall, FirewallRule, NatEntry, Translation, VerdictCase
 from core.model.link import (
     LONG_AGO,
@@ -90,6 +98,7 @@ __all__ = [
     "Engine",
     "FastFlows",
     "FastPath",
+    "FastPathHealth",
     "FastPort",
     "FdbEntry",
     "Firewall",

@@ -44,6 +44,21 @@ class FastPort:
 
 
 @dataclass(frozen=True, slots=True)
+class FastPathHealth:
+    """Whether the fast path forwards, and why not: what findings need of FastPath.
+
+    The fields are those of FastPath. If it is off and has `targets`, an agent tries to start it; `reasons`
+    say why that fails."""
+
+    state: str = "unknown"
+    targets: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    left: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class FastPath:
     """State of the fast path in this network namespace.
 
@@ -51,7 +66,8 @@ class FastPath:
     `refused` the links that can't be accelerated, with the reason. `verdicts` are packets by verdict over all
     `ports`, `words` the meaning of each verdict. `ns_per_packet` is None until measured, `flows` until
     counted. `strict`: stay off if rules match invalid packets; `tied`: end with the dashboard or agent that
-    started it. `pid` is the daemon's. `left` is True if a killed fast path left something to clean up."""
+    started it. `pid` is the daemon's. `agent_targets` are those for which an agent tries to turn
+    it on, without success; `reasons` say why. `left` is True if a killed one left something to clean up."""
 
     state: FastState = "off"
     targets: tuple[str, ...] = ()
@@ -71,6 +87,7 @@ class FastPath:
     strict: bool = False
     tied: bool = False
     pid: int = 0
+    agent_targets: tuple[str, ...] = ()
     left: bool = False
     requirements: tuple[Requirement, ...] = ()
 
@@ -78,6 +95,13 @@ class FastPath:
     def is_running(self) -> bool:
         """Whether the fast path is known to run, possibly paused."""
         return self.state not in ("off", "hidden", "unknown")
+
+    @property
+    def health(self) -> FastPathHealth:
+        """What findings need of it; a change that takes a moment is no fault."""
+        state = "on" if self.state == "changing" else self.state
+        targets = self.targets or self.agent_targets
+        return FastPathHealth(state, targets, self.unknown, self.reasons, dict(self.refused), self.left)
 
     @property
     def packets(self) -> int:

@@ -9,6 +9,7 @@ from enum import Enum, StrEnum, auto
 from core.model.conntrack import Conntrack
 from core.model.container import Container, Engine
 from core.model.drops import HeavyDrop
+from core.model.fastpath import FastPathHealth
 from core.model.firewall import Firewall
 from core.model.link import FdbEntry, IpSettings, Link, LinkTuning, Neighbour, OvsBridge, PolicyRule, Route
 from core.model.refs import LinkKey, Problem, Ref
@@ -184,7 +185,7 @@ class Snapshot:
     Parts are replaced as a whole when read again, so that an unchanged part stays the same object from one
     snapshot to the next. `pending` names parts that were not read yet. `tuning`, by namespace and ifindex, is
     read only for plans that change it. `listeners` are the listening ports of each namespace; one that is
-    missing was not read."""
+    missing was not read. `fast_path` is read by `doctor` and the dashboard only."""
 
     taken_at: float = 0.0
     host: Host = field(default_factory=Host)
@@ -196,6 +197,7 @@ class Snapshot:
     ovs: tuple[OvsBridge, ...] = ()
     storms: tuple[Storm, ...] = ()
     heavy_drops: tuple[HeavyDrop, ...] = ()
+    fast_path: FastPathHealth = field(default_factory=FastPathHealth)
     tuning: Mapping[int, Mapping[int, LinkTuning]] = field(default_factory=dict)
     listeners: Mapping[int, tuple[Listener, ...]] = field(default_factory=dict)
     part_problems: Mapping[str, tuple[Problem, ...]] = field(default_factory=dict)

@@ -122,6 +122,12 @@ def is_as_before(machine: Machine) -> bool:
     )
 
 
+def doctor(machine: Machine) -> list[str]:
+    """Return what `doctor` finds about the fast path."""
+    found = json.loads(machine.vnet("doctor", "--json").stdout)["findings"]
+    return [f"{one['severity']}: {one['sentence']}" for one in found if one["kind"] == "fast path"]
+
+
 def packets(machine: Machine, verdict: str = "FAST") -> int:
     return int(daemon_status(machine)["verdicts"].get(verdict, 0))
 
@@ -261,8 +267,11 @@ def test_the_reason_of_a_pause_is_shown_before_and_after(machine: Machine) -> No
     assert "It would be paused now" in ok(machine, "accelerate shop --dry-run")
     assert "paused" in ok(machine, "accelerate shop --yes")
     assert daemon_status(machine)["state"] == "paused" and daemon_status(machine)["reasons"]
+    (found,) = doctor(machine)
+    assert found.startswith("warn: The fast path is paused") and "ip mine some" in found
     machine.run("nft delete table ip mine")
     wait_until(lambda: daemon_status(machine).get("state") == "on", "on")
+    assert not doctor(machine)
 
 
 def test_a_daemon_that_does_not_answer_is_turned_off(machine: Machine) -> None:
@@ -271,6 +280,18 @@ def test_a_daemon_that_does_not_answer_is_turned_off(machine: Machine) -> None:
     text = ok(machine, "accelerate --off --yes")
     assert "doesn't answer" in text and "The process was killed" in text
     assert is_as_before(machine)
+
+
+def test_doctor_names_a_link_that_another_program_filters(machine: Machine) -> None:
+    machine.run("tc qdisc add dev v-web clsact")
+    machine.run("tc filter add dev v-web ingress protocol all prio 5 u32 match u32 0 0 flowid 1:1")
+    ok(machine, "accelerate shop --yes")
+    assert doctor(machine) == [
+        "warn: The fast path leaves the packets of v-web to the kernel: "
+        "another program or filter is attached to its ingress."
+    ]
+    machine.run("tc qdisc del dev v-web clsact")
+    wait_until(lambda: not doctor(machine), "no finding")
 
 
 def test_strict_is_turned_on_and_off(machine: Machine) -> None:
@@ -304,6 +325,9 @@ def accelerated_and_killed(machine: Machine) -> None:
 def test_recover_cleans_up_after_killed_processes(machine: Machine) -> None:
     accelerated_and_killed(machine)
     assert "vnet-tui recover" in ok(machine, "fastpath status")
+    assert [one.partition(";")[0] for one in doctor(machine)] == [
+        "warn: A killed fast path left settings behind"
+    ]
     assert "cleans up after a killed fast path" in machine.vnet("recover", "--dry-run").stderr
     assert not is_as_before(machine)
     assert "cleaned up" in ok(machine, "recover")
@@ -338,6 +362,32 @@ def test_the_check_lists_requirements(machine: Machine) -> None:
     lacking = [one for one in json.loads(done.stdout)["requirements"] if not one["met"]]
     assert done.returncode == 1 and any("CAP_NET_ADMIN" in one["name"] for one in lacking)
     assert all(one["found"] and one["follows"] and one["try"] for one in lacking)
+
+
+def test_doctor_says_why_the_agent_can_not_start_it(machine: Machine) -> None:
+    assert not doctor(machine)
+    inode = machine.run("stat -Lc %i /proc/self/ns/net").strip()
+    machine.run("mkdir -p /run/vnet-tui")
+    lock = machine.words("flock", f"/run/vnet-tui/fastpath-{inode}.lock", "sh", "-c", "echo ready; read x")
+    words = machine.words(*PROGRAM, "agent", "--accelerate", "shop")
+    quiet = {"stdout": subprocess.DEVNULL, "env": machine.environment}
+    with running(lock) as holder, subprocess.Popen(words, **quiet) as agent:
+        try:
+            wait_until(lambda: doctor(machine), "the finding")
+            (found,) = doctor(machine)
+            assert found == "warn: The agent can't turn the fast path on for shop."
+            assert "already accelerates this namespace" in ok(machine, "fastpath status")
+            assert holder.stdin
+            holder.stdin.write("\n")
+            holder.stdin.flush()
+            wait_until(lambda: daemon_status(machine).get("state") == "on", "on")
+            wait_until(lambda: not doctor(machine), "no finding")
+            (child,) = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+            os.kill(int(child), signal.SIGTERM)
+            assert agent.wait(PATIENCE) == 0
+        finally:
+            agent.kill()
+    assert is_as_before(machine)
 
 
 @pytest.mark.needs("systemd-analyze")

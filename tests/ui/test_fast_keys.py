@@ -351,3 +351,15 @@ async def test_hostile_names_stay_text() -> None:
         await person.type(":fast⏎")
         await person.eventually("all links")
         assert "\x1b" not in person.text and "\u202e" not in person.text
+
+
+async def test_a_pause_is_a_finding_until_it_ends() -> None:
+    async with fast_path_dashboard() as (person, fast_path):
+        await person.press(":", *"doctor", "enter")
+        await person.until(lambda: "MTU 1400" in person.text, "the findings")
+        assert "fast path" not in person.text
+        fast_path.fast = accelerated("app", state="paused", reasons=("a rule of filter limits",))
+        await person.until(lambda: "paused, so the kernel forwards" in person.text, "the finding")
+        assert "a rule of filter limits" in person.text
+        fast_path.fast = accelerated("app")
+        await person.until(lambda: "paused, so" not in person.text, "no finding")

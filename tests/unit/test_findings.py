@@ -9,6 +9,7 @@ import pytest
 from core.diagnose import Finding, findings, findings_of
 from core.diff import changes
 from core.model import (
+    FastPathHealth,
     Firewall,
     Network,
     NextHop,
@@ -242,3 +243,51 @@ def test_a_docker_that_may_create_no_rules_is_a_warning() -> None:
     for backend, kind in (("nft", "nat"), ("nft", "filter")):
         table = replace(CHAINS[0], backend=backend, table="docker-bridges", kind=kind)
         assert not found(host.snapshot(firewalls={HOST: Firewall(HOST, (table,))}), "engine rules")
+
+
+# ---- the fast path
+
+
+def test_a_fast_path_that_was_never_turned_on_is_no_finding() -> None:
+    for health in (FastPathHealth(), FastPathHealth("off"), FastPathHealth("on", ("app",))):
+        assert not found(small_host(fast_path=health), "fast path")
+
+
+@pytest.mark.parametrize(
+    ("health", "short", "words"),
+    [
+        (
+            FastPathHealth("paused", ("app",), reasons=("a rule limits", "x")),
+            "paused",
+            ": a rule limits (and 1",
+        ),
+        (FastPathHealth("silent", ("app",)), "doesn't answer", "so the kernel forwards everything"),
+        (FastPathHealth("off", ("app",), reasons=("it needs BTF",)), "can't start", "on for app."),
+        (FastPathHealth("off", left=True), "left behind", "left settings behind"),
+    ],
+)
+def test_a_fast_path_that_does_not_forward_is_a_warning(
+    health: FastPathHealth, short: str, words: str
+) -> None:
+    (one,) = found(small_host(fast_path=health), "fast path")
+    assert (one.severity, one.short, one.ref.kind) == ("warn", f"fast path {short}", "namespace")
+    assert words in one.sentence and one.evidence == health.reasons and "run: vnet-tui" in one.advice
+    assert one.related == ((network_ref("net-app"),) if health.targets else ())
+
+
+def test_links_that_the_fast_path_leaves_out_are_one_finding_per_reason() -> None:
+    why, host = "another program or filter is attached to its ingress", small_builder()
+    refused = {"veth-web1": why, "veth-api": why, "veth-web2": "its address is on another port", "gone": why}
+    health = FastPathHealth("on", ("app",), refused=refused)
+    (one,) = found(host.snapshot(fast_path=health), "fast path")
+    assert one.sentence == f"The fast path leaves the packets of veth-web1, veth-api to the kernel: {why}."
+    links = {link.name: link_ref(link.key) for link in host.links[HOST].values()}
+    assert (one.ref, one.related, one.severity) == (links["veth-web1"], (links["veth-api"],), "warn")
+    (one,) = found(host.snapshot(fast_path=replace(health, targets=("all",))), "fast path")
+    assert one.severity == "info"
+
+
+def test_a_network_that_the_fast_path_waits_for_is_no_warning() -> None:
+    health = FastPathHealth("on", ("app", "new"), unknown=("new",))
+    (one,) = found(small_host(fast_path=health), "fast path")
+    assert one.severity == "info" and "waits for new" in one.sentence

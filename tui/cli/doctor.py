@@ -10,6 +10,7 @@ from typing import Any
 
 from core.diagnose import Finding, findings, findings_by_id
 from core.export.objects import finding_document
+from core.model import Snapshot
 from core.muted import muted_ids, set_muted
 from core.state import StateError
 from core.text import safe, split_commands
@@ -28,7 +29,7 @@ _TOPICS = ("namespaces", "links", "nat", "conntrack", "containers", "networks")
 
 def run(options: argparse.Namespace) -> int:
     """Print the findings; returns 1 if something is wrong. Raises CommandError."""
-    topology = Topology(read(options))
+    topology = Topology(_read(options))
     found = list(findings_by_id(topology, findings(topology)).items())
     if options.mute or options.unmute:
         try:
@@ -46,6 +47,16 @@ def run(options: argparse.Namespace) -> int:
         _print(shown, len(found) - len(shown), output)
         print_problems(topology, _TOPICS)
     return int(any(one.severity != "info" for name, one in found if name not in silent))
+
+
+def _read(options: argparse.Namespace) -> Snapshot:
+    """Read the host and its fast path, or the file of `--from`. Raises CommandError."""
+    snapshot = read(options)
+    if options.source:
+        return snapshot
+    from tui.cli.fastpath_agent import with_fast_path
+
+    return with_fast_path(snapshot)
 
 
 def _muted() -> frozenset[str]:

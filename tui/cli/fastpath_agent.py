@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bpf import client, runfile
 from bpf.layout import VERDICTS
 from bpf.rpc import NotRunning, ask, refusal_text
 from bpf.runfile import clean_up
-from core.model import FastFlows, FastPath, FastPort
+from core.model import FastFlows, FastPath, FastPort, Snapshot
 from core.model.fastpath import FAST
 from core.text import safe
 from tui.command import CommandError
@@ -76,12 +77,20 @@ def read_fast_path(measure: bool = False, flows: bool = False, patience: float =
     try:
         answer = ask({"do": "status", "measure": measure, "flows": flows}, timeout=patience)
     except NotRunning:
-        return FastPath(words=WORDS, left=needs_recovery())
+        targets, why = runfile.failed_start()
+        reasons = (why,) if why else ()
+        return FastPath(reasons=reasons, words=WORDS, agent_targets=targets, left=needs_recovery())
     except PermissionError:
         return FastPath("hidden", words=WORDS)
     except (OSError, ValueError):
         return FastPath("silent", words=WORDS)
     return fast_path_of(answer)
+
+
+def with_fast_path(snapshot: Snapshot) -> Snapshot:
+    """Return a snapshot of this host with the state of its fast path."""
+    found = read_fast_path()
+    return snapshot if found.state == "hidden" else replace(snapshot, fast_path=found.health)
 
 
 def fast_path_of(answer: dict[str, Any]) -> FastPath:
@@ -155,6 +164,7 @@ class FastPathRunner:
         self._targets, self._log, self._strict = list(targets), say, strict
         self._stop = threading.Event()
         self._last_report = ""
+        self._failed = runfile.FailedStart()
         self._thread = threading.Thread(target=self._keep_running, name="keep-fast-path")
 
     def start(self) -> None:
@@ -165,6 +175,7 @@ class FastPathRunner:
         """Give everything back, and wait until that is done."""
         self._stop.set()
         self._thread.join()
+        self._failed.clear()
 
     def _keep_running(self) -> None:
         pause = _FIRST_PAUSE
@@ -182,11 +193,12 @@ class FastPathRunner:
         try:
             started = client.start(self._targets, tied=True, strict=self._strict)
         except OSError as error:
-            self._report(f"can't start its process: {error.strerror or error}")
+            self._fail(f"can't start its process: {error.strerror or error}")
             return
         if not started.answer.get("ok"):
-            self._report(refusal_text(started.answer))
+            self._fail(refusal_text(started.answer))
         else:
+            self._failed.clear()
             self._report(f"accelerating {', '.join(self._targets)}")
             self._wait(started.supervisor)
         _close_supervisor(started.supervisor)
@@ -197,6 +209,11 @@ class FastPathRunner:
                 supervisor.wait(0.5)
                 self._report("its process ended; it is started again")
                 return
+
+    def _fail(self, reason: str) -> None:
+        """Print why it can't start, and keep it for `doctor` until it has started."""
+        self._failed.write(self._targets, reason)
+        self._report(reason)
 
     def _report(self, words: str) -> None:
         """Print it, unless it was the last text printed."""

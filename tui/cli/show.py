@@ -306,6 +306,10 @@ def _snapshot(options: argparse.Namespace, parts: set[Part] | None = None) -> Sn
 
 def _dump(options: argparse.Namespace) -> int:
     snapshot = _snapshot(options)
+    if not options.source:
+        from tui.cli.fastpath_agent import with_fast_path
+
+        snapshot = with_fast_path(snapshot)
     content = pack(snapshot)
     if options.file == "-":
         sys.stdout.buffer.write(content)

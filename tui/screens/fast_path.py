@@ -149,4 +149,4 @@ class FastPathController:
 
 def _essence(fast: FastPath) -> tuple[object, ...]:
     """Return the values that marks in lists and events depend on."""
-    return fast.state, fast.targets, fast.bridges, fast.reasons
+    return fast.health, fast.state, fast.bridges
