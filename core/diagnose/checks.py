@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from core.diagnose import (
     addresses,
+    checksums,
     connections,
     drops,
     fast_path,
@@ -48,6 +49,7 @@ _CHANGING: tuple[Check, ...] = (
     links.failing_tables,
     links.storms,
     drops.heavy_drops,
+    checksums.wrong_checksums,
 )
 _LEFTOVERS: tuple[Check, ...] = (
     leftovers.orphan_veths,

@@ -128,6 +128,20 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True)
+class ChecksumErrors:
+    """Packets that a namespace dropped because their checksum is wrong.
+
+    `l4_proto` is "tcp", "udp" or "icmp"; `wrong` of `received` packets since the namespace exists, `recent`
+    of them in the last `seconds`."""
+
+    l4_proto: str
+    received: int
+    wrong: int
+    recent: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """The machine, and the capabilities of this process.
 
@@ -185,7 +199,8 @@ class Snapshot:
     Parts are replaced as a whole when read again, so that an unchanged part stays the same object from one
     snapshot to the next. `pending` names parts that were not read yet. `tuning`, by namespace and ifindex, is
     read only for plans that change it. `listeners` are the listening ports of each namespace; one that is
-    missing was not read. `fast_path` is read by `doctor` and the dashboard only."""
+    missing was not read. `fast_path` is read by `doctor` and the dashboard, `checksum_errors` by
+    `doctor`, of namespaces that have any."""
 
     taken_at: float = 0.0
     host: Host = field(default_factory=Host)
@@ -198,6 +213,7 @@ class Snapshot:
     storms: tuple[Storm, ...] = ()
     heavy_drops: tuple[HeavyDrop, ...] = ()
     fast_path: FastPathHealth = field(default_factory=FastPathHealth)
+    checksum_errors: Mapping[int, tuple[ChecksumErrors, ...]] = field(default_factory=dict)
     tuning: Mapping[int, Mapping[int, LinkTuning]] = field(default_factory=dict)
     listeners: Mapping[int, tuple[Listener, ...]] = field(default_factory=dict)
     part_problems: Mapping[str, tuple[Problem, ...]] = field(default_factory=dict)

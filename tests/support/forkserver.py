@@ -30,7 +30,7 @@ _PRELOADED = (
     "tui.cli", "tui.cli.fastpath", "tui.cli.flows", "tui.cli.lab_faults", "tui.cli.record", "tui.cli.show",
     "tui.cli.why", "tui.cli.doctor", "bpf.client", "difflib", "core.operations.rtnetlink", "docker.api",
     "psutil", "tui.cli.capture", "tui.cli.drops", "tui.cli.diff", "tui.cli.shell", "tui.cli.trace",
-    "tui.cli.repair",
+    "tui.cli.repair", "tui.cli.diagnosis",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import pytest
 from core.diagnose import Finding, findings, findings_by_id
 from core.model import (
     CONNTRACK_DTYPE,
+    ChecksumErrors,
     Conntrack,
     Container,
     Firewall,
@@ -30,6 +31,7 @@ from tests.support.host_builder import CHAINS, HOST, HostBuilder, packed
 from tests.support.snapshots import small_builder
 
 CLIENT, OWN = "203.0.113.9", "192.0.2.1"
+WEB1_NS = HOST + 1000
 HEARD = {HOST: (Listener("tcp", "127.0.0.1", 8081),)}
 
 
@@ -413,3 +415,43 @@ def test_names_that_are_not_unicode_have_ids() -> None:
         orphan = host.containers.pop(5)
         host.containers.insert(5, replace(orphan, name=name))
         assert len(set(ids(host.snapshot())) - every) == 1
+
+
+# ---- checksums
+
+
+def checksums(*, ns: int = WEB1_NS, kind: str = "", **fields: Any) -> list[Finding]:
+    """Return the findings of the small host, one of whose namespaces had wrong checksums."""
+    host = small_builder()
+    if kind:
+        host.link(HOST, "flannel.1", kind, ("10.244.0.0/32",))
+    errors = ChecksumErrors("udp", **{"received": 200, "wrong": 100, "recent": 10, "seconds": 1.0, **fields})
+    return found(host, "checksum", checksum_errors={ns: (errors,)})
+
+
+def test_wrong_checksums_name_the_link_that_receives_them() -> None:
+    (one,) = checksums()
+    assert one.severity == "warn" and one.ref.kind == "link" and one.ref.key[0] == WEB1_NS
+    assert one.sentence == (
+        "web1 drops UDP packets that arrive by eth0: their checksums are wrong (100 of 200)."
+    )
+    assert one.evidence == ("InCsumErrors of UDP in web1: 100 (+10 in 1 s)",)
+
+
+def test_with_a_vxlan_link_its_checksum_offload_is_suspected() -> None:
+    for ns in (HOST, WEB1_NS):
+        (one,) = checksums(ns=ns, kind="vxlan")
+        assert one.advice.endswith("run: ethtool -K flannel.1 tx-checksum-ip-generic off")
+
+
+@pytest.mark.parametrize(
+    ("fields", "severity"),
+    [({"recent": 0}, "info"), ({"wrong": 3, "received": 9}, "warn"), ({"wrong": 9, "recent": 0}, None),
+     ({"wrong": 100, "received": 10_001}, None)],
+)  # fmt: skip
+def test_few_wrong_checksums_are_no_warning(fields: dict[str, int], severity: str | None) -> None:
+    assert [one.severity for one in checksums(**fields)] == ([severity] if severity else [])
+
+
+def test_wrong_checksums_of_a_host_without_vxlan_are_no_finding() -> None:
+    assert not checksums(ns=HOST)

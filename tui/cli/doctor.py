@@ -50,13 +50,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _read(options: argparse.Namespace) -> Snapshot:
-    """Read the host and its fast path, or the file of `--from`. Raises CommandError."""
+    """Read the host with its health, or the file of `--from`. Raises CommandError."""
     snapshot = read(options)
     if options.source:
         return snapshot
-    from tui.cli.fastpath_agent import with_fast_path
+    from tui.cli.diagnosis import with_health
 
-    return with_fast_path(snapshot)
+    return with_health(snapshot)
 
 
 def _muted() -> frozenset[str]:

@@ -8,14 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bpf import client, runfile
 from bpf.layout import VERDICTS
 from bpf.rpc import NotRunning, ask, refusal_text
 from bpf.runfile import clean_up
-from core.model import FastFlows, FastPath, FastPort, Snapshot
+from core.model import FastFlows, FastPath, FastPort
 from core.model.fastpath import FAST
 from core.text import safe
 from tui.command import CommandError
@@ -85,12 +84,6 @@ def read_fast_path(measure: bool = False, flows: bool = False, patience: float =
     except (OSError, ValueError):
         return FastPath("silent", words=WORDS)
     return fast_path_of(answer)
-
-
-def with_fast_path(snapshot: Snapshot) -> Snapshot:
-    """Return a snapshot of this host with the state of its fast path."""
-    found = read_fast_path()
-    return snapshot if found.state == "hidden" else replace(snapshot, fast_path=found.health)
 
 
 def fast_path_of(answer: dict[str, Any]) -> FastPath:

@@ -141,10 +141,11 @@ def _read_this_host() -> BundleContents:
     from core.topology.flow_index import FlowView
     from core.watch.rates import read_timed
     from tui.bundle import BundleContents
-    from tui.cli.fastpath_agent import SharedFlows, with_fast_path
+    from tui.cli.diagnosis import with_health
+    from tui.cli.fastpath_agent import SharedFlows
     from tui.cli.session import ChangeSession
 
-    session, snapshot = ChangeSession(), with_fast_path(read_snapshot())
+    session, snapshot = ChangeSession(), with_health(read_snapshot())
     earlier = () if session.missing_rights() else session.history()
     meter, fast = FlowMeter(), SharedFlows()
     for seconds in (0.0, _MEASURED_FOR):

@@ -307,9 +307,9 @@ def _snapshot(options: argparse.Namespace, parts: set[Part] | None = None) -> Sn
 def _dump(options: argparse.Namespace) -> int:
     snapshot = _snapshot(options)
     if not options.source:
-        from tui.cli.fastpath_agent import with_fast_path
+        from tui.cli.diagnosis import with_health
 
-        snapshot = with_fast_path(snapshot)
+        snapshot = with_health(snapshot)
     content = pack(snapshot)
     if options.file == "-":
         sys.stdout.buffer.write(content)
