@@ -26,7 +26,8 @@ from core.model.finding import Finding, Severity
 from core.model.fix import Fix
 from core.nat.packets import is_loopback
 from core.reach import Answer, Endpoint, Hop, Question, why
-from core.text import TABLE, is_address, safe
+from core.reach.fixes import keeps_source
+from core.text import is_address, safe
 from core.topology import Topology
 
 OUTSIDE = Endpoint("the outside")
@@ -71,9 +72,14 @@ def stopped_paths(topology: Topology) -> Iterator[Finding]:
         hop = answer.cause
         if hop is None or answer.verdict != "stop" or hop.kind in path.ignored:
             continue
-        causes.setdefault((hop.ref, hop.subject), []).append((path, answer, hop))
+        causes.setdefault((hop.ref, _cause(hop)), []).append((path, answer, hop))
     for stopped in causes.values():
         yield _finding([path for path, _, _ in stopped], stopped[0][2])
+
+
+def _cause(hop: Hop) -> str:
+    """Return what is wrong without the direction: a rule may drop packets and answers."""
+    return hop.subject.replace(" the packets", "").replace(" the answers", "")
 
 
 def _finding(stopped: Sequence[Path], hop: Hop) -> Finding:
@@ -148,21 +154,10 @@ def _of_container(topology: Topology, container: Container, ns: int) -> Iterator
     question = Question(Endpoint(name, ns), _outside(topology, ns), "tcp", _OUTSIDE_PORT)
     ref = container_ref(container.runtime, container.id)
     refs = tuple(network_ref(one.id) for one in networks)
-    routed = any(_is_routed_on_purpose(topology, one) for one in networks)
+    ipv6 = ":" in question.target.address
+    routed = any(keeps_source(topology, one, ipv6) for one in networks)
     ignored = ("listener", "nat") if routed else ("listener",)
     yield Path(question, ref, f"{name} can't reach the outside", ignored, refs)
-
-
-def _is_routed_on_purpose(topology: Topology, network: Network) -> bool:
-    """Return whether a network was created so that its packets keep their source."""
-    if network.gateway_mode.get("ipv4") == "routed" or not network.masquerade:
-        return True
-    firewall = topology.snapshot.firewalls.get(network.ns or topology.host)
-    return any(
-        rule.table == TABLE and rule.verdict == "accept" and network.bridge in rule.iif.split(",")
-        for rule in (firewall.rules if firewall and network.engine == "kernel" else ())
-        if "routed" in rule.comment
-    )
 
 
 def _of_network(topology: Topology, network: Network) -> Iterator[Path]:

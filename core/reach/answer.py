@@ -19,7 +19,7 @@ class Hop:
     `kind` is "route", "forwarding", "rp_filter", "firewall", "nat", "neighbour", "link", "bridge", "mtu",
     "conntrack", "listener" or "uplink"; `place` is the namespace's label; `evidence` are the rule, route or
     setting that decides, as their tools print them. `ref` is the object that decides, `subject` says shortly
-    what is wrong ("" for a hop that passes). Names are untrusted text.
+    what is wrong, or what the outside must know ("" for other hops that pass). Names are untrusted text.
     """
 
     kind: str

@@ -35,7 +35,7 @@ from core.model.fix import (
 from core.reach.answer import Hop
 from core.reach.packet import Hook, Packet, parse_address
 from core.reach.routing import Lookup, RoutingTables
-from core.text import quoted
+from core.text import TABLE, quoted
 from core.topology import Topology
 
 _USUAL_TABLES = ("main", "local", "default")
@@ -314,14 +314,18 @@ def _iptables_accept(chain: Chain, packet: Packet, iif: str, oif: str, is_expose
 
 
 def untranslated(topology: Topology, ns: int, packet: Packet, link: Link) -> Hop | None:
-    """Return a hop for a private source address that leaves by the uplink without NAT."""
+    """Return a hop for a private source address that leaves by the uplink without NAT.
+
+    It passes if its network is meant to be so.
+    """
     source = parse_address(packet.src)
     own = (ipaddress.ip_network(str(one), strict=False) for one in link.addresses)
     if not source.is_private or any(source in subnet for subnet in own):
         return None
-    network = next(
+    place, text = topology.label(ns), f"{packet.src} leaves by {link.name} untranslated"
+    found = next(
         (
-            one
+            (one, subnet)
             for one in topology.networks
             for subnet in one.subnets
             if (one.ns or topology.host) == ns and source in ipaddress.ip_network(subnet, strict=False)
@@ -329,16 +333,32 @@ def untranslated(topology: Topology, ns: int, packet: Packet, link: Link) -> Hop
         None,
     )
     fix, ref, who = None, namespace_ref(ns), packet.src
-    if network is not None and network.bridge:
-        subnet = next(one for one in network.subnets if source in ipaddress.ip_network(one, strict=False))
+    if found is not None and found[0].bridge:
+        network, subnet = found
+        ref, who = network_ref(network.id), f"{network.name} ({subnet})"
+        if keeps_source(topology, network, packet.is_ipv6):
+            note = f"hosts outside need a route to {subnet} by {_router_words(topology, ns)}"
+            return Hop("nat", place, f"{text}, as {network.name} is routed: {note}", ref=ref, subject=note)
         steps = (FixMasquerade(ns, subnet, network.bridge),)
         fix = Fix(f"masquerade packets of {subnet} that leave {network.bridge}", steps)
-        ref, who = network_ref(network.id), f"{network.name} ({subnet})"
-    return Hop(
-        "nat", topology.label(ns), f"{packet.src} leaves by {link.name} untranslated", "warn",
-        (f"no masquerade or snat rule matches {packet.src} at {link.name}",), ref, fix,
-        f"no rule masquerades {who}",
-    )  # fmt: skip
+    evidence = (f"no masquerade or snat rule matches {packet.src} at {link.name}",)
+    return Hop("nat", place, text, "warn", evidence, ref, fix, f"no rule masquerades {who}")
+
+
+def _router_words(topology: Topology, ns: int) -> str:
+    return "this host" if ns == topology.host else topology.label(ns)
+
+
+def keeps_source(topology: Topology, network: Network, ipv6: bool = False) -> bool:
+    """Return whether a network was created so that its packets keep their source."""
+    if network.gateway_mode.get("ipv6" if ipv6 else "ipv4") == "routed" or not network.masquerade:
+        return True
+    firewall = topology.snapshot.firewalls.get(network.ns or topology.host)
+    return any(
+        rule.table == TABLE and rule.verdict == "accept" and network.bridge in rule.iif.split(",")
+        for rule in (firewall.rules if firewall and network.engine == "kernel" else ())
+        if "routed" in rule.comment
+    )
 
 
 def hairpin(topology: Topology, ns: int, packet: Packet) -> Fix | None:

@@ -313,7 +313,7 @@ class Walk(SegmentPacket):
             hop = fixes.untranslated(self.index.topology, self.ns, self.packet, link)
             if hop is not None and is_own:
                 hop = self._wrong_source(hop, lookup)
-            elif hop is not None and self.notrack is not None:
+            elif hop is not None and hop.verdict != "pass" and self.notrack is not None:
                 hop = self._not_tracked(self.notrack)
             self.untranslated = self.untranslated or hop
 
@@ -332,7 +332,8 @@ class Walk(SegmentPacket):
 
     def _not_tracked(self, rule: FirewallRule) -> Hop:
         """Return a hop for a packet that isn't translated because it isn't tracked."""
-        text = f"a notrack rule of {rule.table} {rule.chain} {self._where} keeps it from being translated"
+        where = f"{rule.table} {rule.chain} {self._where}"
+        text = f"a notrack rule of {where} keeps the packets from being translated"
         ref = self.index.rule_ref(self.ns, rule) or namespace_ref(self.ns)
         fix = fixes.delete_rule(self.ns, rule)
         return Hop("nat", self._place, text, "warn", (evidence_of(rule),), ref, fix, text)
@@ -343,12 +344,20 @@ class Walk(SegmentPacket):
         if self.untranslated is not None and tables is not None:
             back = tables.lookup(Packet(self.packet.dst, self.packet.src))
             if back.route is None or back.end:
-                self.hops.append(replace(self.untranslated, verdict="stop"))
+                self.hops.append(self._without_answer(self.untranslated, owner.link))
                 raise Stopped
         self._check_new_source(link)
         self.left = link
         text = f"leaves this host by {link.name} to {self.index.topology.label(owner.link.ns)}"
         self._add("uplink", text, "pass", f"{link.name}: MTU {link.mtu}", ref=link_ref(link.key))
+
+    def _without_answer(self, untranslated: Hop, router: Link) -> Hop:
+        """Return the hop of a packet that a router outside can't answer."""
+        if untranslated.verdict != "pass":
+            return replace(untranslated, verdict="stop")
+        text = f"{self.index.topology.label(router.ns)} has no route back to {self.packet.src}"
+        fix = Fix(untranslated.subject.replace("hosts outside need", "give the hosts outside"))
+        return replace(untranslated, verdict="stop", text=text, subject=text, fix=fix)
 
     def _check_new_source(self, link: Link) -> None:
         """Stop if a rule translates the source to an address that no one answers for."""

@@ -145,6 +145,8 @@ def _conclude(question: Question, there: Walk, back: Walk | None) -> Answer:
     links = [*there.links, *(back.links if back else ())]
     mtu = min((one.mtu for one in links if one.mtu and one.kind != "loopback"), default=0)
     sentence = _sentence(question, cause, there.left, verdict)
+    if cause is None and there.untranslated is not None:
+        sentence = _routed_sentence(question, there.untranslated)
     return Answer(question, verdict, sentence, forth, returned, cause, mtu)
 
 
@@ -165,14 +167,15 @@ def _cause(there: Walk, back: Walk | None) -> Hop | None:
     if stop is not None:
         return stop
     back_stop = next(_with(back, "stop"), None) if back else None
+    warning = there.untranslated if there.untranslated and there.untranslated.verdict != "pass" else None
     if back_stop is not None:
-        return (there.untranslated if back_stop.kind == "route" else None) or back_stop
+        return (warning if back_stop.kind == "route" else None) or back_stop
     walks = [there] + ([back] if back else [])
     for verdict in ("unknown", "warn"):
         for walk in walks:
             if (hop := next(_with(walk, verdict), None)) is not None:
                 return hop
-    return there.untranslated
+    return warning
 
 
 def _with(walk: Walk | None, verdict: str) -> Iterator[Hop]:
@@ -193,6 +196,12 @@ def _sentence(question: Question, cause: Hop | None, left: Link | None = None, v
     if verdict == "warn":
         return f"{source} can reach {target}, but {because}."
     return f"Whether {source} can reach {target} isn't certain: {because}."
+
+
+def _routed_sentence(question: Question, hop: Hop) -> str:
+    """Return the conclusion about packets that leave with their own source on purpose."""
+    source, target = question.source.name, f"{question.target.name}{question.service}"
+    return f"Packets from {source} to {target} leave this host with their own source: {hop.subject}."
 
 
 def first_stop(answer: Answer) -> Hop | None:

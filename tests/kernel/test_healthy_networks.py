@@ -81,3 +81,24 @@ def test_networks_that_vnet_made(vnet_host: ThrowawayHost) -> None:
         return not own
 
     assert eventually(healthy, 20), seen
+
+
+def test_packets_of_a_routed_network_leave_with_their_own_source(vnet_host: ThrowawayHost) -> None:
+    """The router outside knows no way back at first; that isn't a fault of the network."""
+    far, words = vnet_host.full("far"), "hosts outside need a route to 10.62.0.0/24 by this host"
+
+    def why() -> tuple[int, str]:
+        done = vnet_host.vnet("why", far, "outside", "--port", "443")
+        return done.returncode, " ".join(done.stdout.split())
+
+    def answers() -> bool:
+        return "1 received" in vnet_host.run("ping -c1 -W1 192.0.2.1", inside="far", check=False)
+
+    assert not answers()
+    code, text = why()
+    assert code == 1 and f"because {vnet_host.full('lan')} has no route back to 10.62.0." in text
+    assert "no rule masquerades" not in text
+    vnet_host.run("ip route add 10.62.0.0/24 via 192.0.2.10", inside="lan")
+    assert answers()
+    code, text = why()
+    assert (code, "leave this host with their own source: " + words in text) == (0, True), text
