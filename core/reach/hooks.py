@@ -117,7 +117,7 @@ class HookedPacket:
     dnat: tuple[int, FirewallRule] | None = None  # the namespace and rule of the last change of destination
     snat: FirewallRule | None = None
     notrack: FirewallRule | None = None
-    what: str = "it"  # the packet, in sentences
+    what: str = ""  # what is sent, in sentences, if that isn't a packet of the question or its answer
     addressed: Packet | None = None  # as it was before its destination was changed
     answered: Tracked | None = None  # the connection in this namespace that it answers
     rerouted: bool = False  # whether a rule of the last hook makes the kernel look up its route again
@@ -136,6 +136,11 @@ class HookedPacket:
     def _where(self) -> str:
         topology = self.index.topology
         return "on the host" if self.ns == topology.host else f"in {topology.label(self.ns)}"
+
+    @property
+    def _packets(self) -> str:
+        """Name what a rule drops."""
+        return self.what or ("the answers" if self.packet.is_reply else "the packets")
 
     def _add(
         self, kind: str, text: str, verdict: str = "pass", *evidence: str, ref: Ref | None = None,
@@ -237,7 +242,8 @@ class HookedPacket:
         subject, fix = text, None
         evidence: tuple[str, ...] = ()
         if rule is not None:
-            subject = f"a rule of {rule.table} {rule.chain} {self._where} puts it into another conntrack zone"
+            name = f"a rule of {rule.table} {rule.chain} {self._where}"
+            subject = f"{name} puts the answers into another conntrack zone"
             fix, evidence = fixes.delete_rule(self.ns, rule), (evidence_of(rule),)
         raise self._stop("conntrack", text, *evidence, ref=namespace_ref(self.ns), fix=fix, subject=subject)
 
@@ -257,18 +263,18 @@ class HookedPacket:
             does = "drops" if decision.verdict == "drop" else "rejects"
             via = ", for bridged packets (br_netfilter)" if bridged else ""
             if rule is not None:
-                text = f"{hook.name}: a rule of {rule.table} {rule.chain} {does} {self.what}{via}"
+                text = f"{hook.name}: a rule of {rule.table} {rule.chain} {does} {self._packets}{via}"
                 evidence, ref = evidence_of(rule), self.index.rule_ref(self.ns, rule)
                 fix = fixes.pass_rule(self.index.topology, self.ns, rule, hook, self.packet.is_ipv6)
-                subject = f"a rule of {rule.table} {rule.chain} {self._where} {does} {self.what}"
+                subject = f"a rule of {rule.table} {rule.chain} {self._where} {does} {self._packets}"
                 if bridged and rule.backend == "nft":  # those of iptables are often meant for both
                     fix = fixes.end_br_netfilter(self.index.topology, self.packet.is_ipv6)
-                    subject = f"br_netfilter passes {self.what} to {subject.partition(f' {does} ')[0]}"
+                    subject = f"br_netfilter passes {self._packets} to {subject.partition(f' {does} ')[0]}"
             else:
-                text = f"{hook.name}: the policy of {chain.table} {chain.name} {does} {self.what}{via}"
+                text = f"{hook.name}: the policy of {chain.table} {chain.name} {does} {self._packets}{via}"
                 evidence, ref = f"{chain.family} {chain.table} {chain.name}: policy {chain.policy}", None
                 fix = fixes.accept(self.ns, chain, self.packet, hook, self._is_exposed(hook))
-                subject = f"the policy of {chain.table} {chain.name} {self._where} {does} {self.what}"
+                subject = f"the policy of {chain.table} {chain.name} {self._where} {does} {self._packets}"
             raise self._stop(
                 "firewall", text, evidence, ref=ref or namespace_ref(self.ns), fix=fix, subject=subject
             )
@@ -284,7 +290,7 @@ class HookedPacket:
         if new is None:
             self._add(
                 "nat",
-                f"{hook.name}: a rule translates it to an unknown address",
+                f"{hook.name}: a rule translates the packet to an unknown address",
                 "unknown",
                 evidence_of(rule),
                 ref=ref,

@@ -160,7 +160,7 @@ class SegmentPacket(HookedPacket):
         if back is not None and back.obstacle is None:
             self._message(answer, owner.link, back)
         self.packet, self.ns, self.hops, self.links, self.tracked, self.rerouted = before
-        self.what = "it"
+        self.what = ""
 
     def _message(self, message: Packet, link: Link, to: Attachment) -> None:
         """Pass a message of neighbour discovery from a link to one on its segment."""

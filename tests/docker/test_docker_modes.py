@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.root, pytest.mark.docker_from("28.0")]
 _OPTION = "com.docker.network.bridge."
 _PORT, _HIDDEN = 80, 81
 # Docker drops the answers to what leaves `bare` untranslated: direct access isn't allowed.
-_UNANSWERED = "A rule of raw PREROUTING on the host drops it: "
+_UNANSWERED = "A rule of raw PREROUTING on the host drops the answers: "
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,15 @@ def test_a_network_without_masquerade_gets_no_answers(site: Site) -> None:
     assert found["advice"].startswith(
         f"create the network bare with -o {_OPTION}trusted_host_interfaces=up0 or"
     )
+
+
+def test_why_says_that_a_routed_network_needs_a_route_back(site: Site) -> None:
+    """The world has one, so that it answers."""
+    assert sender(site, "led") == MODES["led"].address(2)
+    shown = site.vnet("why", "led", "outside", "--port", "443")
+    text = " ".join(shown.split())
+    assert "with their own source: hosts outside need a route to 10.213.0.0/24 by this host." in text
+    assert "no rule masquerades" not in text
 
 
 def answers(site: Site, ends: Sequence[tuple[str, int]]) -> list[bool]:
