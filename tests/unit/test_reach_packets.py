@@ -1,16 +1,20 @@
-"""Check packet matching, marks and zones of rules, client ports, and questions."""
+"""Check packet matching, marks and zones of rules, client ports, questions, and routed networks."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from core.model import FirewallRule
+from core.diagnose import findings
+from core.model import FirewallRule, Snapshot
 from core.reach import UnknownEndpoint, ask, why
 from core.reach.client_ports import RANGE, RESERVED, first_free
 from core.reach.effects import Effect, apply_effect, effect_of
 from core.reach.packet import Hook, Packet, match
 from core.topology import Topology
-from tests.support.snapshots import small_host
+from tests.support.snapshots import small_builder, small_host
 
 PACKET = Packet("10.0.0.2", "10.0.0.3", "tcp", 45678, 80, states=frozenset(("new",)), mark=7)
 PING = Packet("10.0.0.2", "10.0.0.3", "icmp", states=frozenset(("new",)))
@@ -127,3 +131,59 @@ def test_a_container_reaches_itself() -> None:
     topology = Topology(small_host())
     answer = why(topology, ask(topology, "web1", "web1"))
     assert (answer.verdict, answer.cause) == ("pass", None)
+
+
+# ---- networks that are routed on purpose
+
+
+def routed_host(marked: bool = True, **fields: Any) -> Snapshot:
+    """Return the small host without masquerade for `app`, whose fields say that it is meant so."""
+    host = small_builder()
+    host.rules = [one for one in host.rules if one.src != "172.18.0.0/16"]
+    place = next(place for place, one in enumerate(host.networks) if one.name == "app")
+    host.networks[place] = replace(host.networks[place], **fields if marked else {})
+    return host.snapshot()
+
+
+@pytest.mark.parametrize("fields", [{"gateway_mode": {"ipv4": "routed"}}, {"masquerade": False}])
+def test_packets_of_a_routed_network_keep_their_source_on_purpose(fields: dict[str, Any]) -> None:
+    topology = Topology(routed_host(**fields))
+    answer = why(topology, ask(topology, "web1", "outside", "443"))
+    assert (answer.verdict, answer.cause) == ("pass", None)
+    assert answer.sentence == (
+        "Packets from web1 to outside on tcp 443 leave this host with their own source: "
+        "hosts outside need a route to 172.18.0.0/16 by this host."
+    )
+    (hop,) = [one for one in answer.there if one.kind == "nat"]
+    assert (hop.verdict, hop.fix) == ("pass", None) and "as app is routed" in hop.text
+    assert not [one for one in findings(topology) if "masquerade" in one.sentence]
+
+
+@pytest.mark.parametrize("fields", [{}, {"gateway_mode": {"ipv4": "nat", "ipv6": "routed"}}])
+def test_other_networks_without_masquerade_are_a_warning(fields: dict[str, Any]) -> None:
+    topology = Topology(routed_host(**fields))
+    answer = why(topology, ask(topology, "web1", "outside", "443"))
+    assert answer.verdict == "warn" and answer.cause is not None and answer.cause.fix is not None
+    assert answer.sentence.endswith("but no rule masquerades app (172.18.0.0/16).")
+
+
+@pytest.mark.parametrize(
+    ("fields", "dropped", "phrases"),
+    [
+        ({}, "the packets", 2),
+        ({"src": "172.18.0.0/16"}, "the packets", 2),
+        ({"src": "172.18.0.0/16", "sport": "80"}, "the answers", 1),
+    ],
+)
+def test_a_rule_that_drops_packets_and_answers_is_one_finding(
+    fields: dict[str, str], dropped: str, phrases: int
+) -> None:
+    """web1 sends to the outside, and answers from its port 80."""
+    host = small_builder()
+    host.rules = [one for one in host.rules if one.verdict != "drop"]
+    host.rule("FORWARD", "-A FORWARD -j DROP", table="filter", verdict="drop", l4_proto="tcp", **fields)
+    (one,) = [one for one in findings(Topology(host.snapshot())) if one.kind == "forward"]
+    subject, _, rest = one.sentence.partition(": ")
+    assert subject == f"A rule of filter FORWARD on the host drops {dropped}"
+    assert "port 8080/tcp of web1 can't be reached from outside" in rest
+    assert ("web1 can't reach the outside" in rest) == (phrases == 2)
