@@ -46,7 +46,7 @@ def diagnosis_of(topology: Topology) -> Diagnosis:
 
 
 def examine(topology: Topology) -> Diagnosis:
-    """Find what is wrong, whatever the topology has adopted. It takes long on large hosts."""
+    """Find what is wrong, whatever the topology has adopted; slow on large hosts."""
     # Imported when first needed: following packets takes modules that the first paint doesn't need.
     from core.diagnose.checks import diagnose
 

@@ -151,10 +151,10 @@ class HostBuilder:
             "firewalls": {HOST: Firewall(HOST, CHAINS, tuple(self.rules))},
             "conntracks": {HOST: conntrack(HOST, self.flows)},
         }
-        return Snapshot(namespaces=self.spaces, nets=nets, engines=engines, **(usual | fields))
+        return Snapshot(namespaces=dict(self.spaces), nets=nets, engines=engines, **(usual | fields))
 
     def _net(self, ns: int) -> NetState:
-        links = self.links[ns]
+        links = dict(self.links[ns])
         ids = {
             link.lower_nsid: link.lower_nsid or HOST for link in links.values() if link.lower_nsid is not None
         }

@@ -45,7 +45,8 @@ class Segment:
         return self.host.links[ns][link.ifindex]
 
     def segments(self) -> Segments:
-        return Segments(Topology(self.host.snapshot()))
+        self.topology = Topology(self.host.snapshot())  # segments don't keep it
+        return Segments(self.topology)
 
     def seen(self, ns: int = A) -> dict[tuple[int, str], str]:
         """Return where frames of a container's eth0 arrive, with what stops them ("" for nothing)."""
@@ -186,12 +187,14 @@ def test_macvlan_links_reach_their_siblings_and_what_is_behind_the_parent() -> N
         host.namespace(ns)
         host.link(ns, "eth0", "macvlan", lower=parent.ifindex, lower_nsid=0, details={"mode": "bridge"})
     inner = host.links[A][2]
-    found = Segments(Topology(host.snapshot())).attachments(inner)
+    topology = Topology(host.snapshot())
+    found = Segments(topology).attachments(inner)
     assert [(one.link.ns, one.link.name, one.outside) for one in found] == [
         (B, "eth0", False), (HOST, "up0", True)
     ]  # fmt: skip
     host.links[A][2] = replace(inner, details={"mode": "private"})
-    found = Segments(Topology(host.snapshot())).attachments(host.links[A][2])
+    topology = Topology(host.snapshot())
+    found = Segments(topology).attachments(host.links[A][2])
     assert [(one.link.ns, one.outside) for one in found] == [(HOST, True)]
 
 
