@@ -143,7 +143,7 @@ class Site:
 
 def commands(sentence: str) -> list[str]:
     """Return the commands in a warning or a finding."""
-    _, found, after = sentence.partition(" to allow it, run")
+    _, found, after = sentence.partition("to allow it, run")
     return after.partition(": ")[2].split("; ") if found else []
 
 
@@ -224,7 +224,7 @@ def test_a_network_created_by_vnet(site: Site, name: str) -> None:
     assert not said or not site.ask(*out)
     for command in [command for one in site.forward_findings() for command in commands(one["advice"])][:-1]:
         if not command.startswith("firewall-cmd"):
-            site.follow([f" to allow it, run: {command}"])
+            site.follow([f"to allow it, run: {command}"])
             assert not site.ask(*out) and site.forward_findings(), "half of it is not enough"
     site.follow([one["advice"] for one in site.forward_findings()])
     assert site.all_answered(out)
