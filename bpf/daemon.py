@@ -23,6 +23,7 @@ from typing import Any
 from bpf import syscall
 from bpf.build import CompileError
 from bpf.connections import ConnectionRequests
+from bpf.exemptions import Exemptions
 from bpf.generation_chain import GenerationChain
 from bpf.handlers import PacketCost, handle
 from bpf.hostwatch import HostWatch, PolicyWatch, RuleChanges, RuleWatch
@@ -79,7 +80,7 @@ class Timers:
             if seconds:
                 self._due[name] = time.monotonic() + seconds
             else:
-                del self._due[name]
+                del self._due[name], self._actions[name]
             action()
 
 
@@ -114,6 +115,7 @@ class Daemon:
         self.server = Server(socket_path(netns_inode()))
         self.requests = ConnectionRequests(self.loaded.maps, self.maps.clock)
         self.cost = PacketCost()
+        self.exemptions = Exemptions(self.maps, self.timers)
         self._stopping = False
         self._unsettled_since: float | None = None  # while rules change
         self._changes_while_reading = RuleChanges()

@@ -8,6 +8,7 @@ The answer to "status":
 - `refused`: links and bridges by name that the kernel forwards for, with the reason
 - `generation` (0: nothing is forwarded), `mark_mask`, `epoch`: as the program has them
 - `captured`: addresses whose traffic the kernel forwards
+- `traced`: those of them for which only traces in progress want that
 - `program`, `maps`: BPF ids
 - `ports`: `ifindex`, `name`, `role` ("container", "uplink"), and packets by verdict without zeros
 - `verdicts`: their sums
@@ -30,6 +31,7 @@ import numpy as np
 from bpf import layout, syscall
 from bpf.build import CompileError
 from bpf.connections import field_mask
+from bpf.exemptions import MAX_TRACE, Exemptions
 from bpf.generation_chain import GenerationChain
 from bpf.layout import VERDICTS
 from bpf.maps import Loaded, Maps, possible_cpus, reload
@@ -47,6 +49,7 @@ class DaemonState(Protocol):
     reconciler: Reconciler
     generations: GenerationChain
     cost: PacketCost
+    exemptions: Exemptions
 
     def rules_changed(self) -> None:
         """Pause until the rules have been read again."""
@@ -120,6 +123,7 @@ def status(daemon: DaemonState, measure: bool = False, flows: bool = False) -> d
         "mark_mask": field_mask(),
         "epoch": int(maps.config["epoch"]),
         "captured": maps.captured,
+        "traced": daemon.exemptions.traced,
         "bridges": sorted(
             {
                 _name(daemon, link.l3_ifindex)
@@ -176,9 +180,6 @@ def _count_flows(maps: dict[str, int]) -> int:
     )
 
 
-_AF = {4: 2, 6: 10}
-
-
 def handle(daemon: DaemonState, request: dict[str, Any]) -> Answer:
     """Execute a request (bpf/rpc.py) and return its answer."""
     match request.get("do"):
@@ -195,6 +196,11 @@ def handle(daemon: DaemonState, request: dict[str, Any]) -> Answer:
             return {"ok": True, "unknown": list(daemon.reconciler.unknown)}
         case "capture" | "release" as do:
             return _capture(daemon, str(request.get("address", "")), do)
+        case "trace":
+            return _trace(daemon, request)
+        case "untrace":
+            daemon.exemptions.end_trace(str(request.get("holder", "")))
+            return {"ok": True, "captured": daemon.maps.captured}
         case "reload":
             return _reload(daemon)
         case "off":
@@ -213,10 +219,21 @@ def _set_strict(daemon: DaemonState, strict: bool) -> None:
 def _capture(daemon: DaemonState, text: str, do: str) -> Answer:
     """Leave an address's traffic to the kernel, where a capture sees it, or no longer."""
     try:
-        address = ipaddress.ip_address(text)
+        address = str(ipaddress.ip_address(text))
     except ValueError:
         return refusal(f"can't {do} {text}", "it isn't an IP address", "an address such as 10.9.0.3")
-    daemon.maps.capture(_AF[address.version], address.packed, do == "capture")
+    daemon.exemptions.capture(address, do == "capture")
+    return {"ok": True, "captured": daemon.maps.captured}
+
+
+def _trace(daemon: DaemonState, request: dict[str, Any]) -> Answer:
+    """Leave addresses to the kernel for some seconds, or until the trace ends."""
+    try:
+        addresses = [str(ipaddress.ip_address(str(one))) for one in request.get("addresses", ())]
+        seconds = min(float(request.get("seconds", 0)), MAX_TRACE)
+        daemon.exemptions.begin_trace(str(request.get("holder", "")), addresses, seconds)
+    except (OSError, TypeError, ValueError) as error:
+        return refusal("can't leave a flow to the kernel", error)
     return {"ok": True, "captured": daemon.maps.captured}
 
 

@@ -1,7 +1,8 @@
 """Talk over the control socket: a line of JSON as request, a line as answer.
 
 Requests are objects with `do`: "status", "maps", "targets" (with `targets`, a list of names, and `strict`),
-"capture" and "release" (with `address`), "reload", "off". Answers have `ok`, and if it is false `what`
+"capture" and "release" (with `address`), "trace" (with `addresses`, `holder`, `seconds`), "untrace" (with
+`holder`), "reload", "off". Answers have `ok`, and if it is false `what`
 ("can't VERB OBJECT"), `why` and `try` ("" if there is no remedy).
 """
 

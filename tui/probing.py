@@ -1,17 +1,20 @@
-"""Send the probe of an answer, with the kernel's drop reasons if BCC is there."""
+"""Send the probe of an answer, or trace a flow, and return the result as JSON."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from core.drops import DropsUnavailable
-from core.model.probe import DropObserver, ProbeResult
+from core.flows import ConntrackEntry
+from core.model.probe import DropObserver, FlowTrace, Sighting
 from core.probe.run import ProbeError
 from core.probe.verify import Verification, verify
 from core.reach import Answer
 from core.topology import Topology
 from tui.command import CommandError
+from tui.views.packet_path import flow_sentence
 
 
 def verified(topology: Topology, answer: Answer) -> Verification:
@@ -37,6 +40,46 @@ def drop_observer() -> DropObserver | None:
     return observe_drops
 
 
+def traced(
+    topology: Topology, ns: int, entry: ConntrackEntry, seconds: float
+) -> tuple[FlowTrace, tuple[str, ...]]:
+    """Trace a flow that exists; return what was seen, and notes. Raises CommandError.
+
+    Meanwhile the fast path leaves the flow to the kernel, so that every link sees it."""
+    from core.probe.flow_trace import request_of_flow, trace_flow
+    from tui.cli.capture_fastpath import traced_by_kernel
+
+    try:
+        request = request_of_flow(topology, ns, entry, seconds)
+        with traced_by_kernel([request.original.src], request.seconds) as note:
+            found = trace_flow(request)
+    except ProbeError as error:
+        raise CommandError(str(error)) from None
+    return found, (note,) if note else ()
+
+
+def flow_document(topology: Topology, found: FlowTrace, notes: Sequence[str]) -> dict[str, Any]:
+    """Return the trace of a flow as JSON; docs/json.md has the schema."""
+    request = found.request
+    return {
+        "flow": {
+            "namespace": topology.label(request.ns),
+            "original": asdict(request.original),
+            "reply": asdict(request.reply),
+        },
+        "seconds": found.seconds,
+        "counts": {direction: found.counts.get(direction, 0) for direction in ("original", "reply")},
+        "closed": found.closed,
+        "gone": found.gone,
+        "sentence": flow_sentence(found),
+        "notes": [*notes, *(problem.sentence for problem in found.problems)],
+        "packets": [
+            {"direction": one.direction, "sightings": _sightings(topology, one.sightings)}
+            for one in found.packets
+        ],
+    }
+
+
 def probe_document(topology: Topology, found: Verification) -> dict[str, Any]:
     """Return a probe as JSON; docs/json.md has the schema."""
     result = found.result
@@ -47,15 +90,22 @@ def probe_document(topology: Topology, found: Verification) -> dict[str, Any]:
         "notes": list(found.notes),
         "rtt": result.rtt,
         "arrived": result.arrived,
-        "sightings": [_sighting(topology, result, number) for number in range(len(result.sightings))],
+        "sightings": _sightings(topology, result.sightings),
         "steps": [{**asdict(step), "namespace": topology.label(step.ns)} for step in result.steps],
         "drops": [asdict(drop) for drop in result.drops],
     }
 
 
-def _sighting(topology: Topology, result: ProbeResult, number: int) -> dict[str, Any]:
-    one = result.sightings[number]
+def _sightings(topology: Topology, sightings: Sequence[Sighting]) -> list[dict[str, Any]]:
+    return [
+        _sighting(topology, one, sightings[number - 1] if number else None)
+        for number, one in enumerate(sightings)
+    ]
+
+
+def _sighting(topology: Topology, one: Sighting, before: Sighting | None) -> dict[str, Any]:
     link = topology.snapshot.link(one.link)
     found = asdict(one)
     found["link"] = {"ns": one.link.ns, "ifindex": one.link.ifindex, "name": link.name if link else ""}
-    return {"namespace": topology.label(one.link.ns), **found}
+    changed = one.changes(before) if before is not None and before.role == one.role else ()
+    return {"namespace": topology.label(one.link.ns), **found, "changes": list(changed)}

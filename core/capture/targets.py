@@ -13,19 +13,20 @@ import numpy as np
 from core.capture import CaptureError
 from core.flows import ConntrackEntry, address_bytes, address_text, entry_of, flow_of, protocol_name
 from core.model import Container, Link, LinkKey, Network, Ref, Snapshot, link_ref
-from core.text import safe
+from core.text import end_text, safe
 from core.topology import Topology
 from core.topology.index import names_in
 from core.topology.related import entry_table, find_all_by_name
 
 MOST_LINKS = 64
 _END = r"(?:\[[0-9a-fA-F:.]+\]|[0-9.]+|[0-9a-fA-F:]*:[0-9a-fA-F:]*?)(?::\d+)?"
-_FLOW = re.compile(rf"(?:(?P<proto>[a-z]+)[:/ ]\s*)?(?P<src>{_END})\s*(?:->|→|-)\s*(?P<dst>{_END})")
+_FLOW = re.compile(rf"(?:(?P<proto>[a-z]+(?:v6)?)[:/ ]\s*)?(?P<src>{_END})\s*(?:->|→|-)\s*(?P<dst>{_END})")
 _ENDS = re.compile(r"\[?(?P<address>[^\]]*?)\]?(?::(?P<port>\d+))?")
 _PORT_OF = {
     "orig_src": "orig_sport", "orig_dst": "orig_dport",
     "reply_src": "reply_sport", "reply_dst": "reply_dport",
 }  # fmt: skip
+_NEAR = 3  # flows that are named instead of an unknown one
 _FILTERED = frozenset({"tcp", "udp", "sctp", "icmp"})
 
 
@@ -66,8 +67,8 @@ def find_target(topology: Topology, text: str, ports: bool = False) -> Target:
     """Find what a user names: "web1", "shop", "web1/eth0", or a flow's two ends.
 
     With `ports` a network stands for the ports of its bridge. Raises CaptureError."""
-    if flow := _FLOW.fullmatch(text.strip()):
-        return _named_flow(topology, flow)
+    if is_flow(text):
+        return _of_flow(topology, *find_flow(topology, text))
     found = [*_links_by_path(topology, text), *find_all_by_name(topology, text)]
     if not found:
         raise CaptureError(_unknown(topology, text))
@@ -222,22 +223,38 @@ def _description(topology: Topology, link: Link) -> str:
     return " ".join(words)
 
 
-def _named_flow(topology: Topology, words: re.Match[str]) -> Target:
-    """Return the target of "PROTO:ADDRESS:PORT-ADDRESS:PORT", looked up in conntrack."""
-    proto = words["proto"] or ""
+def find_flow(topology: Topology, text: str, verb: str = "capture") -> tuple[int, ConntrackEntry]:
+    """Look up "PROTO:ADDRESS:PORT-ADDRESS:PORT"; return namespace and entry.
+
+    The host's entry comes before those of other namespaces. Raises CaptureError."""
+    words = _FLOW.fullmatch(text.strip())
     try:
+        if words is None:
+            raise ValueError
         src, dst = (_end(words[name]) for name in ("src", "dst"))
     except ValueError:
         raise CaptureError(
-            f"can't capture {safe(words.string)}: it isn't a flow. Try: 10.0.0.2:4000-10.0.0.3:80"
+            f"can't {verb} {safe(text)}: it isn't a flow. Try: 10.0.0.2:4000-10.0.0.3:80"
         ) from None
+    proto, near = words["proto"] or "", list[ConntrackEntry]()
     tables = sorted(topology.snapshot.conntracks.values(), key=lambda one: one.ns != topology.host)
     for table in tables:
-        for row in table.entries[_rows(table.entries, src) & _rows(table.entries, dst)]:
+        by_src, by_dst = _rows(table.entries, src), _rows(table.entries, dst)
+        for row in table.entries[by_src & by_dst]:
             if not proto or protocol_name(int(row["l4_proto"])) == proto:
-                return _of_flow(topology, table.ns, entry_of(row))
-    raise CaptureError(
-        f"can't capture the flow {safe(words.string)}: conntrack has no such entry. Try: vnet-tui flows"
+                return table.ns, entry_of(row)
+        near += map(entry_of, table.entries[by_src][:_NEAR])
+        near += map(entry_of, table.entries[by_dst][:_NEAR])
+    hint = " or ".join(dict.fromkeys(map(flow_name, near[:_NEAR]))) or "vnet-tui flows"
+    raise CaptureError(f"can't {verb} the flow {safe(text)}: conntrack has no such entry. Try: {hint}")
+
+
+def flow_name(entry: ConntrackEntry) -> str:
+    """Return a flow as `find_flow` takes it: "tcp:10.0.0.2:4000-10.0.0.3:80"."""
+    ports = (entry.orig_sport, entry.orig_dport) if entry.has_ports else (None, None)
+    ends = zip((entry.orig_src, entry.orig_dst), ports, strict=True)
+    return (
+        f"{protocol_name(entry.l4_proto)}:{'-'.join(end_text(address_text(raw), port) for raw, port in ends)}"
     )
 
 

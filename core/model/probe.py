@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from core.model.firewall import Firewall, FirewallRule
@@ -135,6 +135,13 @@ class Sighting:
     flags: str = ""
     info: str = ""
     times: int = 1
+
+    def changes(self, before: Sighting) -> tuple[str, ...]:
+        """Return the names of the fields that differ: "src", "dport", "ttl", "src_mac"."""
+        ends = [one for one in ("src", "sport", "dst", "dport")
+                if getattr(self.addresses, one) != getattr(before.addresses, one)]  # fmt: skip
+        headers = ("src_mac", "dst_mac", "vlan", "vni", "ttl", "length")
+        return (*ends, *(one for one in headers if getattr(self, one) != getattr(before, one)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,3 +288,47 @@ class Hop:
     rtt: float | None = None
     is_target: bool = False
     error: IcmpError | None = None
+
+
+FlowDirection = Literal["original", "reply"]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTraceRequest:
+    """An existing flow, and where to look for its packets.
+
+    `original` is its tuple as its conntrack entry in the namespace `ns` has it. `tuples` are all that its
+    packets may have, before, between and after translation, by direction; the second port of ICMP is 0.
+    `seconds` is the longest time to look."""
+
+    ns: int
+    original: PacketTuple
+    reply: PacketTuple
+    tuples: Mapping[PacketTuple, FlowDirection]
+    namespaces: tuple[Namespace, ...]
+    seconds: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class TracedPacket:
+    """One packet of a flow at each link that it passed, in the order of time."""
+
+    direction: FlowDirection
+    sightings: tuple[Sighting, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTrace:
+    """Traced packets of a flow: of each direction the one seen at most links.
+
+    `counts` has the packets that were seen by direction, in `seconds` seconds. `closed` says that one of them
+    had FIN or RST, `gone` that the conntrack entry disappeared meanwhile. `problems` are the namespaces in
+    which it couldn't look."""
+
+    request: FlowTraceRequest
+    packets: tuple[TracedPacket, ...] = ()
+    counts: Mapping[FlowDirection, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    closed: bool = False
+    gone: bool = False
+    problems: tuple[Problem, ...] = ()

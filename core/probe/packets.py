@@ -31,6 +31,7 @@ _FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 _SYN, _RST, _ACK = 0x02, 0x04, 0x10
 _DNS_PORT = 53
 ICMP_ERROR_SIZE = 8  # of the ICMP header before the packet that an error is about
+_PAYLOAD = 16  # bytes that distinguish packets
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class Packet:
     """One decoded IP packet; `inner` is the one that an ICMP error is about.
 
     `addresses` has 0 for the ports of an ICMP error, and of a fragment. `mark` are the bytes where a probe
-    has its mark, `acknowledged` TCP's acknowledgement number; `icmp` is (type, code)."""
+    has its mark, `acknowledged` TCP's acknowledgement number; `icmp` is (type, code). `number` is IPv4's
+    identification, `payload` the first bytes after the transport header (of ICMP: after its identifier)."""
 
     addresses: PacketTuple
     ttl: int
@@ -48,6 +50,14 @@ class Packet:
     acknowledged: int = 0
     icmp: tuple[int, int] | None = None
     inner: Packet | None = None
+    number: int = 0
+    payload: bytes = b""
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What a packet keeps when it is routed, translated, or cut into segments."""
+        mark = self.mark if self.addresses.protocol == "tcp" else b""
+        return (self.addresses.protocol, self.number, mark, self.acknowledged, self.icmp, self.payload)
 
     @property
     def flag_names(self) -> str:
@@ -105,11 +115,13 @@ def decode_packet(data: bytes) -> Packet | None:
 
 
 def _decode_ipv4(data: bytes) -> Packet | None:
-    length, fragment = struct.unpack_from("!H2xH", data, 2)
+    length, number, fragment = struct.unpack_from("!HHH", data, 2)
     src, dst = (socket.inet_ntop(socket.AF_INET, data[at : at + 4]) for at in (12, 16))
     start = (data[0] & 15) * 4
-    rest = b"" if fragment & 0x1FFF else data[start:]
-    return _decode_transport(data[9], src, dst, data[8], length, rest)
+    # Short frames end in padding; BIG TCP has a length of 0.
+    rest = b"" if fragment & 0x1FFF else data[start : length or None]
+    packet = _decode_transport(data[9], src, dst, data[8], length, rest)
+    return replace(packet, number=number) if packet else None
 
 
 def _decode_ipv6(data: bytes) -> Packet | None:
@@ -119,7 +131,8 @@ def _decode_ipv6(data: bytes) -> Packet | None:
     while proto in _EXTENSIONS:
         size = 8 if proto == 44 else (data[start + 1] + 1) * 8
         proto, start = data[start], start + size
-    return _decode_transport(proto, src, dst, data[7], 40 + payload, data[start:])
+    rest = data[start : 40 + payload if payload else None]
+    return _decode_transport(proto, src, dst, data[7], 40 + payload, rest)
 
 
 def _decode_transport(proto: int, src: str, dst: str, ttl: int, length: int, data: bytes) -> Packet | None:
@@ -131,11 +144,12 @@ def _decode_transport(proto: int, src: str, dst: str, ttl: int, length: int, dat
     packet = Packet(addresses, ttl, length)
     if proto == TCP:
         acknowledged = int.from_bytes(data[8:12]) if len(data) >= 14 else 0
-        flags = data[13] if len(data) >= 14 else 0
-        return replace(packet, mark=data[4:8], acknowledged=acknowledged, flags=flags)
+        flags, start = (data[13], data[12] >> 4 << 2) if len(data) >= 14 else (0, len(data))
+        payload = data[start : start + _PAYLOAD]
+        return replace(packet, mark=data[4:8], acknowledged=acknowledged, flags=flags, payload=payload)
     if proto == UDP or len(data) < 2:
-        return replace(packet, mark=data[8:16])
-    packet = replace(packet, icmp=(data[0], data[1]))
+        return replace(packet, mark=data[8:16], payload=data[8 : 8 + _PAYLOAD])
+    packet = replace(packet, icmp=(data[0], data[1]), payload=data[6 : 6 + _PAYLOAD])
     if data[0] in _ERRORS[proto]:
         return replace(packet, inner=decode_packet(data[ICMP_ERROR_SIZE:]))
     identity = struct.unpack_from("!HH", data, 4) if len(data) >= 8 else (0, 0)

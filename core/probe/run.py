@@ -31,7 +31,7 @@ from core.netlink.client import Netlink
 from core.netlink.netns import HOST_PATH, NamespaceGone, entered, entry_of, inode_of
 from core.probe.context import open_sockets, read_tracked, read_unresolved
 from core.probe.nft_trace import NftTrace
-from core.probe.packets import Marker
+from core.probe.packets import Marker, socket_filter
 from core.probe.sender import Packing, Reply, Sender, local_error
 from core.probe.sightings import LinkWatch, sightings_of, wait_for_stamps
 from core.text import failure_sentence
@@ -176,7 +176,9 @@ class _Record:
         self._stack.enter_context(self.netfilter)
         self._stack.enter_context(self.route)
         try:
-            self.links = self._stack.enter_context(LinkWatch(self.namespace.inode, self.marker))
+            self.links = self._stack.enter_context(
+                LinkWatch(self.namespace.inode, socket_filter(self.marker))
+            )
         except OSError as error:
             self._problem("can't capture packets on links", _reason(error), "run it as root")
 

@@ -20,7 +20,7 @@ from typing import Self
 from core.model.probe import PacketTuple, Role, Sighting
 from core.model.refs import LinkKey
 from core.netlink.client import set_recv_buffer
-from core.probe.packets import Frame, Marker, decode_frame, decode_packet, socket_filter
+from core.probe.packets import Frame, Marker, decode_frame, decode_packet
 from core.probe.sender import ICMP_NAMES
 
 # linux/if_packet.h, if_ether.h, filter.h, socket.h, if_arp.h
@@ -48,11 +48,12 @@ class Captured:
 
 
 class LinkWatch:
-    """Capture the probe's packets on all links of the calling thread's namespace `ns`.
+    """Capture packets on all links of the calling thread's namespace `ns`.
 
-    Use it as a context manager. Raises OSError, PermissionError without CAP_NET_RAW."""
+    `program` is the filter, in classic BPF. Use it as a context manager. Raises OSError, PermissionError
+    without CAP_NET_RAW."""
 
-    def __init__(self, ns: int, marker: Marker) -> None:
+    def __init__(self, ns: int, program: bytes) -> None:
         self._ns = ns
         self._indexes: dict[str, int] = {}
         self.captured: list[Captured] = []
@@ -60,7 +61,7 @@ class LinkWatch:
         # Packets that arrive before the filter is attached are left out later.
         self._socket = socket.socket(socket.AF_PACKET, kind, socket.htons(_ALL))
         try:
-            self._attach(socket_filter(marker))
+            self._attach(program)
             set_recv_buffer(self._socket, _BUFFER)
             self._socket.setsockopt(socket.SOL_SOCKET, _TIMESTAMPNS, 1)
             self._socket.setsockopt(_SOL_PACKET, _AUXDATA, 1)
@@ -158,11 +159,12 @@ def sightings_of(captured: Iterable[Captured], marker: Marker) -> tuple[Sighting
             requests.add(one.frame.packet.addresses)
         if role:
             times[one.link, one.outgoing, role] += 1
-            found.append(_sighting(one, role, marker.family, times[one.link, one.outgoing, role]))
+            found.append(sighting(one, role, marker.family, times[one.link, one.outgoing, role]))
     return tuple(found)
 
 
-def _sighting(one: Captured, role: Role, family: int, times: int) -> Sighting:
+def sighting(one: Captured, role: Role, family: int, times: int) -> Sighting:
+    """Return a captured frame as a sighting of `role`."""
     packet = one.frame.packet
     info = ""
     if packet.icmp:

@@ -99,6 +99,8 @@ def _changes(options: argparse.Namespace) -> bool:
         return False
     if options.command in ("why", "doctor"):
         return bool(options.fix)
+    if options.command == "trace":
+        return options.b is not None  # of a flow nothing is sent
     return bool((options.command, getattr(options, "action", "")) != ("network", "ls"))
 
 
@@ -120,7 +122,7 @@ def confine(options: argparse.Namespace) -> None:
             rights.drop_capabilities((rights.DAC_READ_SEARCH,))
         else:
             rights.drop_capabilities(rights.READING | for_engines)
-    elif options.command == "capture":
+    elif options.command == "capture" or (options.command == "trace" and options.b is None):
         rights.drop_capabilities(rights.READING | {rights.DAC_OVERRIDE})
     elif options.command == "replay" or (options.command is None and options.source):
         rights.drop_capabilities((rights.DAC_READ_SEARCH, rights.DAC_OVERRIDE))

@@ -60,14 +60,14 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
-def missing_rights() -> str:
+def missing_rights(action: str = "capture packets") -> str:
     """Return why this process may not capture in every namespace, "" where it may."""
     lacking = [name for name in missing_capabilities() if name == "CAP_SYS_ADMIN"]
     if not effective_capabilities() >> _NET_RAW & 1:
         lacking = ["CAP_NET_RAW", *lacking]
     if not lacking:
         return ""
-    return f"can't capture packets: this process lacks {' and '.join(lacking)}. Try: run it with sudo"
+    return f"can't {action}: this process lacks {' and '.join(lacking)}. Try: run it with sudo"
 
 
 def _limits(options: argparse.Namespace) -> Limits:

@@ -1,13 +1,15 @@
-"""Let the kernel forward the packets that a capture should see."""
+"""Let the kernel forward the packets that a capture or trace should see."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from secrets import token_hex
 
 from bpf import rpc
 
 _MOST = 256
+_GRACE = 5.0  # seconds that a trace needs to begin and end
 
 
 @contextmanager
@@ -35,5 +37,26 @@ def _accelerated(addresses: Sequence[str]) -> list[str]:
     """Return the addresses that the fast path may forward. Raises NotRunning, OSError."""
     if not addresses:
         return []
-    before = set(rpc.ask({"do": "status"}).get("captured", ()))
+    status = rpc.ask({"do": "status"})
+    before = set(status.get("captured", ())) - set(status.get("traced", ()))
     return [one for one in addresses if one not in before][:_MOST]
+
+
+@contextmanager
+def traced_by_kernel(addresses: Sequence[str], seconds: float) -> Iterator[str]:
+    """Take addresses off the fast path in the body; yields a note, "" if it is off.
+
+    If this process is killed, the fast path forwards for them again a few seconds after `seconds`."""
+    holder, note, taken = token_hex(8), "", False
+    request = {"do": "trace", "holder": holder, "addresses": list(addresses), "seconds": seconds + _GRACE}
+    with suppress(rpc.NotRunning, OSError):
+        answer = rpc.ask(request)
+        taken = bool(answer.get("ok"))
+        note = f"The fast path left {', '.join(addresses)} to the kernel meanwhile."
+        note = note if taken else f"{rpc.refusal_text(answer)} Some links may not see the flow."
+    try:
+        yield note
+    finally:
+        if taken:
+            with suppress(rpc.NotRunning, OSError):
+                rpc.ask({"do": "untrace", "holder": holder})

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 
+from tui.cli.option_types import seconds_of
+
 
 def add_drops(drops: argparse.ArgumentParser) -> None:
     """Add the arguments of `vnet-tui drops`."""
@@ -50,8 +52,15 @@ def add_why(why: argparse.ArgumentParser) -> None:
 
 def add_trace(trace: argparse.ArgumentParser) -> None:
     """Add the arguments of `vnet-tui trace`."""
-    trace.add_argument("a", metavar="A", help="the sender: a container, namespace or host")
-    trace.add_argument("b", metavar="B", help=f"the receiver: {_END}")
+    trace.description = (
+        "Send one packet from A to B, and list each link that it passes. With a flow instead of "
+        "A and B, send nothing: list the links that the flow's own packets pass."
+    )
+    trace.add_argument(
+        "a", metavar="A",
+        help="the sender: a container, namespace or host; or a flow: 10.0.0.2:4000-10.0.0.3:80",
+    )  # fmt: skip
+    trace.add_argument("b", metavar="B", nargs="?", help=f"the receiver (none for a flow): {_END}")
     trace.add_argument(
         "--port", default="", metavar="PORT[/PROTO]", help="its port: 443/tcp, 53/udp (default: ICMP)"
     )
@@ -61,6 +70,10 @@ def add_trace(trace: argparse.ArgumentParser) -> None:
     trace.add_argument(
         "--hops", action="store_true", help="also list the routers on the way, as traceroute does"
     )
+    trace.add_argument(
+        "--for", dest="seconds", type=seconds_of, metavar="TIME",
+        help="how long to wait for packets of a flow (default 5s, at most 60s)",
+    )  # fmt: skip
     trace.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
 
 

@@ -126,7 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_drops(_command(commands, "drops", "count dropped packets by the kernel's reasons"))
     _change_commands(commands)
     _fast_path_commands(commands)
-    add_trace(_command(commands, "trace", "send one packet from A to B, and list each link that it passes"))
+    add_trace(_command(commands, "trace", "list each link that a packet from A to B, or of a flow, passes"))
     add_shell(_command(commands, "shell", "open a shell in a container, or run a command there"))
     shell = _command(commands, "completion", "print a script that completes commands in a shell")
     shell.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")

@@ -1,10 +1,10 @@
-"""Format the packets of a probe at each link that they pass."""
+"""Format the packets of a probe or a flow at each link that they pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from core.model.probe import Hop, PathMtu, ProbeResult, Sighting
+from core.model.probe import FlowDirection, FlowTrace, Hop, PathMtu, ProbeResult, Sighting
 from core.text import end_text, safe
 from core.topology import Topology
 from tui.views.formatting import fit, width_of
@@ -12,25 +12,86 @@ from tui.views.formatting import fit, width_of
 # One line as (text, tone) pieces.
 PathLine = Sequence[tuple[str, str]]
 _TITLES = {"request": "the packet", "answer": "its answer", "error": "an ICMP error"}
+_DIRECTIONS: tuple[tuple[FlowDirection, str], ...] = (("original", "sent"), ("reply", "back"))
 
 
 def path_lines(topology: Topology, result: ProbeResult, width: int) -> Iterator[PathLine]:
     """Yield a line for each sighting; what changed since the one before stands out."""
-    places = [safe(topology.label(one.link.ns)) for one in result.sightings]
-    names = [_name(topology, one) for one in result.sightings]
+    yield from _parts(topology, [(one.role, one) for one in result.sightings], _TITLES, restart=False)
+
+
+def flow_lines(topology: Topology, found: FlowTrace, width: int) -> Iterator[PathLine]:
+    """Yield a line for each link that a packet of a flow passed, in both directions."""
+    sightings = [(packet.direction, one) for packet in found.packets for one in packet.sightings]
+    request, titles = found.request, dict[str, str]()
+    owner = topology.container_at(request.ns, request.original.src)
+    client = f"{owner.name} {request.original.src}" if owner else request.original.src
+    for direction, count in found.counts.items():
+        word = "from" if direction == "original" else "to"
+        titles[direction] = f"{word} {safe(client)} (1 of {_packets(count)})"
+    yield from _parts(topology, sightings, titles, restart=True)
+    yield []
+    yield [(flow_sentence(found), "ok" if found.packets else "warn")]
+    for problem in found.problems:
+        yield [(safe(problem.sentence), "warn")]
+
+
+def flow_sentence(found: FlowTrace) -> str:
+    """Return how many packets of a flow were seen, and whether it ended."""
+    ended = (
+        "The connection has ended." if found.gone else "The connection is closing." if found.closed else ""
+    )
+    if not found.packets:
+        text = f"No packet of this flow within {found.seconds:.1f} s."
+        return f"{text} {ended or 'It may be idle. Try: --for 60'}"
+    counts = [f"{_packets(found.counts.get(one, 0))} {text}" for one, text in _DIRECTIONS]
+    return f"{', '.join(counts)} in {found.seconds:.1f} s. {ended}".rstrip()
+
+
+def _packets(count: int) -> str:
+    return f"{count:,} packet{'' if count == 1 else 's'}"
+
+
+def _parts(
+    topology: Topology, parts: Sequence[tuple[str, Sighting]], titles: Mapping[str, str], restart: bool
+) -> Iterator[PathLine]:
+    """Yield the lines of sightings under the titles of their parts.
+
+    Times begin at 0 with the first sighting; with `restart`, with that of each part."""
+    places = [safe(topology.label(one.link.ns)) for _, one in parts]
+    names = [_name(topology, one) for _, one in parts]
     columns = max([4, *map(width_of, places)]), max([4, *map(width_of, names)])
     before: Sighting | None = None
-    for one, place, name in zip(result.sightings, places, names, strict=True):
-        if before is None or before.role != one.role:
-            yield [] if before is not None else [("packet path", "heading")]
-            yield [(_TITLES[one.role], "dim")]
-            before = before if before is not None and before.role == one.role else None
-        since = (one.at - result.sightings[0].at) * 1000
-        start = f"{since:8.3f} ms  {fit(place, columns[0])}  {fit(name, columns[1])}  {one.direction:3}  "
-        yield [(start, ""), *_packet(one, before)]
+    former, begun = "", 0.0
+    for (part, one), place, name in zip(parts, places, names, strict=True):
+        if part != former:
+            yield [] if former else [("packet path", "heading")]
+            yield [(titles[part], "dim")]
+            begun, before = one.at if restart or not former else begun, None
+        former = part
+        if before is not None and (words := _between(before, one)):
+            yield [(f"{'':27}{words}", "accent")]
+        since = (one.at - begun) * 1000
+        step = f"{(one.at - before.at) * 1e6:+10,.1f} µs" if before else f"{'':13}"
+        start = f"  {fit(place, columns[0])}  {fit(name, columns[1])}  {one.direction:3}  "
+        yield [(f"{since:8.3f} ms", ""), (step, "dim"), (start, ""), *_packet(one, before)]
         before = one
-    if not result.sightings:
+    if not parts:
         yield [("no packet was seen on any link", "dim")]
+
+
+def _between(before: Sighting, one: Sighting) -> str:
+    """Return what the kernel did between two links: forward, NAT, VXLAN."""
+    old, new, words = before.addresses, one.addresses, list[str]()
+    if before.ttl != one.ttl:
+        words.append(f"forward: ttl {before.ttl} → {one.ttl}")
+    ends = (((old.src, old.sport), (new.src, new.sport)), ((old.dst, old.dport), (new.dst, new.dport)))
+    for title, (was, now) in zip(("source", "destination"), ends, strict=True):
+        if was != now:
+            words.append(f"NAT: {title} {_end(*was)} → {_end(*now)}")
+    if (before.vni < 0) != (one.vni < 0):
+        words.append(f"VXLAN {one.vni}: header added" if one.vni >= 0 else "VXLAN header removed")
+    return "; ".join(words)
 
 
 def _name(topology: Topology, one: Sighting) -> str:
