@@ -135,7 +135,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("hops", ("o",), "o", "Hops", "show a connection once, or its entry in each namespace", "flows", 6),
     Action("pin", ("asterisk",), "*", "Pin", "keep the selected flow on top, or stop that", "flows", 8),
     Action("count", ("A",), "A", "Accounting", "turn on the kernel's traffic accounting", "flows"),
-    Action("shell", ("x",), "x", "Shell", "open a shell inside the selected container", "any"),
+    Action("shell", ("x",), "x", "Shell", "open a shell in the selected container; trace a flow", "any"),
     Action("log", ("L",), "L", "Log", "commands that this session has run", "any"),
     Action("make_network", ("n",), "n", "Network", "create a network", "change", 2),
     Action("attach", ("a",), "a", "Attach", "attach a container to a network", "change", 2),

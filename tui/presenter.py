@@ -17,12 +17,15 @@ from core.update import Update
 from tui.baseline import Baseline
 from tui.sources import Mode, ReplaySource, Source
 from tui.view_model import HistoryEntry, ViewData, ViewModel, ViewTarget
+from tui.views.formatting import wrapped
 from tui.views.rows import Detail, ListView, ViewContext
 
 if TYPE_CHECKING:
+    from core.flows import ConntrackEntry
     from core.plan.requests import DeleteFlow
     from core.reach import Answer
     from core.topology import Topology
+    from tui.services import FlowTracer
     from tui.views.answers import AnswerLine
 
 
@@ -229,6 +232,25 @@ class Presenter:
         except CommandError as error:
             return [[(safe(str(error)), "warn")]]
         return [*verification_lines(found, width), [], *path_lines(topology, found.result, width)]
+
+    def flow_tracer(self, ns: int, entry: ConntrackEntry) -> FlowTracer:
+        """Return what traces a flow, by its conntrack entry in `ns`. Call it on a thread."""
+        topology = self.context.topology
+
+        def trace(stopped: Callable[[], bool]) -> Callable[[int], list[AnswerLine]]:
+            from core.probe.flow_trace import SECONDS
+            from tui.command import CommandError
+            from tui.probing import traced
+            from tui.views.packet_path import flow_lines
+
+            try:
+                found, notes = traced(topology, ns, entry, SECONDS, stopped)
+            except CommandError as error:
+                text = safe(str(error))
+                return lambda width: [[(line, "warn")] for line in wrapped(text, width)]
+            return lambda width: [*flow_lines(topology, found, width, notes)]
+
+        return trace
 
     def set_baseline(self, baseline: Baseline) -> None:
         """Set the moment with which `:diff` compares, from the next picture on."""

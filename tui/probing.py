@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -41,7 +41,11 @@ def drop_observer() -> DropObserver | None:
 
 
 def traced(
-    topology: Topology, ns: int, entry: ConntrackEntry, seconds: float
+    topology: Topology,
+    ns: int,
+    entry: ConntrackEntry,
+    seconds: float,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[FlowTrace, tuple[str, ...]]:
     """Trace a flow that exists; return what was seen, and notes. Raises CommandError.
 
@@ -52,7 +56,7 @@ def traced(
     try:
         request = request_of_flow(topology, ns, entry, seconds)
         with traced_by_kernel([request.original.src], request.seconds) as note:
-            found = trace_flow(request)
+            found = trace_flow(request, stopped)
     except ProbeError as error:
         raise CommandError(str(error)) from None
     return found, (note,) if note else ()

@@ -277,6 +277,14 @@ class PacketSource(Protocol):
         ...
 
 
+class FlowTracer(Protocol):
+    """Trace one flow; blocks."""
+
+    def __call__(self, stopped: Callable[[], bool]) -> Callable[[int], list[Sequence[tuple[str, str]]]]:
+        """Return what makes lines of (text, tone) for a width; end early once `stopped`."""
+        ...
+
+
 class CaptureService(Protocol):
     """Start captures. Every method may block, and raise CommandError."""
 

@@ -7,7 +7,7 @@ import math
 import os
 import select
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
@@ -30,7 +30,9 @@ SECONDS, MAX_SECONDS = 5.0, 60.0
 _MOST_NAMESPACES = 16
 _MOST_FRAMES = 4096
 _SETTLE = 0.3  # seconds to go on after both directions were seen
-_CHANGED = 0.01  # seconds in which the last packet reaches all links
+_STAMPS = 1.0  # seconds to wait for time stamps
+_STOP = 0.2  # seconds between two looks whether it was stopped
+_BATCH = 0.01  # seconds in which the last packet reaches all links
 
 
 def request_of_flow(
@@ -84,17 +86,18 @@ def _namespaces(topology: Topology, ns: int, tuples: Iterable[PacketTuple]) -> I
             yield namespace
 
 
-def trace_flow(request: FlowTraceRequest) -> FlowTrace:
-    """Look for packets of the flow, at most `request.seconds`; blocks.
+def trace_flow(request: FlowTraceRequest, stopped: Callable[[], bool] = lambda: False) -> FlowTrace:
+    """Look for packets of the flow, at most `request.seconds` or until `stopped`.
 
-    It ends soon after packets of both directions were seen. Raises ProbeError if it can look nowhere."""
+    It blocks, and ends soon after packets of both directions were seen. Raises ProbeError if it can look nowhere."""
     with ExitStack() as stack:
         existed, watches = _exists(request), _Watches(request)
         watches.open(stack)
-        wait_for_stamps()
+        wait_for_stamps(_STAMPS)
+        watches.read()  # packets before that have no stamps
         begun = time.monotonic()
         packets = FlowPackets(request.tuples)
-        watches.wait(packets)
+        watches.wait(packets, stopped)
         seconds = time.monotonic() - begun
     return FlowTrace(
         request, packets.best(), packets.counts, seconds, packets.closed, existed and not _exists(request),
@@ -131,22 +134,22 @@ class _Watches:
         what = "can't look into a namespace of the flow"
         self.problems.append(Problem("probe", what, why, try_, namespace.inode))
 
-    def wait(self, packets: FlowPackets) -> None:
+    def wait(self, packets: FlowPackets, stopped: Callable[[], bool]) -> None:
         """Read packets until both directions were seen, or the time is over."""
         poller = select.poll()
         for one in self.watches:
             poller.register(one.fileno(), select.POLLIN)
         end, frames, settled = time.monotonic() + self.request.seconds, 0, False
-        while (left := end - time.monotonic()) > 0 and frames < _MOST_FRAMES:
-            poller.poll(math.ceil(left * 1000))
-            time.sleep(min(_CHANGED, max(0.0, left)))
-            captured = self._read()
+        while (left := end - time.monotonic()) > 0 and frames < _MOST_FRAMES and not stopped():
+            poller.poll(math.ceil(min(left, _STOP) * 1000))
+            time.sleep(min(_BATCH, max(0.0, left)))
+            captured = self.read()
             frames += len(captured)
             packets.add(captured)
             if not settled and len(packets.counts) == len({*self.request.tuples.values()}):
                 settled, end = True, min(end, time.monotonic() + _SETTLE)
 
-    def _read(self) -> list[Captured]:
+    def read(self) -> list[Captured]:
         """Read what arrived in all namespaces, in the order of time."""
         found = []
         for one in self.watches:

@@ -86,6 +86,5 @@ def _run_flow(options: argparse.Namespace) -> int:
         document = {"schema": SCHEMA, **flow_document(topology, found, notes)}
         output.stream.write(json.dumps(document) + "\n")
     else:
-        lines = flow_lines(topology, found, output.width or _WIDTH)
-        _print([*lines, *([(note, "dim")] for note in notes)], output)
+        _print(flow_lines(topology, found, output.width or _WIDTH, notes), output)
     return int(not found.packets)

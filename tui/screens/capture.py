@@ -52,14 +52,14 @@ def open_capture(
         if ref is None:
             raise CommandError("can't capture: no item is selected. Try: a link, container, network or flow")
         topology = presenter.context.topology
-        target = target_of(topology, ref, entry=_flow_entry(presenter, ref))
+        target = target_of(topology, ref, entry=flow_entry(presenter, ref))
     except (CommandError, CaptureError) as error:
         screen.notify(safe(str(error)), severity="warning", markup=False, timeout=_NOTICE)
         return
     screen.app.push_screen(CaptureScreen(target, topology, make_service, presenter.hostname))
 
 
-def _flow_entry(presenter: Presenter, ref: Ref) -> Any:
+def flow_entry(presenter: Presenter, ref: Ref) -> Any:
     """Return the conntrack row of a flow on screen, None if there is none."""
     if ref.kind != "flow":
         return None

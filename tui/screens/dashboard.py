@@ -434,7 +434,12 @@ class Dashboard(Layout):
             self.post_message(self.DemoAsked())
 
     def action_shell(self) -> None:
-        """Open a shell in the selected container, or in the selected namespace."""
+        """Open a shell in the selected container or namespace, or trace the selected flow."""
+        if self.ref is not None and self.ref.kind in ("flow", "conntrack"):
+            from tui.screens.trace import open_trace
+
+            open_trace(self, self.presenter, self.ref)
+            return
         target = shell_target(self.presenter.context.topology, self.ref)
         if not self.presenter.source.live:
             self.notify("can't open a shell: this isn't a live host", markup=False)

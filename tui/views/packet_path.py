@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from core.model.probe import FlowDirection, FlowTrace, Hop, PathMtu, ProbeResult, Sighting
 from core.text import end_text, safe
 from core.topology import Topology
-from tui.views.formatting import fit, width_of
+from tui.views.formatting import fit, width_of, wrapped
 
+_WIDE, _LEAST = 100, 30
 # One line as (text, tone) pieces.
 PathLine = Sequence[tuple[str, str]]
 _TITLES = {"request": "the packet", "answer": "its answer", "error": "an ICMP error"}
@@ -17,10 +18,12 @@ _DIRECTIONS: tuple[tuple[FlowDirection, str], ...] = (("original", "sent"), ("re
 
 def path_lines(topology: Topology, result: ProbeResult, width: int) -> Iterator[PathLine]:
     """Yield a line for each sighting; what changed since the one before stands out."""
-    yield from _parts(topology, [(one.role, one) for one in result.sightings], _TITLES, restart=False)
+    yield from _parts(topology, [(one.role, one) for one in result.sightings], _TITLES, width, restart=False)
 
 
-def flow_lines(topology: Topology, found: FlowTrace, width: int) -> Iterator[PathLine]:
+def flow_lines(
+    topology: Topology, found: FlowTrace, width: int, notes: Sequence[str] = ()
+) -> Iterator[PathLine]:
     """Yield a line for each link that a packet of a flow passed, in both directions."""
     sightings = [(packet.direction, one) for packet in found.packets for one in packet.sightings]
     request, titles = found.request, dict[str, str]()
@@ -29,11 +32,12 @@ def flow_lines(topology: Topology, found: FlowTrace, width: int) -> Iterator[Pat
     for direction, count in found.counts.items():
         word = "from" if direction == "original" else "to"
         titles[direction] = f"{word} {safe(client)} (1 of {_packets(count)})"
-    yield from _parts(topology, sightings, titles, restart=True)
+    yield from _parts(topology, sightings, titles, width, restart=True)
     yield []
-    yield [(flow_sentence(found), "ok" if found.packets else "warn")]
-    for problem in found.problems:
-        yield [(safe(problem.sentence), "warn")]
+    for line in wrapped(flow_sentence(found), width):
+        yield [(line, "ok" if found.packets else "warn")]
+    texts = [*((note, "dim") for note in notes), *((one.sentence, "warn") for one in found.problems)]
+    yield from ([(line, tone)] for text, tone in texts for line in wrapped(safe(text), width))
 
 
 def flow_sentence(found: FlowTrace) -> str:
@@ -43,7 +47,7 @@ def flow_sentence(found: FlowTrace) -> str:
     )
     if not found.packets:
         text = f"No packet of this flow within {found.seconds:.1f} s."
-        return f"{text} {ended or 'It may be idle. Try: --for 60'}"
+        return f"{text} {ended or 'It may be idle. Try: vnet-tui trace FLOW --for 60'}"
     counts = [f"{_packets(found.counts.get(one, 0))} {text}" for one, text in _DIRECTIONS]
     return f"{', '.join(counts)} in {found.seconds:.1f} s. {ended}".rstrip()
 
@@ -53,11 +57,17 @@ def _packets(count: int) -> str:
 
 
 def _parts(
-    topology: Topology, parts: Sequence[tuple[str, Sighting]], titles: Mapping[str, str], restart: bool
+    topology: Topology,
+    parts: Sequence[tuple[str, Sighting]],
+    titles: Mapping[str, str],
+    width: int,
+    restart: bool,
 ) -> Iterator[PathLine]:
     """Yield the lines of sightings under the titles of their parts.
 
-    Times begin at 0 with the first sighting; with `restart`, with that of each part."""
+    Times begin at 0 with the first sighting; with `restart`, with that of each part. Without much room only
+    the times between two links, and addresses that changed, are shown."""
+    is_wide = width >= _WIDE
     places = [safe(topology.label(one.link.ns)) for _, one in parts]
     names = [_name(topology, one) for _, one in parts]
     columns = max([4, *map(width_of, places)]), max([4, *map(width_of, names)])
@@ -70,11 +80,16 @@ def _parts(
             begun, before = one.at if restart or not former else begun, None
         former = part
         if before is not None and (words := _between(before, one)):
-            yield [(f"{'':27}{words}", "accent")]
+            indent = " " * (27 if is_wide else 14)
+            for line in wrapped(words, max(_LEAST, width - len(indent))):
+                yield [(indent + line, "accent")]
         since = (one.at - begun) * 1000
-        step = f"{(one.at - before.at) * 1e6:+10,.1f} µs" if before else f"{'':13}"
+        step = f"{(one.at - before.at) * 1e6:+11,.1f} µs" if before else f"{'':14}"
         start = f"  {fit(place, columns[0])}  {fit(name, columns[1])}  {one.direction:3}  "
-        yield [(f"{since:8.3f} ms", ""), (step, "dim"), (start, ""), *_packet(one, before)]
+        clock = [(f"{since:8.3f} ms", "")] if is_wide else []
+        has_ends = is_wide or before is None or before.addresses != one.addresses
+        yield [*clock, (step, "dim"), (start, ""), *(_ends(one, before) if has_ends else ()),
+               *_headers(one, before)]  # fmt: skip
         before = one
     if not parts:
         yield [("no packet was seen on any link", "dim")]
@@ -99,15 +114,20 @@ def _name(topology: Topology, one: Sighting) -> str:
     return safe(link.name) if link else f"#{one.link.ifindex}"
 
 
-def _packet(one: Sighting, before: Sighting | None) -> list[tuple[str, str]]:
-    """Return the pieces of a packet; what differs from the sighting before is marked."""
+def _ends(one: Sighting, before: Sighting | None) -> list[tuple[str, str]]:
+    """Return the pieces of a packet's addresses; what differs is marked."""
     old, new = before.addresses if before else None, one.addresses
-    pieces = [
+    return [
         (_end(new.src, new.sport), _tone(old, (new.src, new.sport), old and (old.src, old.sport))),
         (" → ", "dim"),
         (_end(new.dst, new.dport), _tone(old, (new.dst, new.dport), old and (old.dst, old.dport))),
-        (f"  ttl {one.ttl}", "accent" if before and before.ttl != one.ttl else "dim"),
+        ("  ", ""),
     ]
+
+
+def _headers(one: Sighting, before: Sighting | None) -> list[tuple[str, str]]:
+    """Return the pieces of a packet's other headers; what differs is marked."""
+    pieces = [(f"ttl {one.ttl}", "accent" if before and before.ttl != one.ttl else "dim")]
     if one.flags or one.info:
         pieces.append((f"  {one.flags or one.info}", "dim"))
     if before is not None and (one.src_mac, one.dst_mac) != (before.src_mac, before.dst_mac):
