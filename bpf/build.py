@@ -13,6 +13,7 @@ import base64
 import hashlib
 import json
 import os
+import platform
 import shutil
 import struct
 import subprocess
@@ -275,6 +276,31 @@ def drop_reasons(btf: Btf) -> dict[int, str]:
     return {number: name for number, name in found.items() if not name.startswith("SUBSYS")}
 
 
+def functions_text() -> str:
+    """Return the program that reports calls of kernel functions, in C."""
+    path = HERE / "program" / "functions.c"
+    return f'#line 1 "{path}"\n{path.read_text()}\n'
+
+
+def functions_flags(btf: Btf) -> Iterator[str]:
+    """Yield compiler flags for program/functions.c.
+
+    On a processor whose registers aren't known here, BtfError.
+    """
+    machine = platform.machine()
+    if machine not in ARGUMENTS:
+        raise BtfError(f"the registers of {machine} aren't known")
+    yield "-D__LINUX_BPF_H__"
+    for name, word in zip(("FIRST", "SECOND", "THIRD"), ARGUMENTS[machine], strict=True):
+        yield f"-D{name}_ARGUMENT={word}"
+    members = {name: _DROP_MEMBERS[name] for name in _FUNCTION_MEMBERS}
+    for define, (structure, member) in {**members, "SKB_TAIL": ("sk_buff", "tail")}.items():
+        yield f"-D{define}={btf.offset(structure, member)}"
+
+
+# The words of struct pt_regs that hold the first three arguments (asm/ptrace.h).
+ARGUMENTS = {"x86_64": (14, 13, 12), "aarch64": (0, 1, 2)}
+_FUNCTION_MEMBERS = ("SKB_DEV", "SKB_HEAD", "SKB_NETWORK_HEADER", "DEV_IFINDEX", "DEV_NET", "NET_INUM")
 DROP_REASONS = "skb_drop_reason"
 _REASON_PREFIX = "SKB_DROP_REASON_"
 _SUBSYSTEM_REASONS = ("ovs_drop_reason", "mac80211_drop_reason")
@@ -291,6 +317,7 @@ SOURCES: Mapping[str, ProgramSource] = {
     PROGRAM: ProgramSource(PROGRAM, source_text, MAPS, flags),
     "drops": ProgramSource("count_drop", drops_text, _DROP_MAPS, drops_flags, drop_reasons),
     "drop_packets": ProgramSource("report_drop", drops_text, _DROP_MAPS, drops_flags),
+    "functions": ProgramSource("report_call", functions_text, ("wanted", "probe", "calls"), functions_flags),
 }
 
 

@@ -11,7 +11,7 @@ import mmap
 import os
 import platform
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -19,8 +19,8 @@ import numpy as np
 
 MAP_HASH, MAP_ARRAY, MAP_PERCPU_HASH, MAP_PERCPU_ARRAY, MAP_LRU_HASH = 1, 2, 5, 6, 9
 MAP_RINGBUF = 27
-PROG_SCHED_CLS, PROG_RAW_TRACEPOINT = 3, 17
-TCX_INGRESS, TCX_EGRESS = 46, 47
+PROG_KPROBE, PROG_SCHED_CLS, PROG_RAW_TRACEPOINT = 2, 3, 17
+KPROBE_MULTI, TCX_INGRESS, TCX_EGRESS = 42, 46, 47
 STATS_RUN_TIME = 0
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE = 0, 1, 2, 3
@@ -158,8 +158,12 @@ class Rejected(Exception):
     """The kernel's verifier refused a program; the text is the end of its log."""
 
 
-def load_program(kind: int, instructions: bytes, name: str, module_btf: int | None = None) -> int:
+def load_program(
+    kind: int, instructions: bytes, name: str, module_btf: int | None = None, attach_type: int = 0
+) -> int:
     """Load a program (GPL-compatible, as its helpers need).
+
+    `attach_type` is where it will be attached, for the kinds that need this at loading.
 
     `module_btf` is a descriptor of the BTF of the kernel module whose functions it calls: calls with 1 in
     the instruction's offset are looked up there (`fd_array` of union bpf_attr; 0 is the kernel itself).
@@ -175,7 +179,7 @@ def load_program(kind: int, instructions: bytes, name: str, module_btf: int | No
             "<IIQQIIQII16sIIIIQIIQIIIIQ",
             kind, len(instructions) // 8, code_at, license_at,
             level, len(log) if level else 0, _pointer(log) if level else 0, 0, 0,
-            name.encode()[:15], 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            name.encode()[:15], 0, attach_type, 0, 0, 0, 0, 0, 0, 0, 0,
             0, 0, 0 if module_btf is None else _pointer(modules),
         )  # fmt: skip
 
@@ -248,6 +252,18 @@ def attach_raw_tracepoint(prog_fd: int, name: str) -> int:
         return bpf(_RAW_TRACEPOINT_OPEN, struct.pack("<QIxxxxQ", text_at, prog_fd, 0))
     finally:
         del text
+
+
+def attach_kprobes(prog_fd: int, cookies: Mapping[int, int]) -> int:
+    """Attach a program at kernel functions, by address, each with its cookie.
+
+    Returns a link (kprobe.multi, Linux 5.18), which ends with its last descriptor.
+    """
+    addresses, values = (np.array(list(each), np.uint64) for each in (cookies, cookies.values()))
+    attributes = struct.pack(
+        "<IIIIIIQQQ", prog_fd, 0, KPROBE_MULTI, 0, 0, len(cookies), 0, _pointer(addresses), _pointer(values)
+    )
+    return bpf(_LINK_CREATE, attributes)
 
 
 def replace_program(link_fd: int, prog_fd: int) -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import Any
 
 from core.drops import DropsUnavailable
 from core.flows import ConntrackEntry
-from core.model.probe import DropObserver, FlowTrace, Sighting
+from core.model.probe import (
+    DropObserver,
+    FlowTrace,
+    FunctionCall,
+    FunctionFilter,
+    FunctionObserver,
+    Sighting,
+)
 from core.probe.run import ProbeError
 from core.probe.verify import Verification, verify
 from core.reach import Answer
@@ -17,18 +25,40 @@ from tui.command import CommandError
 from tui.views.packet_path import flow_sentence
 
 
-def verified(topology: Topology, answer: Answer) -> Verification:
-    """Send the probe of an answer. Raises CommandError."""
+def verified(topology: Topology, answer: Answer, functions: bool = False) -> Verification:
+    """Send the probe of an answer. Raises CommandError.
+
+    With `functions` the kernel functions that it passes are recorded."""
+    calls = _function_observer() if functions else None
     try:
-        return verify(topology, answer, drop_observer())
+        with _command_errors():
+            return verify(topology, answer, drop_observer(), calls)
     except DropsUnavailable:
-        pass
-    except ProbeError as error:
-        raise CommandError(str(error)) from None
+        with _command_errors():
+            return verify(topology, answer, functions=calls)
+
+
+@contextmanager
+def _command_errors() -> Iterator[None]:
     try:
-        return verify(topology, answer)
+        yield
     except ProbeError as error:
         raise CommandError(str(error)) from None
+
+
+def _function_observer() -> FunctionObserver:
+    """Return what observes kernel functions, or raises CommandError."""
+    from bpf.functions import FunctionsUnavailable, observe_functions
+
+    @contextmanager
+    def observe(wanted: FunctionFilter) -> Iterator[Callable[[], Sequence[FunctionCall]]]:
+        try:
+            with observe_functions(wanted) as read:
+                yield read
+        except FunctionsUnavailable as error:
+            raise CommandError(str(error)) from None
+
+    return observe
 
 
 def drop_observer() -> DropObserver | None:
@@ -46,6 +76,7 @@ def traced(
     entry: ConntrackEntry,
     seconds: float,
     stopped: Callable[[], bool] = lambda: False,
+    functions: bool = False,
 ) -> tuple[FlowTrace, tuple[str, ...]]:
     """Trace a flow that exists; return what was seen, and notes. Raises CommandError.
 
@@ -53,12 +84,11 @@ def traced(
     from core.probe.flow_trace import request_of_flow, trace_flow
     from tui.cli.capture_fastpath import traced_by_kernel
 
-    try:
-        request = request_of_flow(topology, ns, entry, seconds)
+    calls = _function_observer() if functions else None
+    with _command_errors():
+        request = replace(request_of_flow(topology, ns, entry, seconds), functions=calls)
         with traced_by_kernel([request.original.src], request.seconds) as note:
             found = trace_flow(request, stopped)
-    except ProbeError as error:
-        raise CommandError(str(error)) from None
     return found, (note,) if note else ()
 
 
@@ -78,7 +108,11 @@ def flow_document(topology: Topology, found: FlowTrace, notes: Sequence[str]) ->
         "sentence": flow_sentence(found),
         "notes": [*notes, *(problem.sentence for problem in found.problems)],
         "packets": [
-            {"direction": one.direction, "sightings": _sightings(topology, one.sightings)}
+            {
+                "direction": one.direction,
+                "sightings": _sightings(topology, one.sightings),
+                "functions": [_call(topology, call) for call in one.functions],
+            }
             for one in found.packets
         ],
     }
@@ -97,7 +131,15 @@ def probe_document(topology: Topology, found: Verification) -> dict[str, Any]:
         "sightings": _sightings(topology, result.sightings),
         "steps": [{**asdict(step), "namespace": topology.label(step.ns)} for step in result.steps],
         "drops": [asdict(drop) for drop in result.drops],
+        "functions": [{"role": role, **_call(topology, call)} for role, call in result.functions],
     }
+
+
+def _call(topology: Topology, call: FunctionCall) -> dict[str, Any]:
+    link = topology.snapshot.link((call.ns, call.ifindex))
+    place = {"ns": call.ns, "ifindex": call.ifindex, "name": link.name if link else ""}
+    namespace = topology.label(call.ns) if call.ns else ""
+    return {"at": call.at, "function": call.function, "namespace": namespace, "link": place}
 
 
 def _sightings(topology: Topology, sightings: Sequence[Sighting]) -> list[dict[str, Any]]:

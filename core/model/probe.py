@@ -62,6 +62,38 @@ DropObserver = Callable[[PacketTuple], AbstractContextManager[Sequence[DropEvent
 
 
 @dataclass(frozen=True, slots=True)
+class FunctionFilter:
+    """The packets whose kernel functions are wanted: of these tuples, or of a probe.
+
+    For a probe `protocol` is the number of its protocol, `mark` its mark (four bytes), `acknowledged` TCP's
+    acknowledgement number in the answer, and `port` the destination port of an answer by UDP."""
+
+    tuples: tuple[PacketTuple, ...] = ()
+    protocol: int = 0
+    mark: bytes = bytes(4)
+    acknowledged: bytes = bytes(4)
+    port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionCall:
+    """A call of a kernel function with a packet.
+
+    `at` is Unix time in seconds; `ifindex` is that of the packet's device in namespace `ns`, 0 if it has none
+    yet. `headers` are its first bytes from the IP header on, as far as they are in one piece."""
+
+    at: float
+    function: str
+    ns: int = 0
+    ifindex: int = 0
+    headers: bytes = b""
+
+
+# Called before the packets are sent or looked for; the context yields what reads the calls so far.
+FunctionObserver = Callable[[FunctionFilter], AbstractContextManager[Callable[[], Sequence[FunctionCall]]]]
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeRequest:
     """What to send, and where to look for it.
 
@@ -69,7 +101,8 @@ class ProbeRequest:
     and UDP. `timeout` is in seconds, at most 10. `through` are the namespaces in which the packet is looked
     for, in the order of the path; `destination` is the target's namespace, if it is on this host. `links`
     limits the sightings to these links. `trace` records the firewall rules that the packet passes. `size` is
-    the length of an ICMP or UDP packet from the IP header on, then not to be fragmented; 0: a small one."""
+    the length of an ICMP or UDP packet from the IP header on, then not to be fragmented; 0: a small one.
+    `functions` observes the kernel functions that it passes."""
 
     namespace: Namespace
     target: str
@@ -83,6 +116,7 @@ class ProbeRequest:
     links: tuple[LinkKey, ...] = ()
     observer: DropObserver | None = None
     size: int = 0
+    functions: FunctionObserver | None = None
 
     @property
     def namespaces(self) -> tuple[Namespace, ...]:
@@ -225,7 +259,8 @@ class ProbeResult:
     `error` is the reason of "refused" by ICMP and of "unreachable"; `sender` the address that answered,
     refused or reported the error. `rtt` is in seconds, None without an answer. `arrived` says whether the
     request reached the target's namespace, None if that isn't on this host or wasn't watched. `sightings` are
-    in the order of time, `steps` in the order of each namespace. `problems` are what couldn't be recorded."""
+    in the order of time, `steps` in the order of each namespace. `problems` are what couldn't be recorded.
+    `functions` are the calls of kernel functions with the request, the answer, or an ICMP error."""
 
     outcome: Outcome
     addresses: PacketTuple
@@ -239,6 +274,7 @@ class ProbeResult:
     neighbours: tuple[UnresolvedNeighbour, ...] = ()
     drops: tuple[DropEvent, ...] = ()
     problems: tuple[Problem, ...] = ()
+    functions: tuple[tuple[Role, FunctionCall], ...] = ()
 
     @property
     def dropped_by(self) -> TraceStep | None:
@@ -299,7 +335,7 @@ class FlowTraceRequest:
 
     `original` is its tuple as its conntrack entry in the namespace `ns` has it. `tuples` are all that its
     packets may have, before, between and after translation, by direction; the second port of ICMP is 0.
-    `seconds` is the longest time to look."""
+    `seconds` is the longest time to look. `functions` observes the kernel functions that they pass."""
 
     ns: int
     original: PacketTuple
@@ -307,6 +343,7 @@ class FlowTraceRequest:
     tuples: Mapping[PacketTuple, FlowDirection]
     namespaces: tuple[Namespace, ...]
     seconds: float = 5.0
+    functions: FunctionObserver | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +352,7 @@ class TracedPacket:
 
     direction: FlowDirection
     sightings: tuple[Sighting, ...]
+    functions: tuple[FunctionCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

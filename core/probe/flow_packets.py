@@ -9,13 +9,13 @@ from __future__ import annotations
 import ipaddress
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from core.flows import ConntrackEntry, address_text
-from core.model.probe import FlowDirection, PacketTuple, Role, Sighting, TracedPacket
+from core.model.probe import FlowDirection, FunctionCall, PacketTuple, Role, Sighting, TracedPacket
 from core.model.refs import LinkKey
-from core.probe.packets import ICMP, ICMPV6, TCP, UDP, Packet
+from core.probe.packets import ICMP, ICMPV6, TCP, UDP, Packet, decode_packet
 from core.probe.sightings import Captured, sighting
 
 PROTOCOLS = {TCP: "tcp", UDP: "udp", ICMP: "icmp", ICMPV6: "icmp"}
@@ -32,6 +32,7 @@ _NETWORK_HEADER = -0x100000  # SKF_NET_OFF: offsets from the network header on, 
 # To the inner IP header of VXLAN: IP, UDP, VXLAN and Ethernet, by the family of the outer packet.
 _INNER = (0, 20 + 8 + 8 + 14, 40 + 8 + 8 + 14)
 _SNAP = 256
+_NEAR = 0.005  # seconds that a packet spends in the kernel before the first link and after the last one
 
 
 def flow_tuples(entries: Iterable[ConntrackEntry]) -> dict[PacketTuple, FlowDirection]:
@@ -152,13 +153,16 @@ class FlowPackets:
         """The number of packets by direction."""
         return {direction: len(packets) for direction, packets in self._packets.items()}
 
-    def best(self) -> tuple[TracedPacket, ...]:
-        """Return of each direction the first packet that was seen at most places."""
+    def best(self, calls: Sequence[FunctionCall] = ()) -> tuple[TracedPacket, ...]:
+        """Return of each direction the first packet that was seen at most places.
+
+        `calls` are those of kernel functions with packets of the flow."""
         found = []
         for direction in _ROLES:
             if packets := self._packets.get(direction):
                 best = max(packets, key=lambda one: len(one.places))
-                found.append(TracedPacket(direction, best.sightings(_ROLES[direction])))
+                sightings, mine = best.sightings(_ROLES[direction]), tuple(best.calls(calls))
+                found.append(TracedPacket(direction, sightings, mine))
         return tuple(found)
 
 
@@ -180,6 +184,16 @@ class _Seen:
         return (
             is_there and first.frame.packet.ttl == one.frame.packet.ttl and first.frame.vni == one.frame.vni
         )
+
+    def calls(self, calls: Iterable[FunctionCall]) -> Iterator[FunctionCall]:
+        """Yield the calls with this packet: of equal headers, about the same time."""
+        times = [one.at for one in self.frames]
+        packet = self.frames[0].frame.packet
+        for call in calls:
+            if min(times) - _NEAR <= call.at <= max(times) + _NEAR:
+                other = decode_packet(call.headers)
+                if other is not None and packet.is_like(other):
+                    yield call
 
     def sightings(self, role: Role) -> tuple[Sighting, ...]:
         """Return the sightings of the packet in the order of time."""

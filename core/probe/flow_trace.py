@@ -7,7 +7,7 @@ import math
 import os
 import select
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from core.flows import ConntrackEntry, entry_of
 from core.model import Namespace, Problem
-from core.model.probe import FlowTrace, FlowTraceRequest, PacketTuple
+from core.model.probe import FlowTrace, FlowTraceRequest, FunctionCall, FunctionFilter, PacketTuple
 from core.netlink import netns
 from core.netlink.client import NETFILTER, Netlink
 from core.netlink.netns import NamespaceGone, entered
@@ -28,7 +28,7 @@ from core.topology import Topology
 
 SECONDS, MAX_SECONDS = 5.0, 60.0
 _MOST_NAMESPACES = 16
-_MOST_FRAMES = 4096
+_MOST_FRAMES, _MOST_CALLS = 4096, 1 << 16
 _SETTLE = 0.3  # seconds to go on after both directions were seen
 _STAMPS = 1.0  # seconds to wait for time stamps
 _STOP = 0.2  # seconds between two looks whether it was stopped
@@ -89,20 +89,30 @@ def _namespaces(topology: Topology, ns: int, tuples: Iterable[PacketTuple]) -> I
 def trace_flow(request: FlowTraceRequest, stopped: Callable[[], bool] = lambda: False) -> FlowTrace:
     """Look for packets of the flow, at most `request.seconds` or until `stopped`.
 
-    It blocks, and ends soon after packets of both directions were seen. Raises ProbeError if it can look nowhere."""
+    It blocks, and ends soon after packets of both directions were seen. Raises ProbeError if it can look
+    nowhere."""
     with ExitStack() as stack:
         existed, watches = _exists(request), _Watches(request)
+        if request.functions:
+            wanted = FunctionFilter(tuple(request.tuples))
+            watches.read_calls = stack.enter_context(request.functions(wanted))
         watches.open(stack)
         wait_for_stamps(_STAMPS)
         watches.read()  # packets before that have no stamps
+        watches.calls.clear()
         begun = time.monotonic()
         packets = FlowPackets(request.tuples)
         watches.wait(packets, stopped)
         seconds = time.monotonic() - begun
     return FlowTrace(
-        request, packets.best(), packets.counts, seconds, packets.closed, existed and not _exists(request),
+        request,
+        packets.best(watches.calls),
+        packets.counts,
+        seconds,
+        packets.closed,
+        existed and not _exists(request),
         tuple(watches.problems),
-    )  # fmt: skip
+    )
 
 
 @dataclass(slots=True)
@@ -112,6 +122,8 @@ class _Watches:
     request: FlowTraceRequest
     watches: list[LinkWatch] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    calls: list[FunctionCall] = field(default_factory=list)
+    read_calls: Callable[[], Sequence[FunctionCall]] = tuple
 
     def open(self, stack: ExitStack) -> None:
         """Open the sockets. Raises ProbeError if none can be opened."""
@@ -156,6 +168,8 @@ class _Watches:
             one.read()
             found += one.captured
             one.captured.clear()
+        if len(self.calls) < _MOST_CALLS:
+            self.calls += self.read_calls()
         return sorted(found, key=lambda each: each.at)
 
 

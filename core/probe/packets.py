@@ -59,6 +59,10 @@ class Packet:
         mark = self.mark if self.addresses.protocol == "tcp" else b""
         return (self.addresses.protocol, self.number, mark, self.acknowledged, self.icmp, self.payload)
 
+    def is_like(self, other: Packet) -> bool:
+        """Return whether both have the same identity, as far as `other` has a payload."""
+        return self.identity[:-1] == other.identity[:-1] and self.payload.startswith(other.payload)
+
     @property
     def flag_names(self) -> str:
         """TCP's flags as Wireshark writes them."""

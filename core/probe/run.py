@@ -9,7 +9,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,10 +18,13 @@ from core.collect.nft_netlink import read_tables
 from core.model import Namespace, Problem
 from core.model.probe import (
     DropEvent,
+    FunctionCall,
+    FunctionFilter,
     Outcome,
     PacketTuple,
     ProbeRequest,
     ProbeResult,
+    Role,
     Sighting,
     TraceStep,
     Tracked,
@@ -31,7 +34,7 @@ from core.netlink.client import Netlink
 from core.netlink.netns import HOST_PATH, NamespaceGone, entered, entry_of, inode_of
 from core.probe.context import open_sockets, read_tracked, read_unresolved
 from core.probe.nft_trace import NftTrace
-from core.probe.packets import Marker, socket_filter
+from core.probe.packets import UDP, Marker, decode_packet, socket_filter
 from core.probe.sender import Packing, Reply, Sender, local_error
 from core.probe.sightings import LinkWatch, sightings_of, wait_for_stamps
 from core.text import failure_sentence
@@ -123,12 +126,33 @@ def _recorded(request: ProbeRequest, sender: Sender, stack: ExitStack) -> ProbeR
     for record in records:
         record.open(request.trace)
     wait_for_stamps()
-    observer = request.observer(sender.marker.addresses) if request.observer else nullcontext(())
-    with observer as drops:
+    marker = sender.marker
+    observer = request.observer(marker.addresses) if request.observer else nullcontext(())
+    functions = request.functions(_filter(marker)) if request.functions else nullcontext(tuple)
+    with observer as drops, functions as read_calls:
         reply = sender.send() or _wait(sender, records, min(request.timeout, MAX_TIMEOUT))
         for record in records:
             record.read()
-    return _result(request, sender, reply, records, tuple(drops))
+        calls = read_calls()
+    result = _result(request, sender, reply, records, tuple(drops))
+    return replace(result, functions=tuple(_with_roles(marker, calls, result.sightings)))
+
+
+def _filter(marker: Marker) -> FunctionFilter:
+    port = marker.addresses.sport if marker.proto == UDP else 0
+    return FunctionFilter((), marker.proto, marker.mark[:4], marker.acknowledgement[-4:], port)
+
+
+def _with_roles(
+    marker: Marker, calls: Iterable[FunctionCall], sightings: Iterable[Sighting]
+) -> Iterator[tuple[Role, FunctionCall]]:
+    """Yield the calls with packets of the probe, and what these are to it."""
+    requests = {one.addresses for one in sightings if one.role == "request"}
+    for call in calls:
+        packet = decode_packet(call.headers)
+        role = marker.role_of(packet, requests) if packet else None
+        if role:
+            yield role, call
 
 
 def _path(request: ProbeRequest) -> tuple[Namespace, ...]:

@@ -5,10 +5,18 @@ See core.reach for the answer and core.probe.run for the probe.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.model import Namespace
-from core.model.probe import DropObserver, ProbeRequest, ProbeResult, Protocol, TraceStep, rule_of
+from core.model.probe import (
+    DropObserver,
+    FunctionObserver,
+    ProbeRequest,
+    ProbeResult,
+    Protocol,
+    TraceStep,
+    rule_of,
+)
 from core.probe.run import ProbeError, probe
 from core.reach import Answer, Question
 from core.reach.question import addresses
@@ -35,9 +43,14 @@ class Verification:
     notes: tuple[str, ...] = ()
 
 
-def verify(topology: Topology, answer: Answer, observer: DropObserver | None = None) -> Verification:
+def verify(
+    topology: Topology,
+    answer: Answer,
+    observer: DropObserver | None = None,
+    functions: FunctionObserver | None = None,
+) -> Verification:
     """Send a probe for the question of an answer, and compare. Raises ProbeError."""
-    result = probe(request_of(topology, answer.question, observer))
+    result = probe(replace(request_of(topology, answer.question, observer), functions=functions))
     agrees = _agrees(answer, result)
     return Verification(result, agrees, _sentence(answer, result, agrees), tuple(_notes(topology, result)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import select
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
+from bpf import syscall
+from bpf.build import compiled_program
 from core.netlink.netns import entered
 from tests.kernel.fastlab import HOST4, V4, FastLab
 from tests.kernel.streams import Stream, is_fast
@@ -293,7 +296,7 @@ def test_an_unknown_flow_names_near_ones(routed: ThrowawayHost) -> None:
     [
         (("web1",), 2, "there is no receiver, and it isn't a flow"),
         (("10.44.1.2:1-10.44.1.1:8080", "b"), 1, "a flow has no receiver"),
-        (("10.44.1.2:1-10.44.1.1:8080", "--mtu"), 1, "only --for and --json"),
+        (("10.44.1.2:1-10.44.1.1:8080", "--mtu"), 1, "only --for, --functions, --json"),
         (("1.2.3.400:1-10.44.1.1:8080",), 1, "it isn't a flow"),
         (("a", "b", "--for", "3"), 1, "--for is for flows"),
     ],
@@ -351,3 +354,32 @@ def test_the_fast_path_takes_a_flow_again_if_the_trace_was_killed() -> None:
         for wrong in ({}, {"holder": "x", "seconds": 5, "addresses": ["y"]}, {"holder": "x", "seconds": "z"}):
             assert not fast.ask("trace", **wrong)["ok"]
         assert fast.status()["captured"] == [], "it still answers"
+
+
+# ---- kernel functions (tests/kernels/test_functions.py has kernels with kprobes)
+
+
+def test_functions_are_listed_or_the_kernel_lacks_kprobes(routed: ThrowawayHost) -> None:
+    has_kprobes = " register_fprobe_ips\n" in Path("/proc/kallsyms").read_text()
+    talk = Talk(routed, "a", "b", GATEWAY, 80, to=8080)
+    with talking(talk):
+        for words in ((flow_of(talk, GATEWAY, 8080),), (routed.full("a"), routed.full("b"))):
+            done = routed.vnet("trace", *words, "--functions")
+            if has_kprobes:
+                assert "ip_forward" in done.stdout
+            else:
+                assert done.returncode == 1 and "was built without kprobes" in done.stderr
+            assert "Traceback" not in done.stderr
+
+
+@pytest.mark.needs("bcc")
+def test_the_verifier_accepts_the_program() -> None:
+    program = compiled_program(name="functions")
+    maps = {
+        "wanted": syscall.create_map(syscall.MAP_HASH, 40, 4, 1, "wanted"),
+        "probe": syscall.create_map(syscall.MAP_ARRAY, 4, 16, 1, "probe"),
+        "calls": syscall.create_map(syscall.MAP_RINGBUF, 0, 0, 4096, "calls"),
+    }
+    code = program.with_maps(maps)
+    for descriptor in (syscall.load_program(syscall.PROG_KPROBE, code, "functions"), *maps.values()):
+        os.close(descriptor)

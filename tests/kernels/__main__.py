@@ -25,6 +25,7 @@ STAGES = {
     "datapath": ["tests/datapath"],
     "fastpath": _FASTPATH,
     "commands": ["tests/kernels/test_commands.py"],
+    "functions": ["tests/kernels/test_functions.py"],
 }
 _IN_PARALLEL = ("datapath", "fastpath")
 _BOOT_SECONDS, _STAGE_SECONDS = 60, 400  # times the factor of a slow machine

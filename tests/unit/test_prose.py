@@ -93,9 +93,9 @@ PAGES = _files("*.md", "docs/*.md")
 
 # Classes and functions whose text reaches users as it is; of problems and failed tools that is `what`.
 WHOLE = {
-    "Busy", "CaptureError", "CommandError", "GuardError", "MetricsError", "OutOfTime", "ProbeError",
-    "Problem", "ReaderGone", "StateError", "Stopped", "ToolFailed", "ToolMissing", "UnknownEndpoint",
-    "UnknownNamespace", "_NotRunning", "failure", "refusal",
+    "Busy", "CaptureError", "CommandError", "FunctionsUnavailable", "GuardError", "MetricsError", "OutOfTime",
+    "ProbeError", "Problem", "ReaderGone", "StateError", "Stopped", "ToolFailed", "ToolMissing",
+    "UnknownEndpoint", "UnknownNamespace", "_NotRunning", "failure", "refusal",
 }  # fmt: skip
 # Classes whose text is only a reason, and where "can't VERB OBJECT: " is written before it.
 FRAMED = {

@@ -123,7 +123,10 @@ def confine(options: argparse.Namespace) -> None:
         else:
             rights.drop_capabilities(rights.READING | for_engines)
     elif options.command == "capture" or (options.command == "trace" and options.b is None):
-        rights.drop_capabilities(rights.READING | {rights.DAC_OVERRIDE})
+        functions = (
+            {rights.SYSLOG, rights.PERFMON, rights.BPF} if getattr(options, "functions", False) else set()
+        )
+        rights.drop_capabilities(rights.READING | functions | {rights.DAC_OVERRIDE})
     elif options.command == "replay" or (options.command is None and options.source):
         rights.drop_capabilities((rights.DAC_READ_SEARCH, rights.DAC_OVERRIDE))
         rights.forbid_writing(_outputs())

@@ -74,6 +74,10 @@ def add_trace(trace: argparse.ArgumentParser) -> None:
         "--for", dest="seconds", type=seconds_of, metavar="TIME",
         help="how long to wait for packets of a flow (default 5s, at most 60s)",
     )  # fmt: skip
+    trace.add_argument(
+        "--functions", action="store_true",
+        help="also list the kernel functions that the packet passes (needs kprobes)",
+    )  # fmt: skip
     trace.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
 
 

@@ -23,7 +23,7 @@ from tui.cli.why import answered, printable
 from tui.command import CommandError
 from tui.probing import flow_document, probe_document, traced, verified
 from tui.views.answers import verification_lines
-from tui.views.packet_path import PathLine, flow_lines, hop_lines, mtu_lines, path_lines
+from tui.views.packet_path import PathLine, flow_lines, hop_lines, mtu_lines, path_lines, probe_function_lines
 
 SCHEMA = 1
 _PARTS = frozenset({Part.LINKS, Part.CONTAINERS, Part.OVS, Part.CONNTRACK})
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     if is_flow(options.a) or options.seconds:
         raise CommandError("can't trace this: a flow has no receiver, and --for is for flows. Try: --help")
     topology, answer = answered(options)
-    found = verified(topology, answer)
+    found = verified(topology, answer, options.functions)
     request = request_of(topology, answer.question)
     mtu = path_mtu(request) if options.mtu else None
     routers = hops(request) if options.hops else None
@@ -50,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
         output.stream.write(json.dumps(document) + "\n")
         return int(found.result.outcome != "answered")
     width = output.width or _WIDTH
-    lines = [*path_lines(topology, found.result, width), [], *verification_lines(found, width)]
+    functions = probe_function_lines(topology, found.result)
+    lines = [*path_lines(topology, found.result, width), *functions, [], *verification_lines(found, width)]
     lines += mtu_lines(topology, mtu) if mtu else []
     lines += hop_lines(routers) if routers is not None else []
     _print(lines, output)
@@ -72,7 +73,9 @@ def _run_flow(options: argparse.Namespace) -> int:
         print(f"vnet-tui: {words}. Try: vnet-tui trace {safe(options.a)} outside", file=sys.stderr)
         return 2
     if options.source or options.port or options.mtu or options.hops:
-        raise CommandError("can't trace a flow with these options: only --for and --json. Try: --help")
+        raise CommandError(
+            "can't trace a flow with these options: it takes only --for, --functions, --json. Try: --help"
+        )
     if why := missing_rights("trace a flow"):
         raise CommandError(why)
     topology = Topology(read_snapshot(_PARTS))
@@ -80,7 +83,7 @@ def _run_flow(options: argparse.Namespace) -> int:
         ns, entry = find_flow(topology, options.a, "trace")
     except CaptureError as error:
         raise CommandError(str(error)) from None
-    found, notes = traced(topology, ns, entry, options.seconds or SECONDS)
+    found, notes = traced(topology, ns, entry, options.seconds or SECONDS, functions=options.functions)
     output = Output.of(sys.stdout, options.json)
     if options.json:
         document = {"schema": SCHEMA, **flow_document(topology, found, notes)}

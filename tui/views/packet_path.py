@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from core.model.probe import FlowDirection, FlowTrace, Hop, PathMtu, ProbeResult, Sighting
+from core.model.probe import FlowDirection, FlowTrace, FunctionCall, Hop, PathMtu, ProbeResult, Sighting
 from core.text import end_text, safe
 from core.topology import Topology
 from tui.views.formatting import fit, width_of, wrapped
@@ -33,11 +33,33 @@ def flow_lines(
         word = "from" if direction == "original" else "to"
         titles[direction] = f"{word} {safe(client)} (1 of {_packets(count)})"
     yield from _parts(topology, sightings, titles, width, restart=True)
+    calls = [(titles[packet.direction], call) for packet in found.packets for call in packet.functions]
+    yield from function_lines(topology, calls)
     yield []
     for line in wrapped(flow_sentence(found), width):
         yield [(line, "ok" if found.packets else "warn")]
     texts = [*((note, "dim") for note in notes), *((one.sentence, "warn") for one in found.problems)]
     yield from ([(line, tone)] for text, tone in texts for line in wrapped(safe(text), width))
+
+
+def function_lines(topology: Topology, calls: Sequence[tuple[str, FunctionCall]]) -> Iterator[PathLine]:
+    """Yield the functions that a packet passed, with the times between them."""
+    former, before = "", 0.0
+    for title, call in calls:
+        if title != former:
+            yield []
+            yield [(f"kernel functions: {title}", "dim")]
+        step = f"{(call.at - before) * 1e6:+11,.1f} µs" if title == former else f"{'':14}"
+        link = topology.snapshot.link((call.ns, call.ifindex))
+        place = f"{topology.label(call.ns)}  {link.name if link else ''}" if call.ns else ""
+        yield [(step, "dim"), (f"  {call.function:24}", ""), (f"  {safe(place)}".rstrip(), "dim")]
+        former, before = title, call.at
+
+
+def probe_function_lines(topology: Topology, result: ProbeResult) -> Iterator[PathLine]:
+    """Yield the kernel functions that a probe, its answer and ICMP errors passed."""
+    order = sorted(result.functions, key=lambda one: list(_TITLES).index(one[0]))
+    yield from function_lines(topology, [(_TITLES[role], call) for role, call in order])
 
 
 def flow_sentence(found: FlowTrace) -> str:

@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Report the calls of kernel functions with the packets of one flow or probe: kprobe.multi (kernel/trace/bpf_trace.c).
+ * The attach cookie says which function it is and which of its arguments is the packet. Kernel memory is read at offsets
+ * from BTF, which bpf/build.py passes. bpf/functions.py has the same structures. */
+#include <uapi/linux/bpf.h>
+
+#define INLINE static __always_inline
+#define TCP 6
+#define UDP 17
+#define INDIRECT 8 /* bit of the cookie: the argument is the address of a pointer to the packet */
+#define FIRST_INODE 0xefffff00 /* of namespaces, in include/linux/proc_ns.h and fs/proc/generic.c */
+#define HEADERS 96
+
+struct flow_key {
+	u32 protocol;
+	u16 sport; /* ICMP: the identifier; in network byte order */
+	u16 dport;
+	u8 src[16]; /* IPv4: the first four */
+	u8 dst[16];
+};
+
+/* What the packets of a probe have in common; protocol 0: packets of the map `wanted` are reported instead. */
+struct probe_mark {
+	u32 protocol;
+	u32 mark; /* TCP: the sequence number; else the first bytes of the payload */
+	u32 acknowledged;
+	u16 port; /* UDP: the destination port of an answer */
+	u16 padding;
+};
+
+/* struct pt_regs as words; the numbers of those with arguments depend on the processor. */
+struct registers {
+	u64 words[18];
+};
+
+struct call {
+	u64 at; /* ns since boot */
+	u32 function;
+	u32 ns;
+	u32 ifindex;
+	u32 linear; /* bytes from the network header on that are in one piece */
+	u8 headers[HEADERS];
+};
+
+BPF_TABLE("hash", struct flow_key, u32, wanted, 1); /* bpf/functions.py sets the sizes of the maps */
+BPF_TABLE("array", u32, struct probe_mark, probe, 1);
+#define PAGE_SIZE 4096
+BPF_RINGBUF_OUTPUT(calls, 8);
+
+INLINE u64 pointer_at(u64 at)
+{
+	u64 found = 0;
+	bpf_probe_read_kernel(&found, sizeof(found), (void *)at);
+	return found;
+}
+
+INLINE u32 word_at(u64 at)
+{
+	u32 found = 0;
+	bpf_probe_read_kernel(&found, sizeof(found), (void *)at);
+	return found;
+}
+
+INLINE u16 short_at(u64 at)
+{
+	u16 found = 0;
+	bpf_probe_read_kernel(&found, sizeof(found), (void *)at);
+	return found;
+}
+
+INLINE u8 byte_at(u64 at)
+{
+	u8 found = 0;
+	bpf_probe_read_kernel(&found, sizeof(found), (void *)at);
+	return found;
+}
+
+/* Read addresses and protocol; return the address of the transport header, 0 for a packet that isn't wanted anyway. */
+INLINE u64 find_transport(u64 network, struct flow_key *key)
+{
+	u8 first = byte_at(network);
+
+	if (first >> 4 == 4) {
+		if (short_at(network + 6) & bpf_htons(0x1fff)) /* not the first fragment */
+			return 0;
+		key->protocol = byte_at(network + 9);
+		bpf_probe_read_kernel(key->src, 4, (void *)(network + 12));
+		bpf_probe_read_kernel(key->dst, 4, (void *)(network + 16));
+		return network + (first & 15) * 4;
+	}
+	if (first >> 4 != 6)
+		return 0;
+	key->protocol = byte_at(network + 6);
+	bpf_probe_read_kernel(key->src, 16, (void *)(network + 8));
+	bpf_probe_read_kernel(key->dst, 16, (void *)(network + 24));
+	return network + 40;
+}
+
+INLINE int is_of_flow(u64 transport, struct flow_key *key)
+{
+	if (key->protocol == TCP || key->protocol == UDP) {
+		key->sport = short_at(transport);
+		key->dport = short_at(transport + 2);
+	} else {
+		key->sport = short_at(transport + 4);
+	}
+	return wanted.lookup(key) != 0;
+}
+
+INLINE int is_of_probe(u64 transport, u32 protocol, const struct probe_mark *mark)
+{
+	if (protocol != mark->protocol)
+		return 0;
+	if (protocol == TCP)
+		return word_at(transport + 4) == mark->mark || word_at(transport + 8) == mark->acknowledged;
+	if (protocol == UDP && mark->port && short_at(transport + 2) == mark->port)
+		return 1;
+	return word_at(transport + 8) == mark->mark;
+}
+
+INLINE void find_place(u64 skb, struct call *call)
+{
+	u64 dev = pointer_at(skb + SKB_DEV);
+	u64 net = dev ? pointer_at(dev + DEV_NET) : 0;
+	u32 inode = net ? word_at(net + NET_INUM) : 0;
+
+	call->ns = inode >= FIRST_INODE ? inode : 0; /* some members of sk_buff share their memory with others */
+	call->ifindex = call->ns ? word_at(dev + DEV_IFINDEX) : 0;
+}
+
+/* Return one of three arguments. All are loaded before: the verifier wants constant offsets in the context. */
+INLINE u64 choose(u32 number, u64 first, u64 second, u64 third)
+{
+	asm volatile("" : "+r"(first), "+r"(second), "+r"(third));
+	return number == 3 ? third : number == 2 ? second : first;
+}
+
+int report_call(struct registers *ctx)
+{
+	u64 cookie = bpf_get_attach_cookie(ctx), skb, network, transport;
+	struct flow_key key = {};
+	struct probe_mark *mark;
+	struct call call = {};
+	u32 first = 0, start, end;
+
+	skb = choose(cookie & 7, ctx->words[FIRST_ARGUMENT], ctx->words[SECOND_ARGUMENT], ctx->words[THIRD_ARGUMENT]);
+	if (cookie & INDIRECT)
+		skb = pointer_at(skb);
+	mark = probe.lookup(&first);
+	if (!skb || !mark)
+		return 0;
+	start = short_at(skb + SKB_NETWORK_HEADER);
+	network = pointer_at(skb + SKB_HEAD) + start;
+	transport = find_transport(network, &key);
+	if (!transport)
+		return 0;
+	if (!(mark->protocol ? is_of_probe(transport, key.protocol, mark) : is_of_flow(transport, &key)))
+		return 0;
+	end = word_at(skb + SKB_TAIL);
+	call.at = bpf_ktime_get_boot_ns();
+	call.function = cookie >> 8;
+	call.linear = end > start ? end - start : 0;
+	find_place(skb, &call);
+	bpf_probe_read_kernel(call.headers, HEADERS, (void *)network);
+	calls.ringbuf_output(&call, sizeof(call), 0);
+	return 0;
+}

@@ -1,0 +1,128 @@
+"""Trace kernel functions on a kernel with kprobes: `vnet-tui trace --functions`."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from bpf.functions import FUNCTIONS, function_addresses
+from tests.support.fastpath import Talk
+from tests.support.host import ThrowawayHost
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.root
+
+A, B, GATEWAY, A6, B6 = "10.46.1.2", "10.46.2.2", "10.46.1.1", "fd46:1::2", "fd46:2::2"
+_RULES = f"""
+table ip nat {{ chain pre {{ type nat hook prerouting priority -100; tcp dport 8080 dnat to {B}:80; }}; }}
+table ip6 track {{ chain pass {{ type filter hook forward priority 0; ct state invalid drop; }}; }}
+table ip closed {{ chain pass {{ type filter hook forward priority 0; tcp dport 81 drop; }}; }}
+"""
+
+
+@pytest.fixture(scope="module")
+def routed() -> Iterator[ThrowawayHost]:
+    """Yield a router between containers a and b; port 8080 is forwarded to b."""
+    host = ThrowawayHost()
+    try:
+        host.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+        for number, name in ((1, "a"), (2, "b")):
+            host.run(f"ip link add br{number} type bridge")
+            host.run(f"ip addr add 10.46.{number}.1/24 dev br{number}")
+            host.run(f"ip addr add fd46:{number}::1/64 dev br{number} nodad")
+            host.run(f"ip link set br{number} up")
+            host.container(name, f"br{number}", f"10.46.{number}.2/24", f"10.46.{number}.1")
+            host.run(f"ip addr add fd46:{number}::2/64 dev eth0 nodad", inside=name)
+            host.run(f"ip route add default via fd46:{number}::1", inside=name)
+        wait_until(lambda: "1 received" in host.run(f"ping -c 1 -W 1 {B6}", "a", check=False), "IPv6")
+        host.run(["nft", _RULES])
+        yield host
+    finally:
+        host.close()
+
+
+@contextmanager
+def talking(talk: Talk) -> Iterator[None]:
+    """Let both ends of a connection talk in the body."""
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.wait(0.05):
+            talk.say()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def traced(host: ThrowawayHost, *arguments: str) -> dict[str, Any]:
+    done = host.vnet("trace", *arguments, "--functions", "--json")
+    assert done.stdout, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def names(calls: list[dict[str, Any]]) -> list[str]:
+    assert [one["at"] for one in calls] == sorted(one["at"] for one in calls)
+    return [one["function"] for one in calls]
+
+
+def assert_in_order(found: list[str], *wanted: str) -> None:
+    places = [found.index(one) for one in wanted]
+    assert places == sorted(places), found
+
+
+def test_most_functions_exist() -> None:
+    known = function_addresses()
+    assert {"ip_rcv", "ip_forward", "ip_output", "veth_xmit", "tcp_v4_rcv", "br_handle_frame"} <= known.keys()
+    assert len(known) > len(FUNCTIONS) * 2 // 3, FUNCTIONS.keys() - known.keys()
+
+
+@pytest.mark.parametrize("udp", [False, True], ids=["tcp", "udp"])
+def test_functions_of_an_existing_flow(routed: ThrowawayHost, udp: bool) -> None:
+    asked, port = (B, 90) if udp else (GATEWAY, 8080)
+    talk = Talk(routed, "a", "b", asked, 90 if udp else 80, udp=udp, to=port)
+    with talking(talk):
+        sport = talk.client.getsockname()[1]
+        found = traced(routed, f"{'udp' if udp else 'tcp'}:{A}:{sport}-{asked}:{port}", "--for", "60")
+    sent, reply = found["packets"]
+    calls = names(sent["functions"])
+    receive = "udp_rcv" if udp else "tcp_v4_rcv"
+    assert_in_order(calls, "veth_xmit", "br_handle_frame", "ip_rcv", "ip_forward", receive)
+    assert [calls.count(one) for one in ("ip_forward", receive)] == [1, 1], "of one packet only"
+    places = {one["function"]: one["namespace"] for one in sent["functions"]}
+    assert (places["ip_forward"], places[receive]) == ("host", routed.full("b"))
+    assert_in_order(names(reply["functions"]), "ip_forward", receive)
+
+
+def test_functions_of_an_ipv6_flow(routed: ThrowawayHost) -> None:
+    talk = Talk(routed, "a", "b", B6, 91, family=socket.AF_INET6)
+    with talking(talk):
+        port = talk.client.getsockname()[1]
+        found = traced(routed, f"[{A6}]:{port}-[{B6}]:91", "--for", "60")
+    for packet in found["packets"]:
+        assert_in_order(names(packet["functions"]), "ipv6_rcv", "ip6_forward", "tcp_v6_rcv")
+
+
+def test_functions_of_a_probe(routed: ThrowawayHost) -> None:
+    for words, receive in ((("--port", "95/tcp"), "tcp_v4_rcv"), ((), "icmp_rcv")):
+        found = traced(routed, routed.full("a"), routed.full("b"), *words)
+        asked = [one for one in found["functions"] if one["role"] == "request"]
+        assert_in_order(names(asked), "ip_output", "ip_rcv", "ip_forward", receive)
+        assert any(one["role"] == "answer" and one["function"] == receive for one in found["functions"])
+
+
+def test_a_dropped_probe_ends_where_it_is_freed(routed: ThrowawayHost) -> None:
+    found = traced(routed, routed.full("a"), routed.full("b"), "--port", "81/tcp")
+    calls = names([one for one in found["functions"] if one["role"] == "request"])
+    assert "ip_forward" in calls and "tcp_v4_rcv" not in calls
+    assert {"kfree_skb_reason", "sk_skb_reason_drop"} & set(calls)
