@@ -293,6 +293,9 @@ def functions_flags(btf: Btf) -> Iterator[str]:
     yield "-D__LINUX_BPF_H__"
     for name, word in zip(("FIRST", "SECOND", "THIRD"), ARGUMENTS[machine], strict=True):
         yield f"-D{name}_ARGUMENT={word}"
+    # Without it (before 6.3) a packet that was not dropped has no reason.
+    consumed = btf.enumerator(DROP_REASONS, "SKB_CONSUMED") if DROP_REASONS in btf.enums else None
+    yield f"-DCONSUMED={consumed or 0}"
     members = {name: _DROP_MEMBERS[name] for name in _FUNCTION_MEMBERS}
     for define, (structure, member) in {**members, "SKB_TAIL": ("sk_buff", "tail")}.items():
         yield f"-D{define}={btf.offset(structure, member)}"

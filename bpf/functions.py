@@ -41,9 +41,10 @@ FUNCTIONS: Mapping[str, int] = MappingProxyType({
     "tcp_v6_do_rcv": 2, "udp_rcv": 1, "udpv6_rcv": 1, "udp_queue_rcv_skb": 2, "icmp_rcv": 1,
     "icmpv6_rcv": 1, "__icmp_send": 1, "icmp6_send": 1, "vxlan_xmit": 1, "vxlan_rcv": 2, "ip_tunnel_xmit": 1,
     "macvlan_start_xmit": 1, "macvlan_handle_frame": 0, "tun_net_xmit": 1, "nf_reject_verify_csum": 1,
-    "sk_skb_reason_drop": 2, "kfree_skb_reason": 1, "consume_skb": 1,
+    "sk_skb_reason_drop": 2, "kfree_skb_reason": 1,
 })  # fmt: skip
-_INDIRECT = 8
+_REASONS = {"sk_skb_reason_drop": 3, "kfree_skb_reason": 2}  # the arguments with a drop reason
+_INDIRECT, _REASON_SHIFT, _NUMBER_SHIFT = 8, 4, 8  # program/functions.c
 _KEY = struct.Struct("=IHH16s16s")
 _MARK = struct.Struct("=IIIHxx")
 _CALL = np.dtype(
@@ -126,8 +127,7 @@ class FunctionTracer:
         )
         try:
             cookies = {
-                address: _cookie(number, FUNCTIONS[name])
-                for number, (name, address) in enumerate(addresses.items())
+                address: _cookie(number, name) for number, (name, address) in enumerate(addresses.items())
             }
             try:
                 self._links.append(syscall.attach_kprobes(loaded, cookies))
@@ -174,8 +174,9 @@ class FunctionTracer:
         self._links, self._maps, self._ring = [], {}, None
 
 
-def _cookie(number: int, place: int) -> int:
-    return number << 8 | (place or 1 | _INDIRECT)
+def _cookie(number: int, name: str) -> int:
+    packet = FUNCTIONS[name] or 1 | _INDIRECT
+    return number << _NUMBER_SHIFT | _REASONS.get(name, 0) << _REASON_SHIFT | packet
 
 
 def _key(wanted: PacketTuple) -> bytes:

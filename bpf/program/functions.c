@@ -7,7 +7,10 @@
 #define INLINE static __always_inline
 #define TCP 6
 #define UDP 17
-#define INDIRECT 8 /* bit of the cookie: the argument is the address of a pointer to the packet */
+/* The cookie: the number of the argument (bits 0-2), whether it is the address of a pointer to the packet (3), the number
+ * of the argument with a drop reason (4-6), and the function (from 8 on). */
+#define INDIRECT 8
+#define REASON_SHIFT 4
 #define FIRST_INODE 0xefffff00 /* of namespaces, in include/linux/proc_ns.h and fs/proc/generic.c */
 #define HEADERS 96
 
@@ -142,7 +145,11 @@ int report_call(struct registers *ctx)
 	struct probe_mark *mark;
 	struct call call = {};
 	u32 first = 0, start, end;
+	u64 reason;
 
+	reason = choose(cookie >> REASON_SHIFT & 7, CONSUMED + 1, ctx->words[SECOND_ARGUMENT], ctx->words[THIRD_ARGUMENT]);
+	if ((u32)reason <= CONSUMED) /* the normal end, also of copies for packet sockets */
+		return 0;
 	skb = choose(cookie & 7, ctx->words[FIRST_ARGUMENT], ctx->words[SECOND_ARGUMENT], ctx->words[THIRD_ARGUMENT]);
 	if (cookie & INDIRECT)
 		skb = pointer_at(skb);

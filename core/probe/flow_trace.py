@@ -22,7 +22,7 @@ from core.netlink.netns import NamespaceGone, entered
 from core.probe.context import read_tracked
 from core.probe.flow_packets import PROTOCOLS, FlowPackets, flow_filter, flow_tuples, original_tuple
 from core.probe.run import ProbeError
-from core.probe.sightings import Captured, LinkWatch, wait_for_stamps
+from core.probe.sightings import Captured, LinkWatch, stamping
 from core.text import failure_sentence
 from core.topology import Topology
 
@@ -96,10 +96,11 @@ def trace_flow(request: FlowTraceRequest, stopped: Callable[[], bool] = lambda: 
         if request.functions:
             wanted = FunctionFilter(tuple(request.tuples))
             watches.read_calls = stack.enter_context(request.functions(wanted))
+        has_stamps = stack.enter_context(stamping(_STAMPS))
         watches.open(stack)
-        wait_for_stamps(_STAMPS)
-        watches.read()  # packets before that have no stamps
-        watches.calls.clear()
+        if not has_stamps:
+            time.sleep(_BATCH)
+            watches.read()  # these packets were stamped when they were read
         begun = time.monotonic()
         packets = FlowPackets(request.tuples)
         watches.wait(packets, stopped)

@@ -12,8 +12,8 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -108,14 +108,20 @@ class LinkWatch:
         return self._indexes[name]
 
 
-def wait_for_stamps(seconds: float = 0.2) -> None:
-    """Wait until the kernel stamps packets when they arrive.
+@contextmanager
+def stamping(seconds: float = 0.2) -> Iterator[bool]:
+    """Let the kernel stamp packets when they arrive; yields whether it surely does.
 
     It begins a moment after the first socket wants it (net_enable_timestamp of net/core/dev.c). Until then a
     packet gets its stamp when it is read, and sightings would be out of order. A datagram to this process
     itself shows it; without a loopback link the wait is short."""
-    end = time.monotonic() + seconds
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock, suppress(OSError):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        yield _has_stamps(sock, time.monotonic() + seconds)
+
+
+def _has_stamps(sock: socket.socket, end: float) -> bool:
+    """Send datagrams to a socket itself until the kernel stamps them."""
+    with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, _TIMESTAMPNS, 1)
         sock.bind(("127.0.0.1", 0))
         sock.settimeout(_STAMP_WAIT)
@@ -124,7 +130,14 @@ def wait_for_stamps(seconds: float = 0.2) -> None:
             time.sleep(_STAMP_PAUSE)
             now = time.time()
             if 0 < _stamped(sock.recvmsg(1, _ANCILLARY)[1])[0] < now:
-                return
+                return True
+    return False
+
+
+def wait_for_stamps() -> None:
+    """Wait until the kernel stamps packets, while other sockets want that."""
+    with stamping():
+        pass
 
 
 def _decode(data: bytes, hardware: int) -> Frame | None:

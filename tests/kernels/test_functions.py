@@ -99,6 +99,7 @@ def test_functions_of_an_existing_flow(routed: ThrowawayHost, udp: bool) -> None
     receive = "udp_rcv" if udp else "tcp_v4_rcv"
     assert_in_order(calls, "veth_xmit", "br_handle_frame", "ip_rcv", "ip_forward", receive)
     assert [calls.count(one) for one in ("ip_forward", receive)] == [1, 1], "of one packet only"
+    assert not set(calls) & {"kfree_skb_reason", "sk_skb_reason_drop"}, "it wasn't dropped"
     places = {one["function"]: one["namespace"] for one in sent["functions"]}
     assert (places["ip_forward"], places[receive]) == ("host", routed.full("b"))
     assert_in_order(names(reply["functions"]), "ip_forward", receive)

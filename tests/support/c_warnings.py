@@ -30,8 +30,8 @@ _LIBRARY = "libbcc.so.0"
 _HEADERS = {"bpf.h": b"#ifndef _UAPI__LINUX_BPF_H__", "helpers.h": b"#ifndef __BPF_HELPERS_H"}
 # No warning depends on where a kernel's structures have their members.
 _ANY_KERNEL = SimpleNamespace(
-    enumerators={"BPF_F_IPV6": 1 << 7}, offset=lambda *_: 8, size=lambda *_: 8, enumerator=lambda *_: 1,
-    enumerators_of=lambda _: {}, parameters=lambda _: 5,
+    enumerators={"BPF_F_IPV6": 1 << 7}, enums={}, offset=lambda *_: 8, size=lambda *_: 8,
+    enumerator=lambda *_: 1, enumerators_of=lambda _: {}, parameters=lambda _: 5,
 )  # fmt: skip
 
 

@@ -10,14 +10,11 @@ from dataclasses import asdict
 
 from core.capture import CaptureError
 from core.capture.targets import find_flow, is_flow
-from core.collect.snapshot import read_snapshot
 from core.model import Part
-from core.probe.flow_trace import SECONDS
 from core.probe.path import hops, path_mtu
 from core.probe.verify import request_of
 from core.text import safe
 from core.topology import Topology
-from tui.cli.capture import missing_rights
 from tui.cli.show import CODES, Output, painted
 from tui.cli.why import answered, printable
 from tui.command import CommandError
@@ -76,6 +73,10 @@ def _run_flow(options: argparse.Namespace) -> int:
         raise CommandError(
             "can't trace a flow with these options: it takes only --for, --functions, --json. Try: --help"
         )
+    from core.collect.snapshot import read_snapshot
+    from core.probe.flow_trace import SECONDS
+    from tui.cli.capture import missing_rights
+
     if why := missing_rights("trace a flow"):
         raise CommandError(why)
     topology = Topology(read_snapshot(_PARTS))
