@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from core.codec import plain
-from core.diagnose import Finding, findings
+from core.diagnose import Finding, examine
 from core.export import document_lines
 from core.flows.merge import table_of
 from core.model import Change, FastFlows, Firewall, LinkStats
@@ -185,7 +185,7 @@ def _rules(firewall: Firewall) -> Iterator[str]:
 
 
 def _troubles(topology: Topology) -> Iterator[str]:
-    yield from (_finding(each) for each in findings(topology))
+    yield from (_finding(each) for each in examine(topology).findings)
     for problem in topology.snapshot.problems:
         where = f"{topology.label(problem.ns)}: " if problem.ns is not None else ""
         yield f"not read: {where}{problem.sentence}"
