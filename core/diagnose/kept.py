@@ -16,7 +16,8 @@ from core.topology import Topology
 
 type Check = Callable[[Topology], Iterable[Finding]]
 
-# Seconds after which findings are worked out again although only counters differ: evidence shows them.
+# Seconds after which findings are worked out again although only counters and learned neighbours differ:
+# evidence shows them.
 _LONGEST = 10.0
 # Those that differ most often come last.
 _PARTS = attrgetter(
@@ -76,18 +77,15 @@ def _is_same(one: object, other: object) -> bool:
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
     if isinstance(one, NetState) and isinstance(other, NetState):
-        return _without_times(one) == _without_times(other)
+        return _without_learned(one) == _without_learned(other)
     if isinstance(one, Firewall) and isinstance(other, Firewall):
         return _has_same_rules(one, other)
     return one == other
 
 
-def _without_times(net: NetState) -> tuple[NetState, frozenset[object]]:
-    """Return the state of a namespace without the age of neighbour entries."""
-    neighbours = frozenset(
-        replace(one, state="reachable") if one.state in _WORKING else one for one in net.neighbours
-    )
-    return replace(net, neighbours=()), neighbours
+def _without_learned(net: NetState) -> tuple[NetState, frozenset[object]]:
+    """Return the state of a namespace without neighbour entries that come and go."""
+    return replace(net, neighbours=()), frozenset(one for one in net.neighbours if one.state not in _WORKING)
 
 
 def _has_same_rules(one: Firewall, other: Firewall) -> bool:

@@ -44,9 +44,9 @@ def with_rule(snapshot: Snapshot, text: str, packets: int) -> Snapshot:
     return replace(snapshot, firewalls={HOST: Firewall(HOST, rules=(rule,))})
 
 
-def test_the_age_of_a_neighbour_entry_and_counters_dont_matter() -> None:
+def test_learned_neighbours_and_counters_dont_matter() -> None:
     host = small_host()
-    assert valid(with_neighbour(host, "reachable"), with_neighbour(host, "stale"))
+    assert valid(host, with_neighbour(host, "reachable"))
     assert valid(with_rule(host, "drop", 1), with_rule(host, "drop", 2))
     assert valid(host, replace(host, pending=frozenset(), conntracks={}))
 
@@ -72,8 +72,8 @@ def test_paths_are_followed_once_for_equal_snapshots(monkeypatch: pytest.MonkeyP
     followed = paths.paths
     monkeypatch.setattr(paths, "paths", lambda topology: calls.append(topology) or followed(topology))
     first = findings(Topology(host))
-    assert findings(Topology(with_neighbour(host, "stale"))) == first and len(calls) == 2
-    assert findings(Topology(with_neighbour(host, "reachable"))) == first and len(calls) == 2
+    assert findings(Topology(with_neighbour(host, "stale"))) == first and len(calls) == 1
+    assert findings(Topology(with_neighbour(host, "failed"))) == first and len(calls) == 2
 
 
 def test_a_diagnosis_doesnt_keep_its_topology() -> None:
