@@ -60,6 +60,9 @@ def request_of(
 ) -> ProbeRequest:
     """Return the probe of a question. Raises ProbeError."""
     source, target = addresses(topology, question)
+    if not target:
+        what = f"can't send a probe to {question.target.name}"
+        raise ProbeError(failure_sentence(what, "it has no address", "attach it to a network"))
     namespace = topology.snapshot.namespaces.get(question.source.ns or 0)
     if namespace is None:
         what = f"can't send a probe from {question.source.name}"

@@ -151,10 +151,11 @@ def _conclude(question: Question, there: Walk, back: Walk | None) -> Answer:
 
 
 def _with_warnings(walk: Walk) -> tuple[Hop, ...]:
-    if walk.untranslated is None:
+    untranslated = walk.untranslated
+    if untranslated is None or any(hop.text == untranslated.text for hop in walk.hops):
         return tuple(walk.hops)
     place = next((number for number, hop in enumerate(walk.hops) if hop.kind == "uplink"), len(walk.hops))
-    return (*walk.hops[:place], walk.untranslated, *walk.hops[place:])
+    return (*walk.hops[:place], untranslated, *walk.hops[place:])
 
 
 def _ended(walk: Walk) -> bool:

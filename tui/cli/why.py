@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.model import Part, Ref, Snapshot
 from core.reach import Answer, Hop, UnknownEndpoint, ask, why
+from core.reach.question import addresses
 from core.topology import Topology
 from tui.cli.show import CODES, Output, painted
 from tui.command import CommandError, load
@@ -59,10 +60,12 @@ def answered(options: argparse.Namespace) -> tuple[Topology, Answer]:
 
 def _probe(
     options: argparse.Namespace, topology: Topology, answer: Answer
-) -> tuple[Verification, dict[str, Any]]:
-    """Verify the answer with a probe. Raises CommandError."""
+) -> tuple[Verification, dict[str, Any]] | None:
+    """Verify the answer with a probe, None for a target without address. Raises CommandError."""
     if options.source:
         raise CommandError("can't send a probe: a file isn't a host. Try: the same without --probe")
+    if not addresses(topology, answer.question)[1]:
+        return None
     from tui.probing import probe_document, verified
 
     found = verified(topology, answer)

@@ -1,0 +1,150 @@
+"""What `vnet-tui why` and `doctor` print in the demo lab, compared with ip(8), nft(8) and ping(8)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from core.lab import Lab, LabSettings
+from tests.support.machine import ROOT
+
+pytestmark = pytest.mark.root
+
+_MAIN = "import sys; from tui.cli import main; sys.exit(main())"
+_VNET = f"vnet() {{ {sys.executable} -P -c '{_MAIN}' \"$@\"; }}\n"
+
+
+class Shell:
+    """Run commands on the lab's host; `vnet` is vnet-tui."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    def run(self, script: str) -> tuple[int, str]:
+        """Return the exit status and both outputs."""
+        argv = ["env", f"PYTHONPATH={ROOT}", "VNET_STATE=/run/vnet-state", "COLUMNS=200", "sh", "-c"]
+        popen = self.lab.popen_inside
+        with popen(
+            [*argv, _VNET + script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as one:
+            output, _ = one.communicate(timeout=120)
+        return one.returncode, output
+
+    def words(self, script: str) -> str:
+        """Return the output in one line with single spaces."""
+        return " ".join(self.run(script)[1].split())
+
+    @contextmanager
+    def fault(self, name: str) -> Iterator[None]:
+        """Inject a fault, and undo it."""
+        self.lab.inject(name)
+        try:
+            yield
+        finally:
+            self.lab.undo_fault(name)
+
+
+@pytest.fixture(scope="module")
+def shell() -> Iterator[Shell]:
+    with Lab(LabSettings(traffic=False, healthy=True)) as lab:
+        yield Shell(lab)
+
+
+def test_a_target_without_address_gets_no_probe(shell: Shell) -> None:
+    status, output = shell.run("vnet why web1 vault --probe")
+    assert status == 1
+    assert "vault is not reachable from web1 because vault has no address." in " ".join(output.split())
+    assert "can't" not in output
+    status, output = shell.run("vnet why web1 vault --probe --json")
+    assert (status, json.loads(output)["verdict"], "probe" in json.loads(output)) == (1, "stop", False)
+
+
+def test_a_missing_masquerade_is_one_hop(shell: Shell) -> None:
+    with shell.fault("masquerade-missing"):
+        answer = json.loads(shell.run("vnet why web2 outside --json")[1])
+    hops = [hop for hop in answer["there"] if "untranslated" in hop["text"]]
+    assert [(hop["kind"], hop["verdict"]) for hop in hops] == [("nat", "stop")]
+
+
+_RULES = "nft list chain inet hostfw forward"
+
+
+def test_a_repair_between_networks_accepts_only_what_was_asked(shell: Shell) -> None:
+    before = shell.run(_RULES)[1]
+    shell.run("vnet why web1 cache --port 6379 --fix --yes")
+    try:
+        added = set(shell.run(_RULES)[1].splitlines()) - set(before.splitlines())
+        assert [" ".join(one.split()) for one in added if "accept" in one] == [
+            'iifname "br-shop" oifname "br-data" ip daddr 10.89.0.3 tcp dport 6379 accept'
+        ]
+        connect = "ip netns exec web1 timeout 2 bash -c 'echo > /dev/tcp/10.89.0.%s/%s'"
+        assert shell.run(connect % (3, 6379))[0] == 0
+        assert shell.run("ip netns exec web1 ping -c 1 -W 1 10.89.0.3")[0] == 1
+        assert shell.run("ip netns exec web1 ping -c 1 -W 1 10.89.0.2")[0] == 1
+    finally:
+        shell.run("vnet undo")
+    assert "10.89.0.3" not in shell.run(_RULES)[1]
+
+
+def test_a_repair_for_ping_accepts_echo_requests(shell: Shell) -> None:
+    shell.run("vnet why web1 db --fix --yes")
+    try:
+        assert "ip daddr 10.89.0.2 icmp type echo-request accept" in shell.run(_RULES)[1]
+        assert shell.run("ip netns exec web1 ping -c 1 -W 2 10.89.0.2")[0] == 0
+        assert shell.run("vnet why web1 db")[0] == 0
+    finally:
+        shell.run("vnet undo")
+
+
+def _findings(shell: Shell) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(shell.run("vnet doctor --json")[1])["findings"]
+    return found
+
+
+def _mtus(shell: Shell) -> dict[str, int]:
+    links = json.loads(shell.run("ip -j link show")[1])
+    return {link["ifname"]: link["mtu"] for link in links if link["ifname"] in ("br-shop", "v-api")}
+
+
+def test_a_bridge_that_follows_a_port_is_no_finding(shell: Shell) -> None:
+    shell.run("ip link set v-api mtu 1400")
+    try:
+        assert _mtus(shell) == {"br-shop": 1400, "v-api": 1400}
+        (finding,) = _findings(shell)
+        assert finding["sentence"].startswith("v-api (host) has MTU 1400")
+        cause = json.loads(shell.run("vnet why web1 api --json")[1])["cause"]
+        assert (cause["ref"], cause["fix"]["sentence"]) == (finding["ref"], "set the MTU of v-api to 1500")
+        shell.run(f"vnet doctor --fix {finding['id']} --yes")
+        assert _mtus(shell) == {"br-shop": 1500, "v-api": 1500}
+        shell.run("vnet undo")
+        assert _mtus(shell) == {"br-shop": 1400, "v-api": 1400}
+    finally:
+        shell.run("ip link set v-api mtu 1500")
+    assert _findings(shell) == []
+
+
+def test_a_policy_and_a_rule_are_two_findings(shell: Shell) -> None:
+    """A rule that drops one container's packets, and a policy that drops those of its network."""
+    chain = "inet hostfw forward"
+    rules = shell.run("nft list ruleset")[1]
+    shell.run("nft flush chain inet hostfw from_shop")
+    shell.run(f"nft insert rule {chain} ip saddr 172.18.0.3 counter drop comment audit")
+    shell.run("ip netns exec web2 ping -c 1 -W 1 198.51.100.1")
+    try:
+        found = [one for one in _findings(shell) if one["kind"] in ("forward", "dropped")]
+        policy = [one for one in found if f"{chain}: policy drop" in one["evidence"]]
+        rule = [one for one in found if any("172.18.0.3" in text for text in one["evidence"])]
+        assert (len(policy), len(rule), len(found)) == (1, 1, 2), found
+        assert policy[0]["fix"] and rule[0]["fix"]
+        shell.run(f"vnet doctor --fix {policy[0]['id']} --yes")
+        assert shell.run("ip netns exec web1 ping -c 1 -W 2 198.51.100.1")[0] == 0
+        shell.run("vnet undo")
+    finally:
+        shell.run(f"nft -f - <<'END'\nflush ruleset\n{rules}\nEND")
+    assert _findings(shell) == []
