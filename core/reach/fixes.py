@@ -38,6 +38,10 @@ from core.reach.routing import Lookup, RoutingTables
 from core.text import TABLE, quoted
 from core.topology import Topology
 
+# Matches of echo requests, as iptables-save(8) prints them.
+_ECHO_REQUEST = {
+    "icmp": "-p icmp -m icmp --icmp-type 8", "icmpv6": "-p ipv6-icmp -m icmp6 --icmpv6-type 128",
+}  # fmt: skip
 _USUAL_TABLES = ("main", "local", "default")
 # Names of links that rules can have without quotes or escapes.
 _PLAIN_LINK = re.compile(r"[A-Za-z0-9_.:@-]{1,15}")
@@ -273,7 +277,7 @@ def pass_rule(topology: Topology, ns: int, rule: FirewallRule, hook: Hook, ipv6:
 def accept(ns: int, chain: Chain, packet: Packet, hook: Hook, is_exposed: bool) -> Fix:
     """Return the repair for a policy that drops packets: a rule that accepts them.
 
-    With `is_exposed` it accepts only this port and destination, because everyone may send such packets.
+    With `is_exposed` it accepts only this port and destination: others weren't asked for.
     """
     iif, oif = next(iter(hook.iifs), ""), next(iter(hook.oifs), "")
     add = _nft_accept if chain.backend == "nft" else _iptables_accept
@@ -295,8 +299,13 @@ def _nft_accept(chain: Chain, packet: Packet, iif: str, oif: str, is_exposed: bo
         parts.append("ct state established,related")
     elif is_exposed:
         parts.append(f"{'ip6' if packet.is_ipv6 else 'ip'} daddr {packet.dst}")
-        parts += [f"{packet.l4_proto} dport {packet.dport}"] if packet.dport else []
+        parts += [f"{packet.l4_proto} dport {packet.dport}"] if packet.dport else _echo_request(packet)
     return " ".join([*parts, "accept"])
+
+
+def _echo_request(packet: Packet) -> list[str]:
+    """Return the match of nft(8) for a packet of ping(8), none for other packets."""
+    return [f"{packet.l4_proto} type echo-request"] if packet.l4_proto in _ECHO_REQUEST else []
 
 
 def _iptables_accept(chain: Chain, packet: Packet, iif: str, oif: str, is_exposed: bool) -> str:
@@ -310,6 +319,8 @@ def _iptables_accept(chain: Chain, packet: Packet, iif: str, oif: str, is_expose
         parts.append("-m conntrack --ctstate RELATED,ESTABLISHED")
     elif is_exposed and packet.dport:
         parts.append(f"-p {packet.l4_proto} -m {packet.l4_proto} --dport {packet.dport}")
+    elif is_exposed and packet.l4_proto in _ECHO_REQUEST:
+        parts.append(_ECHO_REQUEST[packet.l4_proto])
     return " ".join([*parts, "-j ACCEPT"])
 
 

@@ -13,7 +13,7 @@ from core.reach.firewall import Decision, Evaluator
 from core.reach.packet import Hook, Packet
 from core.reach.routing import RoutingTables
 from core.reach.segment import Segments
-from core.reach.texts import evidence_of
+from core.reach.texts import evidence_of, policy_evidence
 from core.reach.translate import translated
 from core.text import end_text
 from core.topology import Topology
@@ -272,7 +272,7 @@ class HookedPacket:
                     subject = f"br_netfilter passes {self._packets} to {subject.partition(f' {does} ')[0]}"
             else:
                 text = f"{hook.name}: the policy of {chain.table} {chain.name} {does} {self._packets}{via}"
-                evidence, ref = f"{chain.family} {chain.table} {chain.name}: policy {chain.policy}", None
+                evidence, ref = policy_evidence(chain), None
                 fix = fixes.accept(self.ns, chain, self.packet, hook, self._is_exposed(hook))
                 subject = f"the policy of {chain.table} {chain.name} {self._where} {does} {self._packets}"
             raise self._stop(
@@ -280,9 +280,14 @@ class HookedPacket:
             )
 
     def _is_exposed(self, hook: Hook) -> bool:
-        """Return whether packets come from outside, or are for the namespace itself."""
+        """Return whether accepting all packets of the links would open more than was asked.
+
+        Those that leave by the uplink, or stay on their network, are accepted by their links.
+        """
         uplink = self.index.topology.uplink(self.ns)
-        return hook.name == "input" or (uplink is not None and uplink[0].name in hook.iifs)
+        leaves = uplink is not None and uplink[0].name in hook.oifs
+        stays = not set(hook.iifs).isdisjoint(hook.oifs)
+        return not (leaves or stays)
 
     def _translate(self, rule: FirewallRule, packet: Packet, hook: Hook) -> Packet:
         ref = self.index.rule_ref(self.ns, rule)
