@@ -20,7 +20,7 @@ from core.model import (
 from core.model.finding import Finding, Severity
 from core.model.fix import Fix, FixLink
 from core.reach.fixes import raise_limit
-from core.reach.link_fixes import odd_mtu, set_up
+from core.reach.link_fixes import lowered_port, odd_mtu, set_up
 from core.text import quoted as quote
 from core.topology import Topology
 
@@ -124,6 +124,10 @@ def _mtu(topology: Topology, container: Container, link: Link) -> Finding | None
     wanted = Counter(one.mtu for one in (*ports, *inner, bridge) if one is not None) if bridge else Counter()
     usual = wanted.most_common(1)[0][0] if wanted else odd_mtu(topology, ends)[1]
     culprit = next((one for one in ends if one.mtu != usual), link)
+    if bridge is not None and (lowered := lowered_port(topology, bridge, usual)) is not None:
+        if differing == [bridge] and lowered.key != link.key and _is_of_container(topology, lowered):
+            return None  # it is the finding of the container that has that port
+        culprit = lowered if culprit is bridge else culprit
     other = next(one for one in (*differing, link) if one.mtu != culprit.mtu)
     related = tuple(one for one in (link_ref(link.key), *_related(container, link, peer, bridge)))
     others = tuple(one for one in related if one != link_ref(culprit.key))
@@ -143,6 +147,11 @@ def _mtu(topology: Topology, container: Container, link: Link) -> Finding | None
     fix = Fix(f"set the MTU of {culprit.name} to {usual}", (FixLink(culprit.key, "mtu", str(usual)),))
     advice = _set(topology, culprit, f"--mtu {usual}")
     return Finding("mtu", link_ref(culprit.key), short, sentence, "warn", others, advice, fix=fix)
+
+
+def _is_of_container(topology: Topology, port: Link) -> bool:
+    peer = topology.peer(port)
+    return peer is not None and topology.container_of(peer.ns) is not None
 
 
 def _set_up(topology: Topology, link: Link, peer: Link | None) -> str:

@@ -169,6 +169,8 @@ def mtu_hop(topology: Topology, sender: Link, links: Sequence[Link]) -> Hop | No
     if least.mtu >= sender.mtu:
         return None
     culprit, wanted = odd_mtu(topology, links)
+    if culprit.kind == "bridge":
+        culprit = lowered_port(topology, culprit, wanted) or culprit
     text = f"{least.name} has MTU {least.mtu}, {sender.name} sends packets of up to {sender.mtu} bytes"
     fix = Fix(f"set the MTU of {culprit.name} to {wanted}", (FixLink(culprit.key, "mtu", str(wanted)),))
     subject = f"packets larger than {least.mtu} bytes are lost: {culprit.name} has MTU {culprit.mtu}"
@@ -189,6 +191,17 @@ def odd_mtu(topology: Topology, links: Sequence[Link]) -> tuple[Link, int]:
         culprit = next((one for one in links if one.ns == topology.host), links[0])
         return culprit, next((one.mtu for one in links if one.mtu != culprit.mtu), culprit.mtu)
     return next(one for one in links if one.mtu != wanted), wanted
+
+
+def lowered_port(topology: Topology, bridge: Link, usual: int) -> Link | None:
+    """Return the port whose small MTU a bridge has taken over, None if it has its own.
+
+    The kernel sets a bridge to the least MTU of its ports, unless a user has set it (br_mtu_auto_adjust in
+    net/bridge/br_if.c); it follows when the port's MTU is raised again.
+    """
+    least = min(topology.ports_of(bridge.key), key=lambda one: one.mtu, default=bridge)
+    is_lowered = least.mtu == bridge.mtu < usual
+    return least if is_lowered and least.key != bridge.key else None
 
 
 def delete_neighbour(ns: int, entry: Neighbour) -> Fix:
