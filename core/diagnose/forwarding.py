@@ -8,6 +8,7 @@ from core.model import (
     Chain,
     Container,
     Firewall,
+    FirewallRule,
     NatEntry,
     Network,
     container_ref,
@@ -19,10 +20,11 @@ from core.model import (
 from core.model.finding import Finding
 from core.model.fix import Fix, FixFirewall
 from core.nat.describe import describe_drop, describe_remedy, host_firewall, restrict_command
-from core.nat.forward_policy import ForwardPath, Published, by_chain
+from core.nat.forward_policy import DroppingChain, ForwardPath, Published, by_chain
 from core.nat.packets import is_loopback, targets
 from core.reach.fixes import default_route
 from core.reach.link_fixes import down_link, set_up
+from core.reach.texts import evidence_of, policy_evidence
 from core.text import TABLE
 from core.text import quoted as quote
 from core.topology import Topology
@@ -54,6 +56,7 @@ def _drop(topology: Topology, container: Container, entries: Iterable[NatEntry])
         sentence = f"A rule dropped {packets} of {container.name}: {own[0].name}."
         related = tuple(nat_ref(entry.ns, entry.entry_id) for entry in own)
         advice, fix = _delete_rule(topology, own[0]), _fix_of(own[0])
+        evidence = tuple(evidence_of(rule) for rule in _rules_of(topology, own))
         yield Finding(
             "dropped",
             container_ref(container.runtime, container.id),
@@ -62,8 +65,16 @@ def _drop(topology: Topology, container: Container, entries: Iterable[NatEntry])
             "warn",
             related,
             advice,
-            fix=fix,
+            evidence,
+            fix,
         )
+
+
+def _rules_of(topology: Topology, entries: Iterable[NatEntry]) -> Iterator[FirewallRule]:
+    """Yield the rules that have the effect of some entries."""
+    for entry in entries:
+        firewall = topology.snapshot.firewalls.get(entry.ns)
+        yield from (rule for rule in (firewall.rules if firewall else ()) if rule.rule_id in entry.doing)
 
 
 def _fix_of(entry: NatEntry) -> Fix:
@@ -103,8 +114,14 @@ def blocked_networks(topology: Topology) -> Iterator[Finding]:
         for chain, kinds in by_chain(dropped):
             cause = describe_drop(evaluator.firewall, chain, kinds, path)
             sentence = f"{cause}: containers on {network.name} can't reach the outside."
-            advice = describe_remedy(chain, kinds, path)
-            yield Finding("forward", ref, "no outside access", sentence, "bad", related, advice)
+            advice, evidence = describe_remedy(chain, kinds, path), _evidence(chain, kinds)
+            yield Finding("forward", ref, "no outside access", sentence, "bad", related, advice, evidence)
+
+
+def _evidence(chain: Chain, dropping: Iterable[DroppingChain]) -> tuple[str, ...]:
+    """Return the rules or the policy that drop whatever is left of the packets."""
+    last = (one.last_rule for one in dropping)
+    return tuple(dict.fromkeys(evidence_of(rule) if rule else policy_evidence(chain) for rule in last))
 
 
 def blocked_ports(topology: Topology) -> Iterator[Finding]:
@@ -123,7 +140,8 @@ def blocked_ports(topology: Topology) -> Iterator[Finding]:
             cause = describe_drop(evaluator.firewall, chain, kinds, path)
             sentence = f"{cause}: the port can't be reached from outside."
             ref, advice = nat_ref(entry.ns, entry.entry_id), describe_remedy(chain, kinds, path)
-            yield Finding("forward", ref, "unreachable", sentence, "bad", related, advice)
+            evidence = _evidence(chain, kinds)
+            yield Finding("forward", ref, "unreachable", sentence, "bad", related, advice, evidence)
 
 
 def published(topology: Topology) -> Iterator[tuple[NatEntry, Published]]:

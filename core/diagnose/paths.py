@@ -6,6 +6,7 @@ host's own way out. What stops several of them is one finding, at its cause.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -34,6 +35,7 @@ OUTSIDE = Endpoint("the outside")
 _OUTSIDE_PORT = 443
 _MOST_NAMED = 4
 _NEEDED = (Part.LINKS, Part.FIREWALL, Part.CONTAINERS, Part.NAMESPACES)
+_COUNTER = re.compile(r" \([\d,]+ packets\)$")  # findings are kept while only counters differ
 # First words of what is wrong that are no names.
 _WORDS = frozenset({"nothing", "no", "a", "the", "packets", "port", "wrong", "blackhole", "unreachable"})
 _ALL_BUT_LISTENER = (
@@ -282,8 +284,16 @@ def _is_same_cause(one: Finding, static: Finding) -> bool:
         return True
     if static.kind not in _SAME_CAUSE.get(one.kind, (one.kind,)):
         return False
+    if one.kind == "forward" and not _is_same_rule(one, static):
+        return False
     by_network = one.kind == "forward" and static.ref in one.related
     return by_network or one.ref in (static.ref, *static.related)
+
+
+def _is_same_rule(one: Finding, static: Finding) -> bool:
+    """Return whether both name the same rule or policy; without evidence they may."""
+    rules, others = ({_COUNTER.sub("", text) for text in each.evidence} for each in (one, static))
+    return not rules or not others or not rules.isdisjoint(others)
 
 
 def _is_misled(one: Finding, static: Finding) -> bool:

@@ -62,7 +62,8 @@ class DroppingChain:
     """A base chain that drops a kind of packet, or may do so (not `certain`).
 
     `families`: True is IPv6. `rule` is the first that drops, None for the chain's policy; an accept as the
-    first rule of `accept_chain` allows the packets.
+    first rule of `accept_chain` allows the packets. `last_rule` drops what others before it have left, None
+    for the policy.
     """
 
     chain: Chain
@@ -71,6 +72,7 @@ class DroppingChain:
     families: tuple[bool, ...]
     rule: FirewallRule | None
     accept_chain: str
+    last_rule: FirewallRule | None = None
 
 
 class PolicyEvaluator:
@@ -132,7 +134,7 @@ class PolicyEvaluator:
         families = tuple(dict.fromkeys(packet.ipv6 for packet, _ in dropped))
         first = next((walk for _, walk in dropped if not walk.passes), dropped[0][1])
         accept_chain = self._accept_chain(chain, [packet for packet, _ in dropped])
-        return DroppingChain(chain, kind, certain, families, first.rule, accept_chain)
+        return DroppingChain(chain, kind, certain, families, first.rule, accept_chain, first.last_rule)
 
     def _walk(self, packet: Packet, chain: Chain, accept_at: str = "") -> _Walk:
         walk = _Walk(self._rules, packet, accept_at and (*chain.key[:3], accept_at))
@@ -155,8 +157,8 @@ class PolicyEvaluator:
 class _Walk:
     """Evaluate a base chain: whether some packets pass, and whether some are dropped.
 
-    `rule` is the first that drops. The chain `accept_at` is evaluated as if its first rule accepted the
-    packets.
+    `rule` is the first that drops, `last_rule` the last one. The chain `accept_at` is evaluated as if its
+    first rule accepted the packets.
     """
 
     def __init__(
@@ -164,6 +166,7 @@ class _Walk:
     ) -> None:
         self.passes = self.drops = False
         self.rule: FirewallRule | None = None
+        self.last_rule: FirewallRule | None = None
         self._rules = rules
         self._packet = packet
         self._accept_at = accept_at
@@ -177,6 +180,7 @@ class _Walk:
             self.passes = True
         elif not narrow:
             self.rule = self.rule if self.drops else rule
+            self.last_rule = rule
             self.drops = True
 
     def _chain(self, key: ChainKey, narrow: bool, depth: int) -> bool:
