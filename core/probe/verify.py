@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from core.model import Namespace
+from core.model import LinkKey, Namespace
 from core.model.probe import (
+    DropEvent,
     DropObserver,
     FunctionObserver,
     ProbeRequest,
@@ -34,13 +35,14 @@ class Verification:
 
     `agrees` is None if the static answer was uncertain. `sentence` compares both; `notes` are what the kernel
     did: the rule that dropped the packet, drop reasons, neighbours that didn't answer, and what couldn't be
-    recorded.
+    recorded. `conclusion` replaces that of an answer that ends at the uplink if the target answered, else "".
     """
 
     result: ProbeResult
     agrees: bool | None
     sentence: str
     notes: tuple[str, ...] = ()
+    conclusion: str = ""
 
 
 def verify(
@@ -52,7 +54,23 @@ def verify(
     """Send a probe for the question of an answer, and compare. Raises ProbeError."""
     result = probe(replace(request_of(topology, answer.question, observer), functions=functions))
     agrees = _agrees(answer, result)
-    return Verification(result, agrees, _sentence(answer, result, agrees), tuple(_notes(topology, result)))
+    sentence, notes = _sentence(topology, answer, result, agrees), tuple(_notes(topology, result))
+    return Verification(result, agrees, sentence, notes, _conclusion(answer, result))
+
+
+def _conclusion(answer: Answer, result: ProbeResult) -> str:
+    """Return the conclusion about a target outside that answered, "" for others."""
+    if answer.cause is not None or result.outcome != "answered" or not _leaves(answer):
+        return ""
+    question = answer.question
+    target = f"{question.target.name}{question.service}"
+    return (
+        f"{question.source.name} can reach {target}: it answered the probe. Its path outside can't be seen."
+    )
+
+
+def _leaves(answer: Answer) -> bool:
+    return any(hop.kind == "uplink" for hop in answer.there)
 
 
 def request_of(
@@ -98,19 +116,54 @@ def _agrees(answer: Answer, result: ProbeResult) -> bool | None:
     if answer.verdict == "stop":
         return result.outcome != "answered"
     # An answer that ends at the uplink says nothing about what follows.
-    leaves = any(hop.kind == "uplink" for hop in answer.there)
-    return result.outcome == "answered" or leaves
+    return result.outcome == "answered" or _leaves(answer)
 
 
-def _sentence(answer: Answer, result: ProbeResult, agrees: bool | None) -> str:
-    found = outcome_text(result)
+def _sentence(topology: Topology, answer: Answer, result: ProbeResult, agrees: bool | None) -> str:
+    found = _outcome(topology, result)
     if agrees is None:
         return f"The probe settles it: {found}."
     if not agrees:
         return f"The probe disagrees: {found}. Both are shown; the host may have changed meanwhile."
     if answer.verdict != "stop" and result.outcome != "answered":
         return f"The probe left this host: {found}."
-    return f"The probe confirms it: {found}."
+    if answer.verdict != "stop" and _leaves(answer):
+        return f"The target can be reached: {found}."
+    return f"The probe agrees with the static answer: {found}."
+
+
+def _outcome(topology: Topology, result: ProbeResult) -> str:
+    """Describe the outcome of a probe, and where a packet without answer ended."""
+    text, step = outcome_text(result), result.dropped_by
+    if result.outcome != "no answer":
+        return text
+    text = f"no answer within {TIMEOUT:g} s"
+    if step is not None:
+        what = "the request" if step.role == "request" else "the answer"
+        return f"{text}, a rule in {topology.label(step.ns)} dropped {what}"
+    for drop in result.drops:
+        if place := _place_of(topology, LinkKey(drop.ns, drop.ifindex)):
+            return (
+                f"{text}, {'the answer' if _is_answer(drop, result) else 'the request'} was dropped {place}"
+            )
+    seen = [one for one in result.sightings if one.role == "request"]
+    if result.arrived and seen:
+        return f"{text}, the request was last seen {_place_of(topology, seen[-1].link)}"
+    return outcome_text(result)
+
+
+def _place_of(topology: Topology, key: LinkKey) -> str:
+    link = topology.snapshot.link(key)
+    return f"at {link.name} in {topology.label(link.ns)}" if link else ""
+
+
+def _is_answer(drop: DropEvent, result: ProbeResult) -> bool:
+    """Return whether a dropped packet is the answer to the probe."""
+    sent = result.addresses
+    if drop.addresses is None or drop.addresses.src == sent.src:
+        return False
+    sources = {one.addresses.src for one in result.sightings if one.role == "answer"}
+    return drop.addresses.src in {sent.dst, *sources}
 
 
 def outcome_text(result: ProbeResult) -> str:
@@ -135,13 +188,14 @@ def _notes(topology: Topology, result: ProbeResult) -> list[str]:
         what = "the request" if step.role == "request" else "the answer"
         notes.append(f"nft trace: {what} was dropped by {step_text(topology, step)}")
     for drop in result.drops:
-        link = topology.snapshot.link((drop.ns, drop.ifindex))
-        place = f" at {link.name} in {topology.label(drop.ns)}" if link else ""
+        if result.outcome == "answered" and _is_answer(drop, result):
+            continue  # the probe reads its answer from a packet socket; no other socket waits for it
+        place = _place_of(topology, LinkKey(drop.ns, drop.ifindex))
         function = f", {drop.function}" if drop.function else ""
-        notes.append(f"kernel: dropped{place}: {drop.reason}{function}")
+        notes.append(f"kernel: dropped{' ' + place if place else ''}: {drop.reason}{function}")
     for one in result.neighbours:
         notes.append(f"neighbour: {one.address} is {one.state} in {topology.label(one.ns)}")
-    return notes + [problem.sentence for problem in result.problems]
+    return [*dict.fromkeys(notes), *(problem.sentence for problem in result.problems)]
 
 
 def step_text(topology: Topology, step: TraceStep) -> str:

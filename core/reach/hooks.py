@@ -280,7 +280,7 @@ class HookedPacket:
             )
 
     def _is_exposed(self, hook: Hook) -> bool:
-        """Return whether accepting all packets of the links would open more than was asked.
+        """Return whether accepting all packets of the links would open more than needed.
 
         Those that leave by the uplink, or stay on their network, are accepted by their links.
         """

@@ -148,3 +148,29 @@ def test_a_policy_and_a_rule_are_two_findings(shell: Shell) -> None:
     finally:
         shell.run(f"nft -f - <<'END'\nflush ruleset\n{rules}\nEND")
     assert _findings(shell) == []
+
+
+def test_the_probes_own_answer_is_no_drop(shell: Shell) -> None:
+    answered = shell.words("vnet why web1 api --probe")
+    assert "The probe agrees with the static answer: answered by 172.18.0.4" in answered
+    assert "dropped" not in answered
+
+
+def test_a_target_outside_that_answers_is_reachable(shell: Shell) -> None:
+    output = shell.words("vnet why web1 outside --probe")
+    assert output.startswith("web1 can reach outside: it answered the probe.")
+    assert "leave this host; what" not in output
+    assert "The target can be reached: answered by 198.51.100.7" in output
+    assert "leave this host" in shell.words("vnet why web1 outside")
+
+
+def test_a_probe_that_is_dropped_on_its_way_has_not_arrived(shell: Shell) -> None:
+    """The host forwards the packet back to the port that it came from, whose hairpin mode is off."""
+    output = shell.words("vnet why web1 host --port 8080 --probe")
+    assert "hairpin mode of v-web1 is off" in output
+    assert "arrive" not in output
+    assert "no answer within 1.5 s, the request was " in output
+    sentence = output.partition("The probe agrees with the static answer: ")[2].partition(". - ")[0]
+    assert sentence.rstrip(".").endswith((" at v-web1 in host", " at br-shop in host"))
+    kernel = [one for one in output.split(" - ") if one.startswith("kernel: ")]
+    assert len(kernel) == len(set(kernel))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,10 @@ def answered(options: argparse.Namespace) -> tuple[Topology, Answer]:
 def _probe(
     options: argparse.Namespace, topology: Topology, answer: Answer
 ) -> tuple[Verification, dict[str, Any]] | None:
-    """Verify the answer with a probe, None for a target without address. Raises CommandError."""
+    """Verify the answer with a probe.
+
+    Returns None for a target without address. Raises CommandError.
+    """
     if options.source:
         raise CommandError("can't send a probe: a file isn't a host. Try: the same without --probe")
     if not addresses(topology, answer.question)[1]:
@@ -75,6 +79,7 @@ def _probe(
 def _print(answer: Answer, output: Output, probed: Verification | None) -> None:
     width = output.width or _WIDTH
     found = verification_lines(probed, width) if probed else ()
+    answer = replace(answer, sentence=probed.conclusion) if probed and probed.conclusion else answer
     for line in (*answer_lines(answer, width), *([[]] if probed else []), *found):
         pieces = (painted(text, CODES.get(tone, ""), output) for text, tone in line)
         output.stream.write(printable("".join(pieces).rstrip(), output) + "\n")
