@@ -27,7 +27,7 @@ from core.model.finding import Finding, Severity
 from core.model.fix import Fix
 from core.nat.packets import is_loopback
 from core.reach import Answer, Endpoint, Hop, Question, why
-from core.reach.fixes import keeps_source
+from core.reach.fixes import OUTSIDE_ADDRESS, keeps_source
 from core.text import is_address, safe
 from core.topology import Topology
 
@@ -138,7 +138,7 @@ def _outside(topology: Topology, ns: int) -> Endpoint:
     families = {route.family for route in net.routes if route.dst == "default"}
     own = {one.family for link in net.links.values() for one in link.addresses if one.scope == "global"}
     ipv6 = 6 in families and 4 not in families and 4 not in own
-    return Endpoint(OUTSIDE.name, None, "2001:db8:ffff::7" if ipv6 else "198.51.100.7")
+    return Endpoint(OUTSIDE.name, None, OUTSIDE_ADDRESS[ipv6])
 
 
 def _of_container(topology: Topology, container: Container, ns: int) -> Iterator[Path]:

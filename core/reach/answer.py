@@ -71,7 +71,7 @@ class Answer:
 
     `verdict` is "pass", "warn", "stop" or "unknown"; `cause` is the hop that stops the packet, or may do so.
     `sentence` is the conclusion with a full stop. `mtu` is the size in bytes of the largest packet that fits
-    all links, 0 if unknown.
+    all links, 0 if unknown. `example` is the address that stands for "outside", "" if none does.
     """
 
     question: Question
@@ -81,3 +81,4 @@ class Answer:
     back: tuple[Hop, ...] = ()
     cause: Hop | None = None
     mtu: int = 0
+    example: str = ""

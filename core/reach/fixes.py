@@ -42,6 +42,8 @@ from core.topology import Topology
 _ECHO_REQUEST = {
     "icmp": "-p icmp -m icmp --icmp-type 8", "icmpv6": "-p ipv6-icmp -m icmp6 --icmpv6-type 128",
 }  # fmt: skip
+# Examples of addresses outside this host, by whether they are IPv6 (RFC 5737, RFC 3849).
+OUTSIDE_ADDRESS = {False: "198.51.100.7", True: "2001:db8:ffff::7"}
 _USUAL_TABLES = ("main", "local", "default")
 # Names of links that rules can have without quotes or escapes.
 _PLAIN_LINK = re.compile(r"[A-Za-z0-9_.:@-]{1,15}")
@@ -75,6 +77,26 @@ def delete_end(ns: int, lookup: Lookup) -> Fix | None:
             f"delete the routing policy rule {lookup.rule.priority}", (FixPolicyRule(ns, lookup.rule),)
         )
     return None
+
+
+def missing_route(topology: Topology, ns: int, dst: str) -> tuple[str, Fix | None]:
+    """Return what a namespace without a route to an address lacks, and the repair."""
+    net, ipv6 = topology.snapshot.nets[ns], ":" in dst
+    links = [one for one in net.links.values() if one.kind != "loopback"]
+    if not links:
+        container = topology.container_of(ns)
+        is_docker = container is not None and container.runtime in ("docker", "podman")
+        command = f"{container.runtime} network connect NETWORK {quoted(container.name)}" if container else ""
+        fix = Fix("attach it to a network", command=command if is_docker else "")
+        return "is attached to no network, it has only a loopback link", fix
+    own = {one.family for link in links for one in link.addresses if one.scope == "global"}
+    family, other = (6, 4) if ipv6 else (4, 6)
+    if family not in own and other in own:
+        return f"has no IPv{family} address", Fix(
+            f"give it an IPv{family} address, or ask for an IPv{other} address"
+        )
+    what = "default route" if dst in OUTSIDE_ADDRESS.values() else f"route to {dst}"
+    return f"has no {what}", default_route(topology, ns, ipv6)
 
 
 def default_route(topology: Topology, ns: int, ipv6: bool) -> Fix | None:
@@ -277,7 +299,7 @@ def pass_rule(topology: Topology, ns: int, rule: FirewallRule, hook: Hook, ipv6:
 def accept(ns: int, chain: Chain, packet: Packet, hook: Hook, is_exposed: bool) -> Fix:
     """Return the repair for a policy that drops packets: a rule that accepts them.
 
-    With `is_exposed` it accepts only this port and destination: others weren't asked for.
+    With `is_exposed` it accepts only this port and destination, no others.
     """
     iif, oif = next(iter(hook.iifs), ""), next(iter(hook.oifs), "")
     add = _nft_accept if chain.backend == "nft" else _iptables_accept

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from difflib import get_close_matches
 
 from core.model import Container, Ref
 from core.reach.answer import Endpoint, Question
+from core.reach.fixes import OUTSIDE_ADDRESS
 from core.text import failure_sentence, safe
 from core.topology import Topology
 
 OUTSIDE = "outside"
 PROTOCOLS = ("tcp", "udp", "icmp")
-_OUTSIDE_ADDRESS = {False: "198.51.100.7", True: "2001:db8:ffff::7"}  # RFC 5737, RFC 3849
 
 
 class UnknownEndpoint(Exception):
@@ -80,12 +81,35 @@ def _at(topology: Topology, address: str) -> Endpoint:
 def _unknown(topology: Topology, text: str) -> str:
     names = {one.name for one in topology.containers.values()} | {"host", OUTSIDE}
     names |= {topology.label(ns) for ns in topology.snapshot.namespaces}
+    if (known_as := _other_kind(topology, text)) is not None:
+        return known_as
     near = get_close_matches(text, sorted(names), n=3, cutoff=0.5)
     known = near or sorted(names)[:8]
     return failure_sentence(
         f'can\'t find "{safe(text)}"', "no container, namespace or address has that name",
         ", ".join(map(safe, known)),
     )  # fmt: skip
+
+
+def _other_kind(topology: Topology, text: str) -> str | None:
+    """Return why a network, a bridge, a host's name or a wrong address is no end, None for other texts."""
+    what = f'can\'t find "{safe(text)}"'
+    for network in topology.networks:
+        if text in (network.name, network.bridge):
+            bridge = topology.bridge_link(network)
+            own = [one.address for one in bridge.addresses if one.scope == "global"] if bridge else []
+            kind = "network" if text == network.name != network.bridge else "bridge"
+            ask_for = f"its address {own[0]}" if own else "a container on it"
+            return failure_sentence(what, f"it is a {kind}, which is no end of packets", ask_for)
+    for link in topology.snapshot.links():
+        if text == link.name and link.ns == topology.host and link.kind != "loopback":
+            return failure_sentence(what, "it is a link of the host", "one of its addresses, or a container")
+    if re.fullmatch(r"[\d.]+|[\da-fA-F]*:[\da-fA-F:.]*", text):
+        return failure_sentence(what, "it isn't an IPv4 or IPv6 address", "172.18.0.2, 2001:db8::2")
+    if re.fullmatch(r"[\w-]+(\.[\w-]+)+\.?", text):
+        command = f"its address, as of getent ahosts {text}"
+        return failure_sentence(what, "names of other hosts aren't resolved", command)
+    return None
 
 
 def endpoint_of(topology: Topology, ref: Ref) -> Endpoint | None:
@@ -142,7 +166,7 @@ def addresses(topology: Topology, question: Question) -> tuple[str, str]:
     source, target = question.source, question.target
     if target.is_outside:
         ipv6 = ":" in (target.address or source.address)
-        return source.address, target.address or _OUTSIDE_ADDRESS[ipv6]
+        return source.address, target.address or OUTSIDE_ADDRESS[ipv6]
     if target.address:
         return source.address or (_outside_for(target.address) if source.is_outside else ""), target.address
     own = _addresses_of(topology, target.ns)
@@ -156,7 +180,7 @@ def addresses(topology: Topology, question: Question) -> tuple[str, str]:
 
 
 def _outside_for(address: str) -> str:
-    return _OUTSIDE_ADDRESS[":" in address]
+    return OUTSIDE_ADDRESS[":" in address]
 
 
 def _addresses_of(topology: Topology, ns: int | None) -> list[str]:

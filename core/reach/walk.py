@@ -150,10 +150,9 @@ class Walk(SegmentPacket):
                 "link", f"no route to {dst}: {down.name} is down", f"{down.name}: state DOWN",
                 ref=link_ref(down.key), fix=fix, subject=subject,
             )  # fmt: skip
-        default = fixes.default_route(topology, self.ns, self.packet.is_ipv6)
-        subject = f"{self._who} has no route to {dst}"
-        text = f"no route to {dst}"
-        raise self._stop("route", text, ref=namespace_ref(self.ns), fix=default, subject=subject)
+        text, fix = fixes.missing_route(topology, self.ns, dst)
+        subject = f"{self._who} {text}"
+        raise self._stop("route", text, ref=namespace_ref(self.ns), fix=fix, subject=subject)
 
     def _link_of(self, lookup: Lookup) -> Link:
         net = self._net

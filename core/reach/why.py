@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from core.model import Link, LinkKey, Ref, link_ref, namespace_ref
 from core.model.fix import Fix
+from core.nat.packets import is_loopback
 from core.reach import fixes, link_fixes
 from core.reach.answer import Answer, Hop, Question
 from core.reach.hooks import CLIENT_PORT, Index
@@ -40,10 +41,46 @@ def why(topology: Topology, question: Question) -> Answer:
         return Answer(question, "stop", _sentence(question, hop), (hop,), (), hop)
     there = _first_packet(index, question, source, target)
     reached = there.run(_entry(index, question))
-    if not reached:
-        return _conclude(question, there, None)
-    back = _answer_walk(index, question, there)
-    return _conclude(question, there, back)
+    back = _answer_walk(index, question, there) if reached else None
+    answer = _pointed_at_published(topology, _conclude(question, there, back), target)
+    ends = ((question.source, source), (question.target, target))
+    examples = (address for end, address in ends if end.is_outside and not end.address)
+    return replace(answer, example=next(examples, ""))
+
+
+def _pointed_at_published(topology: Topology, answer: Answer, target: str) -> Answer:
+    """Return the answer, with the published port if rules keep the outside from its target.
+
+    No rule is to be changed then: the port is reachable by the host's address.
+    """
+    question, cause = answer.question, answer.cause
+    if cause is None or cause.kind != "firewall" or not question.source.is_outside or not question.port:
+        return answer
+    port = _published_port(topology, question.l4_proto, end_text(target, question.port))
+    if not port:
+        return answer
+    service = f"{port}/{question.l4_proto}" if question.l4_proto != "tcp" else port
+    fix = Fix("use the published port", command=f"vnet-tui why outside host --port {service}")
+    pointed = replace(cause, fix=fix)
+    name = end_text(question.target.name, question.port)
+    sentence = f"{answer.sentence} {name} is published as port {port} of the host."
+    hops = tuple(pointed if hop is cause else hop for hop in answer.there)
+    return replace(answer, sentence=sentence, there=hops, cause=pointed)
+
+
+def _published_port(topology: Topology, l4_proto: str, inside: str) -> str:
+    """Return the host's port that is published for a container's address and port, "" if none is."""
+    for entry in topology.nat:
+        address, _, port = entry.outside.rpartition(":")
+        is_for_it = (entry.kind, entry.l4_proto, entry.inside) == ("published port", l4_proto, inside)
+        if (
+            is_for_it
+            and entry.ns == topology.host
+            and port.isdigit()
+            and not is_loopback(address.strip("[]"))
+        ):
+            return port
+    return ""
 
 
 def _dead_join(topology: Topology, question: Question) -> Hop | None:

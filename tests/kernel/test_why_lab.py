@@ -174,3 +174,61 @@ def test_a_probe_that_is_dropped_on_its_way_has_not_arrived(shell: Shell) -> Non
     assert sentence.rstrip(".").endswith((" at v-web1 in host", " at br-shop in host"))
     kernel = [one for one in output.split(" - ") if one.startswith("kernel: ")]
     assert len(kernel) == len(set(kernel))
+
+
+def test_a_published_port_is_pointed_at_instead_of_exposed(shell: Shell) -> None:
+    answer = json.loads(shell.run("vnet why outside web1 --port 80 --json")[1])
+    assert answer["sentence"].endswith("web1:80 is published as port 8080 of the host.")
+    assert answer["cause"]["fix"]["command"] == "vnet-tui why outside host --port 8080"
+    assert answer["cause"] in answer["there"]
+    before = shell.run(_RULES)[1]
+    status, output = shell.run("vnet why outside web1 --port 80 --fix --yes")
+    assert (status != 0, "can't repair this" in output, shell.run(_RULES)[1]) == (True, True, before)
+    assert shell.run("vnet why outside host --port 8080")[0] == 0
+    other = json.loads(shell.run("vnet why outside api --port 3478/udp --json")[1])
+    assert other["cause"]["fix"]["command"] == "vnet-tui why outside host --port 3478/udp"
+
+
+def test_the_example_address_of_the_outside_is_explained(shell: Shell) -> None:
+    assert "from web1 to outside (198.51.100.7, an example address)" in shell.words("vnet why web1 outside")
+    assert "example" not in shell.words("vnet why web1 198.51.100.7")
+    with shell.fault("container-no-default-route"):
+        output = shell.words("vnet why api outside")
+        assert "because api has no default route." in output
+        assert "Try: add the default route via 172.18.0.1" in output
+        (finding,) = _findings(shell)
+    assert finding["sentence"].startswith("api has no default route: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "because", "advice"),
+    [
+        (
+            "vault web1",
+            "vault is attached to no network, it has only a loopback link",
+            "attach it to a network",
+        ),
+        ("web1 fd19:b10c::2", "web1 has no IPv6 address", "give it an IPv6 address"),
+    ],
+)
+def test_advice_is_possible(shell: Shell, words: str, because: str, advice: str) -> None:
+    output = shell.words(f"vnet why {words}")
+    assert f"because {because}." in output and f"Try: {advice}" in output
+    assert "default" not in output
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("br-shop", "it is a bridge, which is no end of packets. Try: its address 172.18.0.1"),
+        ("v-web1", "it is a link of the host"),
+        ("999.1.2.3", "it isn't an IPv4 or IPv6 address"),
+        ("fd00::zz:1", "no container, namespace or address has that name"),
+        ("1:2:3", "it isn't an IPv4 or IPv6 address"),
+        ("example.com", "names of other hosts aren't resolved. Try: its address"),
+        ("web3", "no container, namespace or address has that name. Try: web"),
+    ],
+)
+def test_texts_that_are_no_end_get_their_reason(shell: Shell, text: str, reason: str) -> None:
+    status, output = shell.run(f"vnet why web1 {text}")
+    assert status == 1 and f'can\'t find "{text}": {reason}' in " ".join(output.split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from core.reach import Answer, Hop
+from core.reach import Answer, Endpoint, Hop
 from core.text import safe
 from tui.views.formatting import fit, width_of, wrapped
 from tui.views.rows import Tone
@@ -29,7 +29,7 @@ def answer_lines(answer: Answer, width: int) -> Iterator[AnswerLine]:
     places = max([_PLACE, *(width_of(safe(hop.place)) for hop in (*answer.there, *answer.back))])
     places = min(places, max(_PLACE, width // 4))
     question = answer.question
-    ends = [safe(question.source.name), safe(question.target.name)]
+    ends = [_end(question.source, answer), _end(question.target, answer)]
     for title, hops, names in (("there", answer.there, ends), ("back", answer.back, ends[::-1])):
         if hops:
             yield []
@@ -39,6 +39,12 @@ def answer_lines(answer: Answer, width: int) -> Iterator[AnswerLine]:
     if answer.mtu and answer.verdict != "stop":
         yield []
         yield [(f"largest packet that fits all links: {answer.mtu} bytes", "dim")]
+
+
+def _end(end: Endpoint, answer: Answer) -> str:
+    """Name an end; "outside" stands for an address that is only an example."""
+    example = f" ({answer.example}, an example address)" if end.is_outside and answer.example else ""
+    return safe(end.name) + example
 
 
 def conclusion_lines(answer: Answer, width: int) -> Iterator[AnswerLine]:
