@@ -92,7 +92,10 @@ def _unknown(topology: Topology, text: str) -> str:
 
 
 def _other_kind(topology: Topology, text: str) -> str | None:
-    """Return why a network, a bridge, a host's name or a wrong address is no end, None for other texts."""
+    """Return the error for a network, link, host name or wrong address.
+
+    None for other texts.
+    """
     what = f'can\'t find "{safe(text)}"'
     for network in topology.networks:
         if text in (network.name, network.bridge):

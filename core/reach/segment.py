@@ -234,9 +234,9 @@ class Segments:
         if port.port.state == "disabled" and not port.carrier:
             return None  # its other end is down, which is an obstacle of its own
         text = f"the port {port.name} of {bridge.name} doesn't forward, its STP state is {port.port.state}"
-        return self._stop(
-            port, text, f"STP state of {port.name} is {port.port.state}", self._forward(port, bridge)
-        )
+        state = port.port.state
+        subject, fix = f"STP state of {port.name} is {state}", self._forward(port, bridge)
+        return self._stop(port, text, subject, fix, f"state {state}")
 
     def _forward(self, port: Link, bridge: Link) -> Fix:
         """Return the repair of a port that doesn't forward.
@@ -251,8 +251,9 @@ class Segments:
         seconds = 2 * bridge.bridge.forward_delay
         return Fix(f"wait up to {seconds:.0f} s, or find the loop that STP of {bridge.name} has opened")
 
-    def _stop(self, port: Link, text: str, subject: str, fix: Fix | None = None) -> Hop:
-        evidence = (f"bridge -d link show dev {port.name}",)
+    def _stop(self, port: Link, text: str, subject: str, fix: Fix | None = None, shown: str = "") -> Hop:
+        """Return the hop of a port; `shown` is what bridge(8) prints of it."""
+        evidence = (f"bridge -d link show dev {port.name}" + (f": {shown}" if shown else ""),)
         return Hop(
             "bridge", self._place(port), text, "stop", evidence, link_ref(port.key), fix, subject,
         )  # fmt: skip
@@ -262,9 +263,8 @@ class Segments:
             return None
         text = f"the ports {entry.name} and {port.name} of {bridge.name} are both isolated"
         steps = (FixPort(entry.key, "isolated", False),)
-        return self._stop(
-            entry, text, f"{entry.name} is isolated", Fix(f"end the isolation of {entry.name}", steps)
-        )
+        fix = Fix(f"end the isolation of {entry.name}", steps)
+        return self._stop(entry, text, f"{entry.name} is isolated", fix, "isolated on")
 
     def _locked(self, port: Link, bridge: Link, at: Attachment) -> Hop | None:
         if port.port is None or not port.port.locked:
@@ -274,7 +274,7 @@ class Segments:
             return None
         text = f"the port {port.name} of {bridge.name} is locked, and {mac} isn't in its forwarding table"
         fix = Fix(f"unlock the port {port.name}", (FixPort(port.key, "locked", False),))
-        return self._stop(port, text, f"{port.name} is locked", fix)
+        return self._stop(port, text, f"{port.name} is locked", fix, "locked on")
 
     def fdb(self, bridge: Link, mac: str) -> list[FdbEntry]:
         """Return the entries of a bridge's forwarding table for a MAC address."""
@@ -296,7 +296,7 @@ class Segments:
                 steps = (FixPort(crossing.exit.key, "flood", True),)
                 subject = f"{crossing.exit.name} doesn't flood"
                 fix = Fix(f"switch flooding on at {crossing.exit.name}", steps)
-                return self._stop(crossing.exit, text, subject, fix)
+                return self._stop(crossing.exit, text, subject, fix, "learning off flood off")
         return None
 
     def _wrong_entry(self, bridge: Link, entry: FdbEntry) -> Hop:

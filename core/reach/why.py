@@ -49,7 +49,7 @@ def why(topology: Topology, question: Question) -> Answer:
 
 
 def _pointed_at_published(topology: Topology, answer: Answer, target: str) -> Answer:
-    """Return the answer, with the published port if rules keep the outside from its target.
+    """Return the answer, with the published port of a target that rules close.
 
     No rule is to be changed then: the port is reachable by the host's address.
     """
@@ -69,7 +69,7 @@ def _pointed_at_published(topology: Topology, answer: Answer, target: str) -> An
 
 
 def _published_port(topology: Topology, l4_proto: str, inside: str) -> str:
-    """Return the host's port that is published for a container's address and port, "" if none is."""
+    """Return the host's port for a container's address and port, "" if none is."""
     for entry in topology.nat:
         address, _, port = entry.outside.rpartition(":")
         is_for_it = (entry.kind, entry.l4_proto, entry.inside) == ("published port", l4_proto, inside)

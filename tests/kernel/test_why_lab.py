@@ -72,7 +72,7 @@ def test_a_missing_masquerade_is_one_hop(shell: Shell) -> None:
     assert [(hop["kind"], hop["verdict"]) for hop in hops] == [("nat", "stop")]
 
 
-_RULES = "nft list chain inet hostfw forward"
+_RULES = "nft -s list chain inet hostfw forward"
 
 
 def test_a_repair_between_networks_accepts_only_what_was_asked(shell: Shell) -> None:
@@ -203,11 +203,7 @@ def test_the_example_address_of_the_outside_is_explained(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("words", "because", "advice"),
     [
-        (
-            "vault web1",
-            "vault is attached to no network, it has only a loopback link",
-            "attach it to a network",
-        ),
+        ("vault web1", "vault is attached to no network, it has only a loopback link", "attach it"),
         ("web1 fd19:b10c::2", "web1 has no IPv6 address", "give it an IPv6 address"),
     ],
 )
@@ -232,3 +228,12 @@ def test_advice_is_possible(shell: Shell, words: str, because: str, advice: str)
 def test_texts_that_are_no_end_get_their_reason(shell: Shell, text: str, reason: str) -> None:
     status, output = shell.run(f"vnet why web1 {text}")
     assert status == 1 and f'can\'t find "{text}": {reason}' in " ".join(output.split())
+
+
+def test_a_listening_port_is_shown_as_bridge_prints_it(shell: Shell) -> None:
+    with shell.fault("stp-listening"):
+        (finding,) = _findings(shell)
+        shown = shell.words("bridge -d link show dev v-web2")
+    command, _, state = finding["evidence"][0].partition(": ")
+    assert (command, state) == ("bridge -d link show dev v-web2", "state listening")
+    assert state in shown

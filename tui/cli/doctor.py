@@ -96,9 +96,12 @@ def _summary(found: Sequence[tuple[str, Finding]], muted: int) -> str:
     counts = [(sum(one.severity == each for _, one in found), word) for each, word in _WORDS]
     parts = [f"{count} {word}{'s' * (count != 1 and word != 'info')}" for count, word in counts if count]
     parts += [f"{muted} muted (vnet-tui doctor --all shows them)"] if muted else []
-    return ", ".join(parts) if parts else "Nothing is wrong."
+    return ", ".join(parts) if parts else _HEALTHY
 
 
+_HEALTHY = (
+    "Nothing is wrong.\nNot checked: services on ports that aren't published. Try: vnet-tui why A B --port N"
+)
 _WORDS = (("bad", "problem"), ("warn", "warning"), ("info", "info"))
 
 

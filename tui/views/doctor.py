@@ -96,7 +96,10 @@ def _advice(one: Finding) -> Iterator[Line]:
 
 VIEW = ListView(
     "doctor", "Doctor", ("findings", "doc"), COLUMNS, rows,
-    empty="Nothing is wrong. Links, routes, rules, addresses and services are checked after each change.",
+    empty=(
+        "Nothing is wrong. Links, routes, rules, addresses and published ports are checked after each "
+        "change; services on other ports aren't: w asks about one."
+    ),
     help=(
         ("F", "preview the repair of the selected finding"),
         ("I", "mute the selected finding, or show it again"),

@@ -63,7 +63,10 @@ def name_of(topology: Topology, ref: Ref) -> str:
     if ref.kind == "link":
         link = topology.snapshot.link((int(ref.key[0]), int(ref.key[1])))
         return f"{link.name} in {topology.label(link.ns)}" if link else "a link"
-    return "the rule" if ref.kind == "nat" else topology.label(int(ref.key[0]))
+    if ref.kind == "nat":
+        entry = topology.nat_entry(ref)
+        return entry.name if entry else "a rule"
+    return topology.label(int(ref.key[0]))
 
 
 def of_container(topology: Topology, container: Container, link: Link | None) -> tuple[Cell, ...]:
