@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -237,3 +238,15 @@ def test_a_listening_port_is_shown_as_bridge_prints_it(shell: Shell) -> None:
     command, _, state = finding["evidence"][0].partition(": ")
     assert (command, state) == ("bridge -d link show dev v-web2", "state listening")
     assert state in shown
+
+
+def test_echo_requests_have_an_id_and_no_ports(shell: Shell) -> None:
+    lines = shell.run("vnet trace web1 outside")[1].splitlines()
+    requests = [line for line in lines if "echo request" in line]
+    assert len(requests) >= 3
+    shape = re.compile(
+        r" (172\.18\.0\.2|192\.0\.2\.10) → 198\.51\.100\.7  id \d+ seq \d+  ttl \d+  echo request"
+    )
+    assert [line for line in requests if not shape.search(line)] == []
+    tcp = shell.run("vnet trace web1 api --port 8000")[1]
+    assert " → 172.18.0.4:8000 " in tcp and " id " not in tcp

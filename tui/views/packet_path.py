@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from core.model.probe import FlowDirection, FlowTrace, FunctionCall, Hop, PathMtu, ProbeResult, Sighting
+from core.model.probe import (
+    FlowDirection,
+    FlowTrace,
+    FunctionCall,
+    Hop,
+    PacketTuple,
+    PathMtu,
+    ProbeResult,
+    Sighting,
+)
 from core.text import end_text, safe
 from core.topology import Topology
 from tui.views.formatting import fit, width_of, wrapped
@@ -122,10 +131,11 @@ def _between(before: Sighting, one: Sighting) -> str:
     old, new, words = before.addresses, one.addresses, list[str]()
     if before.ttl != one.ttl:
         words.append(f"forward: ttl {before.ttl} → {one.ttl}")
-    ends = (((old.src, old.sport), (new.src, new.sport)), ((old.dst, old.dport), (new.dst, new.dport)))
-    for title, (was, now) in zip(("source", "destination"), ends, strict=True):
+    for title, was, now in zip(("source", "destination"), _both_ends(old), _both_ends(new), strict=True):
         if was != now:
             words.append(f"NAT: {title} {_end(*was)} → {_end(*now)}")
+    if new.protocol == old.protocol == "icmp" and old.sport != new.sport:
+        words.append(f"NAT: id {old.sport} → {new.sport}")
     if (before.vni < 0) != (one.vni < 0):
         words.append(f"VXLAN {one.vni}: header added" if one.vni >= 0 else "VXLAN header removed")
     return "; ".join(words)
@@ -139,12 +149,19 @@ def _name(topology: Topology, one: Sighting) -> str:
 def _ends(one: Sighting, before: Sighting | None) -> list[tuple[str, str]]:
     """Return the pieces of a packet's addresses; what differs is marked."""
     old, new = before.addresses if before else None, one.addresses
-    return [
-        (_end(new.src, new.sport), _tone(old, (new.src, new.sport), old and (old.src, old.sport))),
-        (" → ", "dim"),
-        (_end(new.dst, new.dport), _tone(old, (new.dst, new.dport), old and (old.dst, old.dport))),
-        ("  ", ""),
-    ]
+    was = _both_ends(old or new)
+    tones = [_tone(old, end, was[number]) for number, end in enumerate(_both_ends(new))]
+    (src, dst), pieces = _both_ends(new), list[tuple[str, str]]()
+    if new.protocol == "icmp" and new.sport:  # an echo request or its answer
+        pieces = [(f"  id {new.sport}", _tone(old, new.sport, old and old.sport)), (f" seq {new.dport}", "")]
+    return [(_end(*src), tones[0]), (" → ", "dim"), (_end(*dst), tones[1]), *pieces, ("  ", "")]
+
+
+def _both_ends(addresses: PacketTuple) -> tuple[tuple[str, int], tuple[str, int]]:
+    """Return source and destination with their ports, 0 for ICMP."""
+    if addresses.protocol == "icmp":
+        return (addresses.src, 0), (addresses.dst, 0)
+    return (addresses.src, addresses.sport), (addresses.dst, addresses.dport)
 
 
 def _headers(one: Sighting, before: Sighting | None) -> list[tuple[str, str]]:
