@@ -104,7 +104,7 @@ class FixFirewall:
 
 @dataclass(frozen=True, slots=True)
 class FixAccept:
-    """Insert a rule that accepts packets at the start of a chain.
+    """Append a rule to a chain that accepts what only its policy drops.
 
     `ns` is the inode of its namespace; the other fields are those of core.model.FirewallRule.
     """

@@ -130,8 +130,8 @@ def _(step: FixAccept, builder: PlanBuilder) -> None:
         when(not plain, f"nft can't name the chain {safe(step.table)} {safe(step.chain)}"),
         when(step.table == TABLE, "vnet-tui's next change would write its own table again"),
     )
-    before = _handle(present[0]) if present else 0
-    builder.add(AddFirewallRule(*where, step.text, place, before=before, length=len(present) + 1))
+    # At the end it overrides the policy, and no rule that drops.
+    builder.add(AddFirewallRule(*where, step.text, place, at_end=True))
 
 
 @add_fix.register

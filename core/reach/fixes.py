@@ -309,8 +309,8 @@ def accept(ns: int, chain: Chain, packet: Packet, hook: Hook, is_exposed: bool) 
         return Fix(sentence, (FixAccept(ns, chain.backend, chain.family, chain.table, chain.name, text),))
     tool = "ip6tables" if packet.is_ipv6 else "iptables"
     where = f"{chain.family} {quoted(chain.table)} {quoted(chain.name)}"
-    insert = f"nft insert rule {where} " if chain.backend == "nft" else f"{tool} -t {chain.table} "
-    return Fix(sentence, command=insert + text.replace("-A", "-I", 1))
+    before = f"nft add rule {where} " if chain.backend == "nft" else f"{tool} -t {chain.table} "
+    return Fix(sentence, command=before + text)
 
 
 def _nft_accept(chain: Chain, packet: Packet, iif: str, oif: str, is_exposed: bool) -> str:
