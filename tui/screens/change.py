@@ -116,13 +116,13 @@ class ChangeController:
         """Open the form that detaches the selected container."""
         from tui.screens.forms.attach import detach_form
 
-        self._open(lambda: detach_form(self._navigation.ref))
+        self._open_selected("detach", detach_form)
 
     def move(self) -> None:
         """Open the form that moves the selected container to another network."""
         from tui.screens.forms.attach import move_form
 
-        self._open(lambda: move_form(self._navigation.ref))
+        self._open_selected("move", move_form)
 
     def join(self) -> None:
         """Open the form that connects two networks, or separates them."""
@@ -134,7 +134,7 @@ class ChangeController:
         """Open the settings of the selected link."""
         from tui.screens.forms.settings import settings_form
 
-        self._open(lambda: settings_form(self._navigation.ref))
+        self._open_selected("change settings", settings_form)
 
     def tune(self) -> None:
         """Open the tuning of the selected bridge."""
@@ -146,7 +146,7 @@ class ChangeController:
         """Open the form that publishes a port of the selected container."""
         from tui.screens.forms.network import publish_form
 
-        self._open(lambda: publish_form(self._navigation.ref))
+        self._open_selected("publish a port", publish_form)
 
     def make_container(self) -> None:
         """Open the form that makes an unmanaged container."""
@@ -163,7 +163,7 @@ class ChangeController:
             ref = conntrack_ref(int(ref.key[0]), int(ref.key[1]))
         request = self._presenter.delete_request(ref) if ref and ref.kind == "conntrack" else None
         if ref is None:
-            self._open(lambda: None, "can't delete: nothing is selected")
+            self._open(lambda: None, self._navigation.nothing_selected("delete"))
         elif ref.kind == "event":
             words = "can't delete an event: it is only a record. Try: Enter, which goes to its subject"
             self._open(lambda: None, words)
@@ -198,6 +198,12 @@ class ChangeController:
             self._screen.app.push_screen(ChangeScreen(form, service), self._report)
         elif service:
             self._screen.notify(otherwise, markup=False, timeout=2)
+
+    def _open_selected(self, what: str, make: Callable[[Ref | None], Form]) -> None:
+        """Open a form about the selected thing, unless the filter hides all."""
+        ref = self._navigation.ref
+        hidden = ref is None and self._navigation.hides_all
+        self._open(lambda: None if hidden else make(ref), self._navigation.nothing_selected(what))
 
     def undo(self) -> None:
         """Open the list of past changes."""

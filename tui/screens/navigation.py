@@ -49,8 +49,19 @@ class NavigationController:
 
     @property
     def ref(self) -> Ref | None:
-        """The selected thing."""
-        return self.state.current.state.ref
+        """The selected thing, None while no row shows it: a filter may hide it."""
+        ref = self.state.current.state.ref
+        return ref if ref is not None and self._screen.table.rows.index(ref) is not None else None
+
+    @property
+    def hides_all(self) -> bool:
+        """Whether the filter hides every row."""
+        return bool(self.state.current.state.filter) and not len(self._screen.table.rows)
+
+    def nothing_selected(self, what: str) -> str:
+        """Return why an action can't be done without a selected row."""
+        remedy = "Esc, which clears the filter" if self.state.current.state.filter else "select a row"
+        return f"can't {what}: nothing is selected. Try: {remedy}"
 
     @property
     def up_to_date(self) -> bool:

@@ -55,6 +55,9 @@ class WhyController:
         from core.reach.question import endpoint_of
 
         ref = self._navigation.ref
+        if self._navigation.hides_all:
+            self._say(self._navigation.nothing_selected("ask"))
+            return
         if ref is not None and (question := question_of(self._presenter.context, ref)) is not None:
             self._screen.run_worker(self._show(question))
             return
@@ -123,6 +126,9 @@ class WhyController:
 
     def fix_selected(self) -> None:
         """Open the preview of the repair of the selected finding."""
+        if self._navigation.hides_all:
+            self._say(self._navigation.nothing_selected("repair"))
+            return
         finding = self._selected()
         if finding is None:
             self._say("can't repair this: nothing is wrong with the selected item. Try: :doctor")
@@ -135,6 +141,9 @@ class WhyController:
     def mute_selected(self) -> None:
         """Mute the selected finding, or show it again."""
         ref = self._navigation.ref
+        if self._navigation.hides_all:
+            self._say(self._navigation.nothing_selected("mute"))
+            return
         if ref is None or ref.kind != "finding":
             self._say("can't mute this: no finding is selected. Try: :doctor")
             return
