@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 an error with a message, 2 wrong usage; `diff` has those o
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ __all__ = ["main"]
 
 # With these an engine's socket may belong to another user.
 _ENGINES = ("DOCKER_HOST", "CONTAINER_HOST")
+# Errors of write(2) on a full disk, a full quota, and a device that fails.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # Commands that change nothing on this host.
 _READING = (
     "show", "dump", "record", "replay", "bundle", "flows", "drops", "export", "history", "fastpath",
@@ -30,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (None: that of this process); returns the exit code."""
     if arguments is None:
         clean_environment()
-    options = make_parser().parse_args(arguments)
     try:
+        options = _parsed(arguments)
         refuse_changes(options)
         if arguments is None:  # this is the whole process
             confine(options)
@@ -42,11 +45,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vnet-tui: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # The reader has closed the pipe; the interpreter must not flush into it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()  # the reader has closed the pipe
         return 0
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        _discard_output()
+        print(f"vnet-tui: can't write the output: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line; raises OSError if the help can't be written."""
+    try:
+        return make_parser().parse_args(arguments)
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+
+
+def _discard_output() -> None:
+    """Let the interpreter flush at its end what can't be written, without an error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -173,6 +173,8 @@ class Lines:
             sys.stdout.flush()
         except BrokenPipeError:
             raise ReaderGone("can't write lines: their reader has ended") from None
+        except OSError as error:
+            raise CaptureError(f"can't write the output: {error.strerror}") from None
         return ""
 
     def _count(self) -> None:
