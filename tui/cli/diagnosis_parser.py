@@ -22,7 +22,7 @@ def add_drops(drops: argparse.ArgumentParser) -> None:
     drops.add_argument("--by", choices=("reason", "container", "link"), default="reason", help="group drops")
     drops.add_argument(
         "--over", type=float, metavar="SECONDS", default=None,
-        help="count for SECONDS (default 5; with --follow 1, with --packets 10, at most 60)",
+        help="count for SECONDS (default 5; with --follow 1), at most 3600; with --packets 10, at most 60",
     )  # fmt: skip
     drops.add_argument(
         "--packets", action="store_true", help="list each dropped packet, with addresses and ports"

@@ -89,8 +89,7 @@ def run(options: argparse.Namespace) -> int:
         elif options.follow:
             _follow(readings, seconds)
         else:
-            time.sleep(seconds)
-            _print(readings, readings.measure())
+            _print_after(readings, seconds)
     finally:
         counter.close()
     return 0
@@ -119,6 +118,17 @@ def _refuse_unknown(readings: _Readings) -> None:
     remarks = list(query.remarks(" ".join(readings.options.filter), known))
     if remarks:
         raise CommandError(safe("; ".join(remarks)))
+
+
+def _print_after(readings: _Readings, seconds: float) -> None:
+    """Print what was dropped within `seconds`, or until Ctrl-C, which ends the command."""
+    try:
+        time.sleep(seconds)
+    except KeyboardInterrupt:
+        _print(readings, readings.measure())
+        sys.stdout.flush()
+        raise
+    _print(readings, readings.measure())
 
 
 def _print(readings: _Readings, drops: tuple[Drop, ...]) -> None:
