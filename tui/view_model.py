@@ -332,19 +332,24 @@ class ViewModel:
             history = (*history[:-1], conntrack_ref(int(history[-1].key[0]), int(history[-1].key[1])))
         if history and history[-1].kind == "drop":
             target = target or target_of(self.context, history[-1])
-        ref = target or self._event_subject(history) or follow(topology, history)
+        ref = (
+            target
+            or (subject_of(self.context, history[-1]) if history else None)
+            or follow(topology, history)
+        )
         if ref is not None and ref.kind == "connections":
             return ViewTarget("conntrack", None, query.term(str(ref.key[0]), str(ref.key[1])))
         home = registry.home_of(topology, ref) if ref else None
         return ViewTarget(home.name, ref) if home else None
 
-    def _event_subject(self, history: tuple[Ref, ...]) -> Ref | None:
-        """Return the subject of the event or difference at the end of the history."""
-        if history and history[-1].kind == "difference":
-            found = diff.difference(self.context, history[-1])
-            return found.ref if found else None
-        change = self.context.log.change(history[-1]) if history and history[-1].kind == "event" else None
-        return change.ref if change else None
+
+def subject_of(context: ViewContext, ref: Ref) -> Ref | None:
+    """Return the object that an event or a difference is about, None for others."""
+    if ref.kind == "difference":
+        found = diff.difference(context, ref)
+        return found.ref if found else None
+    change = context.log.change(ref) if ref.kind == "event" else None
+    return change.ref if change else None
 
 
 def _with_health(snapshot: Snapshot, fast: FastPath | None) -> Snapshot:

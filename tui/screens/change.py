@@ -52,17 +52,18 @@ class ChangeController:
 
     # ---- allow or forbid
 
-    def toggle_writing(self) -> None:
-        """Allow changes, or forbid them again."""
+    def toggle_writing(self) -> str:
+        """Allow changes, or forbid them again; return why that can't be, or ""."""
         service = self.service
         missing = service.missing_rights() if service else self._unchangeable
         if not self.writing and missing:
             self._screen.notify(missing, severity="warning", markup=False)
-            return
+            return missing
         self.writing = not self.writing
         self._screen.show_bars()
         if self.writing and service:
             self._offer_open_changes(service)
+        return ""
 
     @property
     def _unchangeable(self) -> str:
@@ -90,11 +91,15 @@ class ChangeController:
         for one in unconfirmed:
             self._ask_to_confirm(one)
 
+    @property
+    def refusal(self) -> str:
+        """Why changes aren't allowed now, "" if they are."""
+        return "" if self.writing else self._unchangeable or keys.READ_ONLY
+
     def require_service(self) -> ChangeService | None:
         """Return the service, or None and a notice if changes aren't allowed."""
-        if not self.writing:
-            words = self._unchangeable or keys.READ_ONLY
-            self._screen.notify(words, severity="warning", markup=False, timeout=3)
+        if self.refusal:
+            self._screen.notify(self.refusal, severity="warning", markup=False, timeout=3)
             return None
         return self.service
 
@@ -173,13 +178,16 @@ class ChangeController:
         else:
             self._open(lambda: delete_form(ref))
 
-    def repair(self, fix: Fix) -> None:
-        """Open the preview of a fix; one without steps is only advice."""
+    def repair(self, fix: Fix, then: Callable[[], None] | None = None) -> None:
+        """Open the preview of a fix; `then` is called after it was applied.
+
+        One without steps is only advice.
+        """
         from tui.screens.forms.network import repair_form
 
         remedy = f". Try: {safe(fix.command)}" if fix.command else ""
         advice = f"can't {safe(fix.sentence)}: vnet-tui can't change this itself{remedy}"
-        self._open(lambda: repair_form(fix) if fix.steps else None, advice)
+        self._open(lambda: repair_form(fix) if fix.steps else None, advice, then)
 
     def count(self) -> None:
         """Ask whether the kernel is to count the traffic of connections."""
@@ -188,14 +196,27 @@ class ChangeController:
         words = "Every namespace with connections already counts traffic."
         self._open(lambda: counting_form(self._presenter.uncounted), words)
 
-    def _open(self, make: Callable[[], Form | None], otherwise: str = "") -> None:
-        """Open a form, if changes are allowed and there is one; else show `otherwise`."""
+    def _open(
+        self,
+        make: Callable[[], Form | None],
+        otherwise: str = "",
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Open a form, if changes are allowed and there is one; else show `otherwise`.
+
+        `then` is called after a change.
+        """
         from tui.screens.forms.change import ChangeScreen
+
+        def report(result: ChangeResult | None) -> None:
+            self._report(result)
+            if result is not None and then is not None:
+                then()
 
         service = self.require_service()
         form = make() if service else None
         if service and form:
-            self._screen.app.push_screen(ChangeScreen(form, service), self._report)
+            self._screen.app.push_screen(ChangeScreen(form, service), report)
         elif service:
             self._screen.notify(otherwise, markup=False, timeout=2)
 

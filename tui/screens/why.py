@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,16 @@ from tui.presenter import Presenter
 from tui.screens.change import ChangeController
 from tui.screens.layout import Layout
 from tui.screens.navigation import NavigationController
+from tui.view_model import subject_of
 from tui.views.doctor import finding_of
 from tui.views.flows_detail import question_of
 
 if TYPE_CHECKING:
     from core.reach import Answer, Endpoint, Question
     from tui.screens.dialogs import Line
+
+
+_SEEN_WITHIN, _POLL = 8.0, 0.2  # seconds
 
 
 class WhyController:
@@ -63,10 +68,11 @@ class WhyController:
             return
         ends = (endpoint_of(self._topology, one) for one in self._subjects(ref))
         self._source = next(filter(None, ends), None) or Endpoint("host", self._topology.host)
-        self._screen.prompt.open("w", "", self._complete)
+        self._screen.prompt.open("w", "", self._complete, f"w {safe(self._source.name)} → ")
 
     def _subjects(self, ref: Ref | None) -> tuple[Ref, ...]:
         """Return the selected item, or what the selected finding concerns."""
+        ref = (subject_of(self._presenter.context, ref) or ref) if ref is not None else None
         finding = finding_of(self._topology, ref) if ref is not None and ref.kind == "finding" else None
         if finding is None:
             return (ref,) if ref is not None else ()
@@ -101,8 +107,22 @@ class WhyController:
         # Imported late: it imports operations, which are not needed before the first paint.
         from tui.screens.answer import AnswerOverlay
 
-        overlay = AnswerOverlay(found, self.repair, self._probe)
+        overlay = AnswerOverlay(found, self._changes, self._probe, self._ask_again)
         self._screen.app.push_screen(overlay)
+
+    async def _ask_again(self, before: Answer) -> Answer:
+        """Ask again after a repair; wait some seconds until the snapshot shows it."""
+        from core.reach import why
+
+        asked: Topology | None = None
+        found, until = before, time.monotonic() + _SEEN_WITHIN
+        while time.monotonic() < until:
+            if (topology := self._topology) is not asked:
+                found, asked = await asyncio.to_thread(why, topology, before.question), topology
+                if found.cause != before.cause:
+                    break
+            await asyncio.sleep(_POLL)
+        return found
 
     async def _probe(self, answer: Answer, width: int) -> Sequence[Line]:
         """Send the probe of an answer, and return its lines."""
@@ -121,7 +141,7 @@ class WhyController:
             return None
         if ref.kind == "finding":
             return finding_of(self._topology, ref)
-        about = findings_of(self._topology, ref)
+        about = findings_of(self._topology, subject_of(self._presenter.context, ref) or ref)
         return next((one for one in about if one.fix is not None and one.fix.steps), next(iter(about), None))
 
     def fix_selected(self) -> None:

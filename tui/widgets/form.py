@@ -268,7 +268,7 @@ Outcome = Literal["typed", "accepted", "given up", ""]
 HINTS: dict[Kind, str] = {
     "/": "word  key:value  !not      Enter: keep  Esc: show all",
     ":": "name of a view or item      Tab: complete  Enter: go there",
-    "w": "can it reach NAME [PORT/PROTO]?      Tab: complete  Enter: ask",
+    "w": "NAME [PORT/PROTO]: can it be reached?      Tab: complete  Enter: ask",
 }
 
 
@@ -283,6 +283,8 @@ class Prompt(Painted):
         super().__init__()
         self._hint = hint
         self.kind: Kind = "/"
+        self._label = ""
+        self.note = ""  # why the text can't be accepted
         self._typed = LineEditor()
         self._complete = self._completer = complete
 
@@ -291,9 +293,14 @@ class Prompt(Painted):
         """The typed text."""
         return self._typed.text
 
-    def open(self, kind: Kind, text: str = "", complete: Callable[[str], str] | None = None) -> None:
-        """Open the prompt with that text; `complete` completes it, None does as after ":"."""
-        self.kind = kind
+    def open(
+        self, kind: Kind, text: str = "", complete: Callable[[str], str] | None = None, label: str = ""
+    ) -> None:
+        """Open the prompt with that text; `complete` completes it, None does as after ":".
+
+        `label` is shown before the text, by default the kind.
+        """
+        self.kind, self._label, self.note = kind, label or f"{kind} ", ""
         self._completer = complete or self._complete
         self._typed.put(text)
         self.display = True
@@ -331,10 +338,11 @@ class Prompt(Painted):
 
     def paint(self, width: int, height: int) -> list[Strip]:
         before, under, after = self._parts()
-        shown = max(1, width - 6 - width_of(under))
+        label = f" {cut(self._label, max(4, width // 2))}"
+        shown = max(1, width - 4 - width_of(label) - width_of(under))
         while before and width_of(before) > shown:
             before = before[1:]
-        spans: list[Span] = [(f" {self.kind} ", self.style_of("key")), (before, self.style_of(""))]
+        spans: list[Span] = [(label, self.style_of("key")), (before, self.style_of(""))]
         spans += [(under, self.style_of("caret")), (after, self.style_of(""))]
         if self.kind != "/" and self._typed.place == len(self.text):
             spans.append((self._completer(self.text)[len(self.text) :], self.style_of("dim")))
