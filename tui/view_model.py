@@ -246,6 +246,8 @@ class ViewModel:
         pending = bool(self.context.snapshot.pending & view.parts)
         pending |= view.name == "doctor" and self._shown is None
         remarks = _remarks(state.filter, base, inverted=len(rows) > 0)
+        if state.filter and not len(rows):
+            remarks += tuple(query.remarks_of_none(state.filter, _owner_names(self.context.topology)))
         head_of(rows)  # worked out here, on the worker thread
         if isinstance(rows, ListRows):
             rows.needs()
@@ -357,6 +359,13 @@ def _with_health(snapshot: Snapshot, fast: FastPath | None) -> Snapshot:
     if fast is None or fast.state in ("hidden", "unknown") or snapshot.fast_path == fast.health:
         return snapshot
     return replace(snapshot, fast_path=fast.health)
+
+
+def _owner_names(topology: Topology) -> frozenset[str]:
+    """Return the names by which addresses can be found."""
+    labels = map(topology.label, topology.snapshot.namespaces)
+    networks = (name for one in topology.networks for name in (one.name, one.bridge) if name)
+    return frozenset((*(one.name for one in topology.containers.values()), *labels, *networks))
 
 
 def _remarks(text: str, rows: Rows, inverted: bool) -> tuple[str, ...]:

@@ -201,3 +201,17 @@ async def test_files_and_items_without_links_are_refused() -> None:
     async with capturing(service, "events") as person:
         await person.eventually("can't capture")
         assert not service.targets
+
+
+async def test_the_prompt_stays_open_for_a_mistyped_filter() -> None:
+    service = FedService()
+    async with capturing(service) as person:
+        await person.eventually("No packets yet")
+        await person.type("/bad⏎")
+        await person.eventually("can't compile the filter 'bad'")
+        await person.type("q")
+        assert len(person.app.screen_stack) == 2, "q is typed into the filter"
+        await person.type("⏎")
+        await person.until(lambda: service.capture.filters == ["badq"], "the filter")
+        await person.press("q")
+        await person.until(lambda: len(person.app.screen_stack) == 1, "the end of the capture")

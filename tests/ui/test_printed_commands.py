@@ -21,5 +21,9 @@ def test_commands_in_a_preview() -> None:
 def test_commands_among_the_findings() -> None:
     finding = Finding("forward", namespace_ref(1), "no default route", "It drops.", "bad", (), ADVICE)
     shown = texts([line for line, _ in lines_of([finding], [], "", 80)])
-    assert shown[1].startswith("  Try: to allow it") and "; iptables" not in " ".join(shown)
-    assert "  iptables -I FORWARD 1" in shown and "  iptables -I FORWARD 2" in shown
+    assert (
+        shown[0].startswith("bad  It drops.")
+        and shown[1].startswith("     Try: to allow it")
+        and "; iptables" not in " ".join(shown)
+    )
+    assert "     iptables -I FORWARD 1" in shown and "     iptables -I FORWARD 2" in shown

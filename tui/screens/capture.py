@@ -297,10 +297,10 @@ class CaptureScreen(Dialog[None]):
         if not self.prompt.display:
             return False
         outcome = self.prompt.feed_key(event)
-        if outcome in ("accepted", "given up"):
+        if outcome == "given up" or (
+            outcome == "accepted" and await self._apply_filter(self.prompt.text.strip())
+        ):
             self.prompt.close()
-        if outcome == "accepted":
-            await self._apply_filter(self.prompt.text.strip())
         return True
 
     def on_paste(self, event: events.Paste) -> None:
@@ -308,16 +308,18 @@ class CaptureScreen(Dialog[None]):
             self.prompt.insert(event.text)
             self.prompt.repaint()
 
-    async def _apply_filter(self, text: str) -> None:
+    async def _apply_filter(self, text: str) -> bool:
+        """Filter packets; False if the text has a mistake, which a notice names."""
         if self._source is None:
-            return
+            return True
         try:
             await asyncio.to_thread(self._source.set_filter, text)
         except CommandError as error:
             self._say(str(error), "bad")
-            return
+            return False
         self.header.filter = text
         self.header.repaint()
+        return True
 
     def action_filter_packets(self) -> None:
         self.prompt.open("/", self.header.filter)

@@ -226,7 +226,7 @@ class Dashboard(Layout):
         if kind == "/" and outcome:
             self.navigation.set_filter("" if outcome == "given up" else self.prompt.text.strip())
         elif outcome == "accepted" and kind == "w":
-            await self.why.answer(self.prompt.text)
+            self.prompt.display = not await self.why.answer(self.prompt.text)
         elif outcome == "accepted" and self.prompt.text.strip():
             await self._run_command(self.prompt.text)
         return True
@@ -482,8 +482,9 @@ class Dashboard(Layout):
 
         presenter = self.presenter
         overlay = ProblemsOverlay(
-            presenter.findings, presenter.problems, presenter.progress, self.navigation.follow
-        )
+            presenter.findings, presenter.problems, presenter.progress, self.navigation.follow,
+            self.why.repair_of,
+        )  # fmt: skip
         self.app.push_screen(overlay)
 
     def action_help(self) -> None:

@@ -304,6 +304,7 @@ Marked = tuple[Line, int | None]
 Jump = Callable[[Ref], None]
 
 _WIDTH = 90
+_SEVERITY = 5  # cells: "warn "
 
 
 class ProblemsPane(TextPane):
@@ -364,17 +365,33 @@ class ProblemsPane(TextPane):
 
 
 class ProblemsOverlay(Overlay):
-    """The panel; a chosen finding closes it and is gone to by `jump`."""
+    """The panel; a chosen finding closes it and is gone to by `jump`.
+
+    `repair` opens its repair, or returns why that can't be.
+    """
+
+    BINDINGS = [Binding("F", "fix", "Fix", show=False)]
 
     def __init__(
-        self, findings: Sequence[Finding], problems: Sequence[Problem], reading: str, jump: Jump
+        self,
+        findings: Sequence[Finding],
+        problems: Sequence[Problem],
+        reading: str,
+        jump: Jump,
+        repair: Callable[[Finding], str],
     ) -> None:
         title = " Findings " if findings else " Problems "
         self._marked_lines = partial(lines_of, findings, problems, reading)
         super().__init__(
             title, lambda width: [line for line, _ in self._marked_lines(width)], _WIDTH, "exclamation_mark"
         )
-        self._findings, self._jump = findings, jump
+        self._findings, self._jump, self._repair = findings, jump, repair
+
+    def action_fix(self) -> None:
+        """Open the preview of the chosen finding's repair, or say why not."""
+        if self._findings:
+            refusal = self._repair(self._findings[self.query_one(ProblemsPane).chosen])
+            self.query_one(Vertical).border_subtitle = safe(refusal) or "Esc: close"
 
     def make_pane(self) -> TextPane:
         return ProblemsPane(self._findings, self._marked_lines, self._open_finding)
@@ -393,14 +410,18 @@ def lines_of(
     """
     lines: list[Marked] = []
     for number, finding in enumerate(findings):
-        for place, part in enumerate(_wrapped(finding.sentence, width - 2)):
-            lines.append(([("• " if not place else "  ", tone_of(finding)), (part, "")], number))
+        for place, part in enumerate(_wrapped(finding.sentence, width - _SEVERITY)):
+            mark = "" if place else finding.severity
+            lines.append(([(fit(mark, _SEVERITY), tone_of(finding)), (part, "")], number))
+        if finding.fix is not None and finding.fix.steps:
+            for part in _wrapped(f"F: {finding.fix.sentence}", width - _SEVERITY):
+                lines.append(([(" " * _SEVERITY, ""), (part, "accent")], number))
         advice, commands = split_commands(finding.advice)
         for line in (f"Try: {advice}", *commands) if advice else ():
-            for part in _wrapped(line, width - 2):
-                lines.append(([("  ", ""), (part, "dim")], number))
+            for part in _wrapped(line, width - _SEVERITY):
+                lines.append(([(" " * _SEVERITY, ""), (part, "dim")], number))
     if findings:
-        lines += [(line, None) for line in ([], [("Enter: go to it", "dim")])]
+        lines += [(line, None) for line in ([], [("Enter: go to it   F: preview its repair", "dim")])]
     if reading:
         lines.append(([(f"Still reading: {reading} parts are complete.", "dim")], None))
     elif not problems:

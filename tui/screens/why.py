@@ -84,8 +84,11 @@ class WhyController:
         found = sorted(name for name in names if text and name.startswith(text) and safe(name) == name)
         return found[0] if len(found) == 1 else text
 
-    async def answer(self, text: str) -> None:
-        """Show the answer for "TARGET [PORT/PROTO]", without a target for the outside."""
+    async def answer(self, text: str) -> bool:
+        """Show the answer for "TARGET [PORT/PROTO]", without a target for the outside.
+
+        False if the text has a mistake, which a notice names.
+        """
         from core.reach import Endpoint, Question, UnknownEndpoint
         from core.reach.question import check, port_of, resolve
 
@@ -97,8 +100,9 @@ class WhyController:
             question = check(Question(source, target, l4_proto, port))
         except UnknownEndpoint as error:
             self._screen.notify(str(error), severity="warning", markup=False)
-            return
+            return False
         await self._show(question)
+        return True
 
     async def _show(self, question: Question) -> None:
         from core.reach import why
@@ -152,11 +156,17 @@ class WhyController:
         finding = self._selected()
         if finding is None:
             self._say("can't repair this: nothing is wrong with the selected item. Try: :doctor")
-        elif finding.fix is None or not finding.fix.steps:
+        elif refusal := self.repair_of(finding):
+            self._say(refusal)
+
+    def repair_of(self, finding: Finding) -> str:
+        """Open the preview of a finding's repair; return why that can't be, or ""."""
+        if finding.fix is None or not finding.fix.steps:
             remedy = f" Try: {finding.advice}" if finding.advice else ""
-            self._say(f"can't repair this: vnet-tui has no repair for it.{remedy}")
-        else:
+            return f"can't repair this: vnet-tui has no repair for it.{remedy}"
+        if not self._changes.refusal:
             self.repair(finding.fix)
+        return self._changes.refusal
 
     def mute_selected(self) -> None:
         """Mute the selected finding, or show it again."""
@@ -167,8 +177,18 @@ class WhyController:
         if ref is None or ref.kind != "finding":
             self._say("can't mute this: no finding is selected. Try: :doctor")
             return
-        if wrong := self._presenter.toggle_muted(str(ref.key[0])):
+        name = str(ref.key[0])
+        is_muted, finding = name in self._presenter.context.muted, finding_of(self._topology, ref)
+        if wrong := self._presenter.toggle_muted(name):
             self._say(wrong)
+            return
+        words = safe(finding.short if finding else name)
+        if is_muted:
+            self._navigation.select_again(ref)
+            self._screen.notify(f"Shown again: {words}", markup=False)
+        else:
+            self._navigation.select_again(self._screen.table.neighbour() or ref)
+            self._screen.notify(f"Muted: {words}. It is listed last; I on it shows it again.", markup=False)
 
     def _say(self, text: str) -> None:
         self._screen.notify(safe(text), severity="warning", markup=False)

@@ -204,14 +204,14 @@ def remarks(text: str, known: Collection[str], inverted: bool = False) -> Iterat
     """Yield the same as `query.remarks`."""
     yield from query.remarks(text, known, inverted)
     for each in query.parse(text):
-        if each.key in SIZES and each.inverted >= inverted and not _is_meaningful(each.value):
+        if (
+            each.key in SIZES
+            and each.inverted >= inverted
+            and not query.is_range(each.value)
+            and each.value[0] not in "<>"
+        ):
             remedy = f"{each.key}:>1M or {each.key}:10k-1M"
             yield f"can't filter by {each.text}: it isn't a number or a range. Try: {remedy}"
-
-
-def _is_meaningful(value: str) -> bool:
-    least, most = bounds(value)
-    return least <= most
 
 
 def flow_keys_of(topology: Topology, flow_view: FlowView) -> frozenset[str]:

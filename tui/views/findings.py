@@ -89,10 +89,15 @@ def findings_sections(topology: Topology, ref: Ref) -> tuple[Section, ...]:
 
 
 def _lines(topology: Topology, ref: Ref) -> Iterator[Line]:
+    repair = "F"  # it opens the first repair
     for finding in findings_of(topology, ref):
         others = (one for one in (finding.ref, *finding.related) if one != ref)
         yield "", cells.text(finding.sentence, tone_of(finding)), next(others, None)
-        if finding.advice:
+        fix = finding.fix if finding.fix is not None and finding.fix.steps else None
+        if fix is not None:
+            yield repair, cells.text(fix.sentence, "accent"), None
+            repair = "repair"
+        if finding.advice and (fix is None or finding.advice != fix.sentence):
             yield "try", cells.text(finding.advice), None
 
 

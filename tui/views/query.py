@@ -305,6 +305,12 @@ def bounds(value: str) -> tuple[float, float]:
         return math.inf, -math.inf
 
 
+def is_range(value: str) -> bool:
+    """Return whether the value is a number or a range: ">1M", "5-20"."""
+    least, most = bounds(value)
+    return least <= most
+
+
 def _figure(text: str) -> float:
     unit = _UNITS.get(text[-1:].lower())
     return float(text[:-1]) * unit if unit else float(text)
@@ -353,10 +359,32 @@ def remarks(text: str, known: Collection[str], inverted: bool = False) -> Iterat
             continue
         if each.key and each.key not in known and not _ADDRESS.fullmatch(each.text):
             yield f"can't filter by {each.key}: there is no such column. Try: {', '.join(sorted(known))}"
+        elif each.key and each.value[0] in "<>" and not is_range(each.value):
+            yield f"can't filter by {each.text}: it isn't a number or a range. Try: {each.key}:>10k"
         elif each.key in PORT_KEYS and port_range(each.value) is None:
             yield f"can't filter by {each.text}: it isn't a port or a range. Try: {each.key}:8000-8010"
         elif each.key in ADDRESS_KEYS and "/" in each.value and prefix(each.value) is None:
             yield f"can't filter by {each.text}: it isn't a prefix. Try: {each.key}:10.0.0.0/8"
+
+
+def remarks_of_none(text: str, names: Collection[str]) -> Iterator[str]:
+    """Yield mistakes of a filter that no row matches; `names` are those of owners.
+
+    An address may be given by the name of its owner.
+    """
+    if text.count('"') % 2:
+        yield f"can't filter by {text}: a quote isn't closed. Try: {text}\""
+    for each in parse(text):
+        value = each.value.lstrip("=")
+        is_name = any(value in name.casefold() for name in names)
+        if each.key in ADDRESS_KEYS and not is_name and not _may_be_address(value):
+            remedy = f"{each.key}:10.0.0"
+            yield f"can't filter by {each.text}: it is no address and no known name. Try: {remedy}"
+
+
+def _may_be_address(value: str) -> bool:
+    """Return whether the value can be a part of an address, or a prefix."""
+    return "/" in value or value.replace(".", "").isdecimal() or bool(_ADDRESS.fullmatch(value))
 
 
 def matches(terms: Iterable[Term], row: Row, columns: Sequence[Column]) -> bool:

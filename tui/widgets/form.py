@@ -284,7 +284,6 @@ class Prompt(Painted):
         self._hint = hint
         self.kind: Kind = "/"
         self._label = ""
-        self.note = ""  # why the text can't be accepted
         self._typed = LineEditor()
         self._complete = self._completer = complete
 
@@ -300,7 +299,7 @@ class Prompt(Painted):
 
         `label` is shown before the text, by default the kind.
         """
-        self.kind, self._label, self.note = kind, label or f"{kind} ", ""
+        self.kind, self._label = kind, label or f"{kind} "
         self._completer = complete or self._complete
         self._typed.put(text)
         self.display = True

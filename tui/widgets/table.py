@@ -122,6 +122,11 @@ class TableView(LinesPane):
         row = self.selected_row()
         return row.ref if row else None
 
+    def neighbour(self) -> Ref | None:
+        """Return what the next row shows, or on the last row the one before."""
+        place = self.cursor + 1 if self.cursor + 1 < len(self.rows) else self.cursor - 1
+        return self.rows.row(place).ref if 0 <= place < len(self.rows) else None
+
     def selected_row(self) -> Row | None:
         """Return the row under the cursor."""
         return self.rows.row(self.cursor) if self.cursor < len(self.rows) else None
