@@ -231,7 +231,7 @@ class Presenter:
             found = verified(topology, answer)
         except CommandError as error:
             return [[(safe(str(error)), "warn")]]
-        return [*verification_lines(found, width), [], *path_lines(topology, found.result, width)]
+        return [*verification_lines(found, width), [], *path_lines(topology, found.result, width, wraps=True)]
 
     def flow_tracer(self, ns: int, entry: ConntrackEntry) -> FlowTracer:
         """Return what traces a flow, by its conntrack entry in `ns`. Call it on a thread."""

@@ -68,13 +68,18 @@ def test_an_answer_is_a_sentence_and_an_exit_code(
         (("web1", "webx"), 'can\'t find "webx": no container, namespace or address has that name. Try: web'),
         (("nothing", "web1"), 'can\'t find "nothing"'),
         (("outside", "198.51.100.9"), "both are outside this host. Try: name a container or `host`"),
-        (("web1", "web2", "--port", "0"), 'can\'t use the port "0"'),
-        (("web1", "web2", "--port", "80/sctp"), "Try: 443/tcp, 53/udp or icmp"),
     ],
 )
 def test_a_question_without_an_answer(files: Path, words: tuple[str, ...], message: str) -> None:
     done = command(files, "why", *words)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("port", ["0", "abc", "80/sctp", "65536"])
+def test_a_wrong_port_is_wrong_usage(files: Path, port: str) -> None:
+    done = command(files, "why", "web1", "web2", "--port", port)
+    assert done.returncode == 2 and f"can't use the port \"{port}\": it isn't a port" in done.stderr
+    assert "Try: 443/tcp, 53/udp or icmp" in done.stderr
 
 
 def test_an_answer_as_json(files: Path) -> None:
@@ -139,7 +144,13 @@ def test_muted_findings_are_not_listed_nor_counted(files: Path) -> None:
 def test_an_id_that_no_finding_has(files: Path, option: str) -> None:
     done = command(files, "doctor", option, "zzzzzz")
     assert done.returncode == 1
-    assert 'zzzzzz": there is no finding with that id. Try: vnet-tui doctor' in done.stderr
+    reason = "there is no finding with that id. Try: vnet-tui doctor"
+    assert f'can\'t {option[2:]} "zzzzzz": {reason}' in done.stderr
+
+
+def test_a_shell_needs_a_live_host(files: Path) -> None:
+    done = forkserver.run(["--from", str(files / "small.vnet"), "shell", "web1"], dict(os.environ))
+    assert done.returncode == 1 and "it runs programs on this host" in done.stderr
 
 
 @pytest.mark.parametrize("words", [("doctor", "--fix", "zzzzzz"), ("why", "web1", "web2", "--fix")])

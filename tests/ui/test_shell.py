@@ -16,6 +16,7 @@ from tests.support.snapshots import small_host
 from tests.support.terminal import Terminal
 from tests.ui.driver import FedSource, dashboard
 from tui import keys
+from tui.cli.shell import _prompt
 
 pytestmark = pytest.mark.root
 
@@ -63,9 +64,23 @@ def test_shell_on_a_terminal(machine: Machine) -> None:
     words = machine.words(*PROGRAM, "shell", "web")
     with Terminal(words, **machine.environment | {"SHELL": "/bin/bash"}) as terminal:
         terminal.wait_for("the host's shell, in the network namespace of web; exit or Ctrl-d returns")
+        terminal.wait_for("doesn't record or undo changes made in it")
         terminal.press("ip -br addr show eth0; exit 3\r")
         terminal.wait_for("10.91.0.2/24")
         assert terminal.read_to_the_end() == 3
+
+
+def test_the_prompt_names_the_container(machine: Machine) -> None:
+    words = machine.words(*PROGRAM, "shell", "web")
+    with Terminal(words, **machine.environment | {"SHELL": "/bin/sh"}) as terminal:
+        terminal.wait_for("(web) /")
+        terminal.press("exit\r")
+        terminal.read_to_the_end()
+
+
+def test_the_prompt_runs_no_text_of_a_name() -> None:
+    assert _prompt("a$(reboot)`id`\\w\x1b").keys() == {"PS1", "debian_chroot"}
+    assert _prompt("a$(reboot)`id`\\w\x1b")["PS1"] == "(a__reboot__id__w_) $PWD # "
 
 
 def test_key_suspends_the_dashboard(machine: Machine) -> None:

@@ -20,6 +20,8 @@ __all__ = ["main"]
 
 # With these an engine's socket may belong to another user.
 _ENGINES = ("DOCKER_HOST", "CONTAINER_HOST")
+# What commands that aren't only reading do, if it isn't "makes changes".
+_DOES = {"shell": "runs programs"}
 # Errors of write(2) on a full disk, a full quota, and a device that fails.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # Commands that change nothing on this host.
@@ -110,8 +112,9 @@ def refuse_changes(options: argparse.Namespace) -> None:
     """Raise CommandError for a change of this host with an option that promises none."""
     for option, given in (("--read-only", options.read_only), ("--from", options.source)):
         if given and _changes(options):
+            does = _DOES.get(options.command, "makes changes")
             raise CommandError(
-                f"can't run {options.command} with {option}: it makes changes on this host. "
+                f"can't run {options.command} with {option}: it {does} on this host. "
                 f"Try: the same without {option}"
             )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from tui.cli.option_types import seconds_of
+from tui.cli.option_types import port_of, seconds_of
 
 
 def add_drops(drops: argparse.ArgumentParser) -> None:
@@ -38,7 +38,11 @@ def add_why(why: argparse.ArgumentParser) -> None:
     why.add_argument("a", metavar="A", help=f"the sender: {_END}")
     why.add_argument("b", metavar="B", help="the receiver, likewise")
     why.add_argument(
-        "--port", default="", metavar="PORT[/PROTO]", help="its port: 443/tcp, 53/udp (default: ICMP)"
+        "--port",
+        type=port_of,
+        default="",
+        metavar="PORT[/PROTO]",
+        help="its port: 443/tcp, 53/udp (default: ICMP)",
     )
     why.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
     why.add_argument(

@@ -117,8 +117,9 @@ def _mute(options: argparse.Namespace, found: Sequence[tuple[str, Finding]]) -> 
     known = {name for name, _ in found} | muted_ids()
     wanted = [*options.mute, *options.unmute]
     if unknown := [name for name in wanted if name not in known]:
+        verb = "mute" if unknown[0] in options.mute else "unmute"
         raise CommandError(
-            f'can\'t mute "{safe(unknown[0])}": there is no finding with that id. Try: vnet-tui doctor'
+            f'can\'t {verb} "{safe(unknown[0])}": there is no finding with that id. Try: vnet-tui doctor'
         )
     set_muted((muted_ids() | set(options.mute)) - set(options.unmute))
     print(f"muted: {' '.join(options.mute)}" if options.mute else f"shown again: {' '.join(options.unmute)}")

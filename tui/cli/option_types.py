@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 
+from core.text import safe
+
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]?)(?:i?b)?", re.IGNORECASE)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
@@ -31,6 +33,16 @@ def bytes_of(text: str) -> int:
         reason = "from 10k to 2G" if found else "not a size"
         raise argparse.ArgumentTypeError(f"can't use {text!r}: {reason}. Try: 64M")
     return size
+
+
+def port_of(text: str) -> str:
+    """Return "443", "443/tcp", "53/udp" or "icmp" unchanged; for argparse."""
+    number, _, l4_proto = text.lower().partition("/")
+    is_port = number.isascii() and number.isdecimal() and len(number) < 6 and 0 < int(number) < 65536
+    if text and text.lower() != "icmp" and not (is_port and l4_proto in ("", "tcp", "udp")):
+        words = f"can't use the port \"{safe(text)}\": it isn't a port. Try: 443/tcp, 53/udp or icmp"
+        raise argparse.ArgumentTypeError(words)
+    return text
 
 
 def count_of(text: str) -> int:

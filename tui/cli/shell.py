@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -92,7 +93,9 @@ def _run_by_engine(target: _Target, container: Container, words: Sequence[str]) 
         return f"there is no program {engine} on PATH, which enters the container"
     if not words and not _has_shell(engine, container.id, what):
         return "its image has no shell"
-    flags = ["--interactive", *(["--tty"] if sys.stdin.isatty() and sys.stdout.isatty() else [])]
+    prompt = () if words else _prompt(target.name).items()
+    flags = [f"--env={name}={value}" for name, value in prompt]
+    flags += ["--interactive", *(["--tty"] if sys.stdin.isatty() and sys.stdout.isatty() else [])]
     if not words:
         _announce(f"a shell in {safe(target.name)}")
     return _become([engine, "exec", *flags, container.id, *(words or _ANY_SHELL)])
@@ -119,9 +122,20 @@ def _say(why: str, target: _Target) -> None:
 
 
 def _announce(what: str) -> None:
-    """Say on a terminal where the shell is."""
+    """Say on a terminal where the shell is, and that vnet-tui undoes no change there."""
     if sys.stdin.isatty() and sys.stderr.isatty():
         print(f"vnet-tui: {what}; exit or Ctrl-d returns", file=sys.stderr)
+        print("vnet-tui doesn't record or undo changes made in it", file=sys.stderr)
+
+
+def _prompt(name: str) -> dict[str, str]:
+    """Return the environment in which a shell's prompt shows that name.
+
+    Shells expand $(...) in PS1, so only plain characters of the name are kept. Debian's bash.bashrc sets PS1
+    itself, with debian_chroot in it.
+    """
+    plain = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)
+    return {"PS1": f"({plain}) $PWD # ", "debian_chroot": plain}
 
 
 def _run_in_network(target: _Target, words: Sequence[str]) -> NoReturn:
@@ -133,6 +147,7 @@ def _run_in_network(target: _Target, words: Sequence[str]) -> NoReturn:
         with entered(entry_of(target.namespace), target.namespace.inode):
             if not words:
                 _announce(f"the host's shell, in the network namespace of {safe(target.name)}")
+                os.environ.update(_prompt(target.name))
             _become(list(words) or [_host_shell()])
     except NamespaceGone:
         why = "its namespace no longer exists"

@@ -92,7 +92,7 @@ LINKS = (
     ),
     Fault(
         # Without STP the kernel keeps no blocking state: br_set_port_state() in net/bridge/br_netlink.c.
-        "stp-listening", "STP keeps web2's bridge port in state listening for 30 s",
+        "stp-listening", "STP keeps web2's bridge port listening and learning for a minute",
         (
             "ip link set br-shop type bridge stp_state 1 forward_delay 3000",
             "ip link set v-web2 down",
