@@ -121,7 +121,7 @@ def _refuse_unknown(readings: _Readings) -> None:
 
 
 def _print_after(readings: _Readings, seconds: float) -> None:
-    """Print what was dropped within `seconds`, or until Ctrl-C, which ends the command."""
+    """Print what was dropped within `seconds`, or until Ctrl-C."""
     try:
         time.sleep(seconds)
     except KeyboardInterrupt:

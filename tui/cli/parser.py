@@ -8,14 +8,11 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import Any, NoReturn
 
 from tui.cli.capture_options import add_capture_options
 from tui.cli.diagnosis_parser import add_diff, add_doctor, add_drops, add_shell, add_trace, add_why
 from tui.cli.option_types import bytes_of, seconds_of
-
-if TYPE_CHECKING:
-    from _typeshed import SupportsWrite
 
 TOPICS = (
     "namespaces", "links", "bridges", "veths", "containers", "networks", "nat", "conntrack", "routes",
@@ -67,7 +64,7 @@ type _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 class _Parser(argparse.ArgumentParser):
     """Suggest a similar word for a wrong one; report a help that can't be written."""
 
-    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+    def print_help(self, file: Any = None) -> None:
         (file or sys.stdout).write(self.format_help())
 
     def error(self, message: str) -> NoReturn:
