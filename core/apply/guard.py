@@ -19,7 +19,7 @@ from pathlib import Path
 
 from core.apply import journal, run
 from core.apply.entries import Entry
-from core.operations import Operation, undo_of
+from core.operations import Operation, undo_of, undo_title
 from core.state import StateError, boot_id, lock_shared, state_directory, unusable
 from core.tools import python_command, python_environment
 
@@ -71,7 +71,7 @@ def guarded_undo(
     Until `confirm` is called with the outcome's `entry_id`, it is a change of its own, and the earlier one
     counts as "done".
     """
-    title, steps = f"undo: {entry.title}", undo_of(entry.steps[: entry.begun])
+    title, steps = undo_title(entry.title), undo_of(entry.steps[: entry.begun])
     return run.apply(
         title,
         steps,

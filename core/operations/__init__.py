@@ -10,7 +10,7 @@ from core.operations.addresses import (
     Hop,
 )
 from core.operations.attachments import ForgetAttachment, PersistAttachment
-from core.operations.base import Operation, affected, is_final, undo_of
+from core.operations.base import Operation, affected, is_final, undo_of, undo_title
 from core.operations.connections import DeleteConnection
 from core.operations.docker import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
 from core.operations.firewall import AddFirewallRule, DeleteFirewallRule
@@ -77,4 +77,5 @@ __all__ = [
     "affected",
     "is_final",
     "undo_of",
+    "undo_title",
 ]

@@ -112,6 +112,14 @@ def undo_of(steps: tuple[Operation, ...]) -> tuple[Operation, ...]:
     return tuple(undo for step in reversed(steps) for undo in step.inverse())
 
 
+def undo_title(title: str) -> str:
+    """Return the title of a change's undo.
+
+    A setting's title names the value that the undo replaces: quoted, it isn't read as the new one.
+    """
+    return f'undo: "{title}"' if title.startswith("set ") else f"undo: {title}"
+
+
 def affected(steps: Iterable[Operation]) -> frozenset[str]:
     """Return the names of all that these steps change.
 

@@ -6,6 +6,7 @@ import pytest
 
 from core.model import LinkKey
 from core.model.probe import PacketTuple, ProbeResult, Sighting
+from core.operations import undo_title
 from core.topology import Topology
 from tests.support.host_builder import HOST
 from tests.support.snapshots import small_host
@@ -41,3 +42,8 @@ async def test_the_footer_keeps_w_and_f_while_changes_are_allowed(size: tuple[in
     async with change_dashboard(size) as (person, _):
         await person.type(f":{view}⏎")
         await person.until(lambda: " w Why" in person.lines[-1] and " F Fix" in person.lines[-1], "the keys")
+
+
+def test_the_undo_of_a_setting_is_not_read_as_its_value() -> None:
+    assert undo_title("set br_netfilter to 1") == 'undo: "set br_netfilter to 1"'
+    assert undo_title("create the network x") == "undo: create the network x"

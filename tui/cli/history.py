@@ -15,7 +15,7 @@ from core.apply.run import Outcome
 from core.collect.processes import remote_session
 from core.collect.snapshot import read_snapshot
 from core.model import Part
-from core.operations import Operation, PersistAttachment, affected, undo_of
+from core.operations import Operation, PersistAttachment, affected, undo_of, undo_title
 from core.plan import Plan
 from core.plan.connectivity import changes_critical_link
 from core.state import planning_lock
@@ -292,7 +292,7 @@ def _print_outcomes(undone: list[tuple[Outcome, bool]], as_json: bool, repaired:
 
 
 def _as_plan(entry: Entry) -> Plan:
-    return Plan(f"undo: {entry.title}", undo_of(entry.steps[: entry.begun]))
+    return Plan(undo_title(entry.title), undo_of(entry.steps[: entry.begun]))
 
 
 def undo_entry(

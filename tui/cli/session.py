@@ -9,7 +9,7 @@ from dataclasses import replace
 from core.apply import guard, journal
 from core.apply.entries import Entry
 from core.apply.run import Outcome
-from core.operations import Operation, undo_of
+from core.operations import Operation, undo_of, undo_title
 from core.plan import Plan, Refused
 from core.plan.requests import Request
 from core.state import planning_lock, writers_lock
@@ -82,7 +82,7 @@ class ChangeSession:
                 raise CommandError(f"can't undo {past.entry_id}: it has no undo")
             journal.require_readable(entry)
             require_no_dependents(entry)
-            plan = Plan(f"undo: {past.title}", undo_of(entry.steps[: entry.begun]))
+            plan = Plan(undo_title(past.title), undo_of(entry.steps[: entry.begun]))
             guarded = needs_guard(entry)
             outcome = self._logged(plan.title, progress, lambda heard: undo_entry(entry, guarded, heard))
         if not guarded:

@@ -14,7 +14,7 @@ from textual.containers import Container
 from textual.message import Message
 from textual.strip import Strip
 
-from core.operations import Operation, undo_of
+from core.operations import Operation, undo_of, undo_title
 from core.plan import Plan, Refused
 from core.plan.requests import Request
 from core.text import safe
@@ -111,7 +111,7 @@ def undo_plan(past: PastChange) -> Plan | Refused:
         )
     if past.dependents:
         return Refused((_UNDER, *past.dependents))
-    return Plan(f"undo: {past.title}", undo_of(past.begun))
+    return Plan(undo_title(past.title), undo_of(past.begun))
 
 
 class HistoryScreen(Dialog[ChangeResult | None]):
