@@ -21,7 +21,8 @@ from textual.screen import Screen
 from textual.system_commands import SystemCommandsProvider
 
 from tui import keys, themes
-from tui.screens.dashboard import NO_SERVICES, Dashboard, Services
+from tui.screens.dashboard import Dashboard
+from tui.service_makers import NO_SERVICES, Services
 from tui.sources import Source
 from tui.views import registry
 from tui.widgets.lines import TonedApp

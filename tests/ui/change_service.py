@@ -15,7 +15,7 @@ from core.plan.requests import Request
 from core.topology import Topology
 from tests.support.snapshots import small_host
 from tests.ui.driver import Person, dashboard
-from tui.screens.dashboard import Services
+from tui.service_makers import Services
 from tui.services import ChangeResult, LoggedChange, PastChange, PlanScope, Progress, UnconfirmedChange
 
 

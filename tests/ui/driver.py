@@ -21,7 +21,8 @@ from tests.support.snapshots import small_host
 from tests.support.waiting import PATIENCE
 from tui.app import VnetApp
 from tui.screens import navigation
-from tui.screens.dashboard import NO_SERVICES, Dashboard, Services
+from tui.screens.dashboard import Dashboard
+from tui.service_makers import NO_SERVICES, Services
 
 _NAMES = {
     ":": "colon", "/": "slash", "⏎": "enter", " ": "space", "!": "exclamation_mark", "-": "minus",

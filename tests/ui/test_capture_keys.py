@@ -16,7 +16,7 @@ from tests.support.snapshots import small_host
 from tests.ui.driver import FedSource, Person, dashboard, patient_keys
 from tui.app import VnetApp
 from tui.command import CommandError
-from tui.screens.dashboard import Services
+from tui.service_makers import Services
 from tui.services import CaptureState
 
 

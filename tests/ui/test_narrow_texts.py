@@ -33,7 +33,7 @@ def test_no_part_of_a_probes_packet_is_cut() -> None:
     shown = " ".join(" ".join(lines).split())
     assert "ttl 63" in shown and shown.count("SYN") == 2 and "again (2)" in shown
     wide = ["".join(text for text, _ in line) for line in path_lines(topology, result, 76)]
-    assert len(wide) == 4 and " ".join(" ".join(wide).split()) == shown
+    assert len(wide) == 5 and " ".join(" ".join(wide).split()) == shown
 
 
 @pytest.mark.parametrize("size", [(80, 24), (130, 40)])

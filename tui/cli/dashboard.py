@@ -84,7 +84,7 @@ def _dashboard(options: argparse.Namespace) -> int:
         return _file_dashboard(options)
     require_terminal()
     from tui.app import run
-    from tui.screens.dashboard import Services
+    from tui.service_makers import Services
 
     fast = DashboardFastPath()
     if options.read_only:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from textual import events
 from textual.message import Message
@@ -21,6 +19,7 @@ from tui.screens.layout import NUMBERED, Layout
 from tui.screens.navigation import NavigationController
 from tui.screens.record import RecordController, RecordingEnded, ReplayController
 from tui.screens.why import WhyController
+from tui.service_makers import NO_SERVICES, Services
 from tui.sources import ReplaySource, Source
 from tui.view_model import Navigation
 from tui.views import registry
@@ -32,25 +31,6 @@ from tui.widgets.detail import DetailPane
 from tui.widgets.form import Kind
 from tui.widgets.lines import LinesPane
 from tui.widgets.table import TableView
-
-if TYPE_CHECKING:
-    from tui.services import CaptureService, ChangeService, FastPathService, LabFaultService
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """Functions that make the dashboard's services at their first use; None: without.
-
-    They change networks, control the fast path, capture packets, and inject faults into the demo lab.
-    """
-
-    change: Callable[[], ChangeService] | None = None
-    fast_path: Callable[[], FastPathService] | None = None
-    capture: Callable[[], CaptureService] | None = None
-    lab_faults: Callable[[], LabFaultService] | None = None
-
-
-NO_SERVICES = Services()
 
 
 class Dashboard(Layout):

@@ -19,15 +19,34 @@ from core.topology import Topology
 from tui.views.formatting import fit, width_of, wrapped
 
 _WIDE, _LEAST = 100, 30
+_INDENT = " " * 16  # of further lines
 # One line as (text, tone) pieces.
 PathLine = Sequence[tuple[str, str]]
 _TITLES = {"request": "the packet", "answer": "its answer", "error": "an ICMP error"}
 _DIRECTIONS: tuple[tuple[FlowDirection, str], ...] = (("original", "sent"), ("reply", "back"))
 
 
-def path_lines(topology: Topology, result: ProbeResult, width: int) -> Iterator[PathLine]:
-    """Yield a line for each sighting; what changed since the one before stands out."""
-    yield from _parts(topology, [(one.role, one) for one in result.sightings], _TITLES, width, restart=False)
+def path_lines(
+    topology: Topology, result: ProbeResult, width: int, wraps: bool = False
+) -> Iterator[PathLine]:
+    """Yield a line for each sighting; what changed since the one before stands out.
+
+    With `wraps`, a line that is longer than `width` is continued on further ones.
+    """
+    sightings = [(one.role, one) for one in result.sightings]
+    lines = _parts(topology, sightings, _TITLES, width, restart=False)
+    yield from (part for line in lines for part in (_fitted(line, width) if wraps else [line]))
+
+
+def _fitted(line: PathLine, width: int) -> Iterator[PathLine]:
+    """Yield the pieces of a line on as many lines as they need."""
+    part: list[tuple[str, str]] = []
+    for piece in line:
+        if part and sum(width_of(text) for text, _ in (*part, piece)) > width:
+            yield part
+            part = [(_INDENT, "")]
+        part.append(piece)
+    yield part
 
 
 def flow_lines(
