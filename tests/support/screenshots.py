@@ -52,7 +52,7 @@ _SETTLE = 12.0  # seconds of traffic, which rates and sparklines need
 async def shoot(folder: Path, names: set[str]) -> None:
     """Take the pictures; runs inside the lab."""
     from tui.app import VnetApp
-    from tui.cli.dashboard import DashboardFastPath
+    from tui.cli.dashboard import DashboardFastPath, open_drops
     from tui.cli.session import ChangeSession
     from tui.service_makers import Services
     from tui.sources import LiveSource
@@ -62,7 +62,7 @@ async def shoot(folder: Path, names: set[str]) -> None:
             continue
         fast = DashboardFastPath()
         services = Services(ChangeSession, fast.fast_path_service)
-        app = VnetApp(LiveSource(fast.flows), services=services)
+        app = VnetApp(LiveSource(fast.flows, open_drops), services=services)
         async with app.run_test(size=size) as pilot:
             await pilot.pause(_SETTLE)
             for word in keys.split():
