@@ -16,7 +16,7 @@ from tests.support.fastpath import Talk
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.kernel_has("fprobe")]
 
 A, B, GATEWAY, A6, B6 = "10.46.1.2", "10.46.2.2", "10.46.1.1", "fd46:1::2", "fd46:2::2"
 _RULES = f"""

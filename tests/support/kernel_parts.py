@@ -12,6 +12,7 @@ _NFT = "nft add table ip t; nft 'add {} ip t {} {{ {} }}'"
 _TUNNEL = "ip link add t0 type {} local 192.0.2.1 remote 192.0.2.2"
 _LOAD_AT_NETFILTER = "from tests.support.netfilter_bpf import drop_program; drop_program()"
 _LIST_HOOKS = "from bpf import hooks; hooks.can_list() or exit('cannot list')"
+_PROBE_FUNCTIONS = "from bpf.functions import function_addresses; function_addresses()"
 _ASK_TCX = "from bpf import syscall; syscall.attached(1)"
 # By name: what is missing, and a shell command that fails then.
 PARTS = {
@@ -30,6 +31,7 @@ PARTS = {
         _NFT.format("ct helper", "h", 'type "ftp" protocol tcp;'),
     ),
     "fuse": ("FUSE", "test -c /dev/fuse"),
+    "fprobe": ("kprobes on many functions (CONFIG_FPROBE)", f'{sys.executable} -c "{_PROBE_FUNCTIONS}"'),
     "gre": ("GRE tunnels", _TUNNEL.format("gre")),
     "ipip": ("IPIP tunnels", _TUNNEL.format("ipip")),
     "ipvs": ("IPVS", "modprobe -q ip_vs; test -e /proc/net/ip_vs"),

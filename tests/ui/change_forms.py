@@ -95,4 +95,7 @@ async def apply_form(person: Person, key: str = "enter") -> None:
 async def select(person: Person, view: str, text: str) -> None:
     """Read the host again, and select the first line of a view that matches."""
     await person.feed(read_snapshot(PARTS))
-    await person.type(f":{view}⏎/{text}⏎")
+    await person.type(f":{view}⏎")
+    if person.dashboard.nav.current.state.filter:  # of an earlier visit
+        await person.press("escape")
+    await person.type(f"/{text}⏎")

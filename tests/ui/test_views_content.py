@@ -43,7 +43,7 @@ def detail_of(name: str, context: ViewContext = CONTEXT) -> Detail:
 def attention(detail: Detail) -> list[tuple[str, Ref | None]]:
     section = detail.sections[0]
     shown = section.lines if section.title == "Findings" else ()
-    return [(cell.text, ref) for label, cell, ref in shown if label != "try"]
+    return [(cell.text, ref) for label, cell, ref in shown if label not in ("try", "F", "repair")]
 
 
 def test_a_detail_starts_with_findings() -> None:
