@@ -24,7 +24,7 @@ from core.model import (
     network_ref,
 )
 from core.model.finding import Finding, Severity
-from core.model.fix import Fix
+from core.model.fix import Fix, FixAccept
 from core.nat.packets import is_loopback
 from core.reach import Answer, Endpoint, Hop, Question, why
 from core.reach.fixes import OUTSIDE_ADDRESS, keeps_source
@@ -298,7 +298,8 @@ def _is_same_rule(one: Finding, static: Finding) -> bool:
 
 def _is_misled(one: Finding, static: Finding) -> bool:
     """Return whether rules drop what an overlap has sent to a wrong link."""
-    words = [word.strip("'\"") for word in one.advice.split()]
+    accepted = [step.text for step in (one.fix.steps if one.fix else ()) if isinstance(step, FixAccept)]
+    words = [word.strip("'\"") for text in (one.advice, *accepted) for word in text.split()]
     leaving = {link for option, link in pairwise(words) if option in ("-o", "oifname")}
     return one.kind == "forward" and bool(leaving & set(static.sentence.replace(":", "").split()))
 
