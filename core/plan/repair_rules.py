@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
 
 from core.model import Chain, Firewall, FirewallRule
 from core.model.fix import FixAccept, FixFirewall, FixMasquerade
+from core.nat.packets import chain_key
 from core.operations import AddFirewallRule, DeleteFirewallRule, NetnsTarget, SetRules
 from core.plan import rules
 from core.plan.builder import CannotPlan, PlanBuilder, require, when
 from core.plan.delete import unpublish_entry
 from core.plan.repair import ALREADY, GONE, add_fix
 from core.plan.tags import VnetNetwork
-from core.text import TABLE, safe
+from core.text import PLAIN_LINK, TABLE, safe
 
 # Words that nft(8) takes for names, and its quoted text. It has no escapes.
 _NAME = re.compile(r"[A-Za-z_.][A-Za-z0-9/_.-]*")
 _QUOTED = re.compile(r'"[^"]*"')
 _NOT_REPEATABLE = re.compile(r'[;\n#$"]|^\[|\bxt (?:match|target)\b|\b(?:jump|goto) \{')
 _UNDECODED = re.compile("[\ud800-\udfff]")
-_PLAIN_LINK = re.compile(r"[A-Za-z0-9_.:@-]{1,15}")
 
 
 def _find_firewall(ns: int, builder: PlanBuilder) -> Firewall:
@@ -80,7 +79,7 @@ def _described(
 
     The place is that at its turn: after the deletions that are already planned.
     """
-    present = list(_in_chain(rule, firewall))
+    present = [one for one in firewall.rules if chain_key(one) == chain_key(rule)]
     for step in builder.steps:
         if isinstance(step, DeleteFirewallRule) and step.rule.place == place:
             present = _without(present, step)
@@ -95,14 +94,6 @@ def _described(
         rule.backend, rule.family, rule.table, rule.chain, rule.text, place, after, before, place_in + 1,
         copies=len(equal), length=len(present),
     )  # fmt: skip
-
-
-def _in_chain(rule: FirewallRule, firewall: Firewall) -> Iterator[FirewallRule]:
-    """Yield the rules of a rule's chain."""
-    where = (rule.backend, rule.family, rule.table, rule.chain)
-    for one in firewall.rules:
-        if (one.backend, one.family, one.table, one.chain) == where:
-            yield one
 
 
 def _without(present: list[FirewallRule], step: DeleteFirewallRule) -> list[FirewallRule]:
@@ -120,10 +111,10 @@ def _without(present: list[FirewallRule], step: DeleteFirewallRule) -> list[Fire
 def _(step: FixAccept, builder: PlanBuilder) -> None:
     firewall, place = _find_firewall(step.ns, builder), builder.netns_target(step.ns)
     where = (step.backend, step.family, step.table, step.chain)
-    chain = next((one for one in firewall.chains if _key(one) == where), None)
+    chain = next((one for one in firewall.chains if one.key == where), None)
     if chain is None:
         raise CannotPlan([GONE])
-    present = [one for one in firewall.rules if _is_in(one, chain)]
+    present = [one for one in firewall.rules if chain_key(one) == where]
     plain = step.backend != "nft" or all(map(_NAME.fullmatch, (step.table, step.chain)))
     require(
         when(any(one.text == step.text for one in present), ALREADY),
@@ -141,14 +132,14 @@ def _(step: FixMasquerade, builder: PlanBuilder) -> None:
     if network := next((one for one in networks if one.bridge == step.bridge), None):
         _write_own_rules(network, step.subnet, builder)
         return
-    require(when(not _PLAIN_LINK.fullmatch(step.bridge), f"rules can't name the link {safe(step.bridge)}"))
+    require(when(not PLAIN_LINK.fullmatch(step.bridge), f"rules can't name the link {safe(step.bridge)}"))
     chain, version = _nat_chain(step, firewall)
     text = (
         f'ip{version} saddr {step.subnet} oifname != "{step.bridge}" masquerade'
         if chain.backend == "nft"
         else f"-A {chain.name} -s {step.subnet} ! -o {step.bridge} -j MASQUERADE"
     )
-    copies = [one for one in firewall.rules if one.text == text and _is_in(one, chain)]
+    copies = [one for one in firewall.rules if one.text == text and chain_key(one) == chain.key]
     require(when(copies, ALREADY))
     builder.add(
         AddFirewallRule(chain.backend, chain.family, chain.table, chain.name, text, place, at_end=True)
@@ -183,11 +174,3 @@ def _nat_chain(step: FixMasquerade, firewall: Firewall) -> tuple[Chain, str]:
         command = f"{tool} -t nat -A POSTROUTING -s {step.subnet} ! -o {step.bridge} -j MASQUERADE"
         raise CannotPlan([f"there is no chain for source NAT. Try: {command}"])
     return min(found, key=lambda one: one.backend != "nft"), version
-
-
-def _key(chain: Chain) -> tuple[str, str, str, str]:
-    return (chain.backend, chain.family, chain.table, chain.name)
-
-
-def _is_in(rule: FirewallRule, chain: Chain) -> bool:
-    return (rule.backend, rule.family, rule.table, rule.chain) == _key(chain)

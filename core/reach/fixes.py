@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -35,7 +34,7 @@ from core.model.fix import (
 from core.reach.answer import Hop
 from core.reach.packet import Hook, Packet, parse_address
 from core.reach.routing import Lookup, RoutingTables
-from core.text import TABLE, quoted
+from core.text import PLAIN_LINK, TABLE, quoted
 from core.topology import Topology
 
 # Matches of echo requests, as iptables-save(8) prints them.
@@ -45,8 +44,6 @@ _ECHO_REQUEST = {
 # Examples of addresses outside this host, by whether they are IPv6 (RFC 5737, RFC 3849).
 OUTSIDE_ADDRESS = {False: "198.51.100.7", True: "2001:db8:ffff::7"}
 _USUAL_TABLES = ("main", "local", "default")
-# Names of links that rules can have without quotes or escapes.
-_PLAIN_LINK = re.compile(r"[A-Za-z0-9_.:@-]{1,15}")
 BR_NETFILTER = {False: "net.bridge.bridge-nf-call-iptables", True: "net.bridge.bridge-nf-call-ip6tables"}
 IP_FORWARD, IPV6_FORWARD = "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"
 
@@ -305,7 +302,7 @@ def accept(ns: int, chain: Chain, packet: Packet, hook: Hook, is_exposed: bool) 
     add = _nft_accept if chain.backend == "nft" else _iptables_accept
     text = add(chain, packet, iif, oif, is_exposed)
     sentence = f"accept these packets in {chain.table} {chain.name}"
-    if all(_PLAIN_LINK.fullmatch(one) for one in (iif, oif) if one):
+    if all(PLAIN_LINK.fullmatch(one) for one in (iif, oif) if one):
         return Fix(sentence, (FixAccept(ns, chain.backend, chain.family, chain.table, chain.name, text),))
     tool = "ip6tables" if packet.is_ipv6 else "iptables"
     where = f"{chain.family} {quoted(chain.table)} {quoted(chain.name)}"
