@@ -106,7 +106,7 @@ def _output_of(command: tuple[str, ...], seconds: float, max_bytes: int) -> tupl
     with tempfile.TemporaryFile() as errors:
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
-            env={**os.environ, "LC_ALL": "C"},
+            env=environment(LC_ALL="C"),
         ) as tool:  # fmt: skip
             try:
                 with suppress(OSError):  # it has ended already
@@ -221,7 +221,15 @@ def python_command(module: str, *arguments: str) -> list[str]:
 
 def python_environment(**more: str) -> dict[str, str]:
     """Return this environment with PYTHONPATH for `python_command`, and variables."""
-    return os.environ | {"PYTHONPATH": str(PACKAGES)} | more
+    return environment(PYTHONPATH=str(PACKAGES)) | more
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Copy this process's environment, and add variables.
+
+    Unlike `dict(os.environ)` it doesn't fail while another thread removes a variable."""
+    present = {name: text for name in os.environ if (text := os.environ.get(name)) is not None}
+    return present | more
 
 
 # A list of "docker", "podman" and "ovs", such as "docker,podman"; "none" for none of them.

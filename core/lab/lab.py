@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from core.lab.blueprint import READY, LabSettings
 from core.text import failure_sentence
-from core.tools import ENGINES, python_environment
+from core.tools import ENGINES, environment, python_environment
 
 _STATE = "/run/vnet-tui"  # in the lab's own /run, so removed with the lab
 _NAMESPACES = os.CLONE_NEWNS | os.CLONE_NEWUTS | os.CLONE_NEWIPC | os.CLONE_NEWNET
@@ -90,7 +90,7 @@ class Lab:
 
         It is a child of this process, and the kernel kills it with the lab.
         """
-        variables = {**(os.environ if env is None else env)}
+        variables = environment() if env is None else dict(env)
         for name in _OUTSIDE_VARIABLES:
             variables.pop(name, None)
         variables[ENGINES] = "none"  # the machine's engines aren't part of the lab

@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from core.tools import root_owned_folder
+from core.tools import environment, root_owned_folder
 
 pytestmark = pytest.mark.root
 
@@ -94,3 +95,27 @@ def test_folders_that_other_users_can_write_to(tmp_path: Path, mode: int, roots:
 
 def test_tools_are_found_if_path_lacks_sbin() -> None:
     assert "/usr/sbin" in cleaned(PATH="/usr/bin:/bin")["PATH"].split(":")
+
+
+def test_the_environment_is_copied_while_another_thread_changes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VNET_KEPT", "yes")
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            for number in range(100):
+                os.environ[f"VNET_PASSING_{number}"] = "x"
+            for number in range(100):
+                del os.environ[f"VNET_PASSING_{number}"]
+
+    pause = sys.getswitchinterval()
+    thread = threading.Thread(target=change)
+    try:
+        sys.setswitchinterval(1e-5)
+        thread.start()
+        copies = [environment(LC_ALL="C") for _ in range(2000)]
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(pause)
+    assert all(copy["VNET_KEPT"] == "yes" and copy["LC_ALL"] == "C" for copy in copies)
