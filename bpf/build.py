@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from bpf import layout
@@ -163,20 +164,26 @@ def compile_source(source: ProgramSource, text: str | None = None) -> CompiledPr
 
 def source_text() -> str:
     """Return the whole program in C; compiler messages name the original files."""
-    parts = {str(HERE / "program" / part): (HERE / "program" / part).read_text() for part in PARTS}
-    parts["layout.checks()"] = layout.checks()
-    return "".join(f'#line 1 "{path}"\n{text}\n' for path, text in parts.items())
+    return "".join(map(part_text, PARTS)) + f'#line 1 "layout.checks()"\n{layout.checks()}\n'
+
+
+def part_text(name: str) -> str:
+    """Return a file of program/; compiler messages name it."""
+    path = HERE / "program" / name
+    return f'#line 1 "{path}"\n{path.read_text()}\n'
 
 
 MAPS = ("config", "counters", "scratch", "links", "owners", "macs", "captured",
         "flows4", "flows6", "wanted", "young")  # fmt: skip
 
 
+_INCLUDES = ("-D__LINUX_BPF_H__", f"-I{HERE / 'include'}")
+
+
 def flags(btf: Btf) -> Iterator[str]:
     """Yield compiler flags for a kernel with these types."""
-    yield "-D__LINUX_BPF_H__"
+    yield from _INCLUDES
     yield f"-I{HERE}"
-    yield f"-I{HERE / 'include'}"
     yield f"-DHAVE_BPF_F_IPV6={int('BPF_F_IPV6' in btf.enumerators)}ULL"
     for number, name in enumerate(KFUNCS):
         yield f"-DKFUNC_{name}={KFUNC_BASE + number}"
@@ -246,19 +253,13 @@ class ProgramSource:
     names: Callable[[Btf], Mapping[int, str]] = lambda btf: {}
 
 
-def drops_text() -> str:
-    """Return the program that counts dropped packets, in C."""
-    path = HERE / "program" / "drops.c"
-    return f'#line 1 "{path}"\n{path.read_text()}\n'
-
-
 def drops_flags(btf: Btf) -> Iterator[str]:
     """Yield compiler flags for program/drops.c.
 
     A kernel without reasons (before 5.17) has no enum skb_drop_reason: BtfError.
     """
     btf.enumerators_of(DROP_REASONS)
-    yield "-D__LINUX_BPF_H__"
+    yield from _INCLUDES
     # Parameters besides the first, which the tracepoint's arguments don't include: since 6.11 four.
     yield f"-DHAS_RECEIVER={int(btf.parameters('__traceiter_kfree_skb') > 4)}"
     for define, (structure, member) in _DROP_MEMBERS.items():
@@ -276,12 +277,6 @@ def drop_reasons(btf: Btf) -> dict[int, str]:
     return {number: name for number, name in found.items() if not name.startswith("SUBSYS")}
 
 
-def functions_text() -> str:
-    """Return the program that reports calls of kernel functions, in C."""
-    path = HERE / "program" / "functions.c"
-    return f'#line 1 "{path}"\n{path.read_text()}\n'
-
-
 def functions_flags(btf: Btf) -> Iterator[str]:
     """Yield compiler flags for program/functions.c.
 
@@ -290,7 +285,7 @@ def functions_flags(btf: Btf) -> Iterator[str]:
     machine = platform.machine()
     if machine not in ARGUMENTS:
         raise BtfError(f"the registers of {machine} aren't known")
-    yield "-D__LINUX_BPF_H__"
+    yield from _INCLUDES
     for name, word in zip(("FIRST", "SECOND", "THIRD"), ARGUMENTS[machine], strict=True):
         yield f"-D{name}_ARGUMENT={word}"
     # Without it (before 6.3) a packet that was not dropped has no reason.
@@ -316,11 +311,12 @@ _DROP_MEMBERS = {
     "SOCK_NET": ("sock", "__sk_common.skc_net"), "NET_INUM": ("net", "ns.inum"),
 }  # fmt: skip
 _DROP_MAPS = ("drops", "uncounted", "owners", "packets")
+_DROPS, _FUNCTIONS = partial(part_text, "drops.c"), partial(part_text, "functions.c")
 SOURCES: Mapping[str, ProgramSource] = {
     PROGRAM: ProgramSource(PROGRAM, source_text, MAPS, flags),
-    "drops": ProgramSource("count_drop", drops_text, _DROP_MAPS, drops_flags, drop_reasons),
-    "drop_packets": ProgramSource("report_drop", drops_text, _DROP_MAPS, drops_flags),
-    "functions": ProgramSource("report_call", functions_text, ("wanted", "probe", "calls"), functions_flags),
+    "drops": ProgramSource("count_drop", _DROPS, _DROP_MAPS, drops_flags, drop_reasons),
+    "drop_packets": ProgramSource("report_drop", _DROPS, _DROP_MAPS, drops_flags),
+    "functions": ProgramSource("report_call", _FUNCTIONS, ("wanted", "probe", "calls"), functions_flags),
 }
 
 

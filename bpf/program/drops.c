@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Count dropped packets by reason: raw tracepoint kfree_skb (include/trace/events/skb.h), whose arguments are the
  * packet, the address of the code that drops it, the reason (since Linux 5.17) and the receiving socket (since 6.11).
- * Kernel memory is read at offsets from BTF, which bpf/build.py passes. bpf/drops.py has the same structures. */
+ * bpf/drops.py has the same structures. */
 #include <uapi/linux/bpf.h>
+#include "kernel_memory.h"
 
-#define INLINE static __always_inline
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ /* as in the packet */
 #define ETH_P_IP 0x0008
 #define ETH_P_IPV6 0xdd86
@@ -15,7 +15,6 @@
 #define CONSUMED 1 /* SKB_NOT_DROPPED_YET, SKB_CONSUMED: not dropped */
 #define NOT_SPECIFIED 2
 #define SUBSYSTEM 16 /* bits below it number the reasons of a subsystem, 0 is the core */
-#define FIRST_INODE 0xefffff00 /* of namespaces, in include/linux/proc_ns.h and fs/proc/generic.c */
 #define HEADERS 64
 
 struct address {
@@ -60,34 +59,6 @@ struct place {
 	u32 protocol;
 	u64 network; /* address of its network header */
 };
-
-INLINE u64 pointer_at(u64 at)
-{
-	u64 found = 0;
-	bpf_probe_read_kernel(&found, sizeof(found), (void *)at);
-	return found;
-}
-
-INLINE u32 word_at(u64 at)
-{
-	u32 found = 0;
-	bpf_probe_read_kernel(&found, sizeof(found), (void *)at);
-	return found;
-}
-
-INLINE u16 short_at(u64 at)
-{
-	u16 found = 0;
-	bpf_probe_read_kernel(&found, sizeof(found), (void *)at);
-	return found;
-}
-
-/* Return the inode of a struct net, 0 if it isn't one: some members of sk_buff share their memory with others. */
-INLINE u32 inode_of(u64 net)
-{
-	u32 inode = net ? word_at(net + NET_INUM) : 0;
-	return inode >= FIRST_INODE ? inode : 0;
-}
 
 /* Find namespace and interface: from the device, else from the socket, else from the route. */
 INLINE void find_place(u64 skb, u64 receiver, struct place *place)

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Report the calls of kernel functions with the packets of one flow or probe: kprobe.multi (kernel/trace/bpf_trace.c).
- * The attach cookie says which function it is and which of its arguments is the packet. Kernel memory is read at offsets
- * from BTF, which bpf/build.py passes. bpf/functions.py has the same structures. */
+ * The attach cookie says which function it is and which of its arguments is the packet. bpf/functions.py has the same
+ * structures. */
 #include <uapi/linux/bpf.h>
+#include "kernel_memory.h"
 
-#define INLINE static __always_inline
 #define TCP 6
 #define UDP 17
 /* The cookie: the number of the argument (bits 0-2), whether it is the address of a pointer to the packet (3), the number
  * of the argument with a drop reason (4-6), and the function (from 8 on). */
 #define INDIRECT 8
 #define REASON_SHIFT 4
-#define FIRST_INODE 0xefffff00 /* of namespaces, in include/linux/proc_ns.h and fs/proc/generic.c */
+#define FUNCTION_SHIFT 8
 #define HEADERS 96
 
 struct flow_key {
@@ -49,34 +49,6 @@ BPF_TABLE("hash", struct flow_key, u32, wanted, 1); /* bpf/functions.py sets the
 BPF_TABLE("array", u32, struct probe_mark, probe, 1);
 #define PAGE_SIZE 4096
 BPF_RINGBUF_OUTPUT(calls, 8);
-
-INLINE u64 pointer_at(u64 at)
-{
-	u64 found = 0;
-	bpf_probe_read_kernel(&found, sizeof(found), (void *)at);
-	return found;
-}
-
-INLINE u32 word_at(u64 at)
-{
-	u32 found = 0;
-	bpf_probe_read_kernel(&found, sizeof(found), (void *)at);
-	return found;
-}
-
-INLINE u16 short_at(u64 at)
-{
-	u16 found = 0;
-	bpf_probe_read_kernel(&found, sizeof(found), (void *)at);
-	return found;
-}
-
-INLINE u8 byte_at(u64 at)
-{
-	u8 found = 0;
-	bpf_probe_read_kernel(&found, sizeof(found), (void *)at);
-	return found;
-}
 
 /* Read addresses and protocol; return the address of the transport header, 0 for a packet that isn't wanted anyway. */
 INLINE u64 find_transport(u64 network, struct flow_key *key)
@@ -124,10 +96,8 @@ INLINE int is_of_probe(u64 transport, u32 protocol, const struct probe_mark *mar
 INLINE void find_place(u64 skb, struct call *call)
 {
 	u64 dev = pointer_at(skb + SKB_DEV);
-	u64 net = dev ? pointer_at(dev + DEV_NET) : 0;
-	u32 inode = net ? word_at(net + NET_INUM) : 0;
 
-	call->ns = inode >= FIRST_INODE ? inode : 0; /* some members of sk_buff share their memory with others */
+	call->ns = dev ? inode_of(pointer_at(dev + DEV_NET)) : 0;
 	call->ifindex = call->ns ? word_at(dev + DEV_IFINDEX) : 0;
 }
 
@@ -165,7 +135,7 @@ int report_call(struct registers *ctx)
 		return 0;
 	end = word_at(skb + SKB_TAIL);
 	call.at = bpf_ktime_get_boot_ns();
-	call.function = cookie >> 8;
+	call.function = cookie >> FUNCTION_SHIFT;
 	call.linear = end > start ? end - start : 0;
 	find_place(skb, &call);
 	bpf_probe_read_kernel(call.headers, HEADERS, (void *)network);

@@ -15,15 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
-from bpf.build import (
-    drops_flags,
-    drops_text,
-    flags,
-    functions_flags,
-    functions_text,
-    kernel_tree,
-    source_text,
-)
+from bpf.build import drops_flags, flags, functions_flags, kernel_tree, part_text, source_text
 
 _LIBRARY = "libbcc.so.0"
 # How the headers begin that BCC includes before the program; each ends with a zero byte.
@@ -38,8 +30,8 @@ _ANY_KERNEL = SimpleNamespace(
 def main() -> int:
     """Print the warnings; return 1 if there are any, or if a required tool is missing."""
     try:
-        found = warnings(source_text()) or warnings(drops_text(), drops_flags)
-        found = found or warnings(functions_text(), functions_flags)
+        found = warnings(source_text()) or warnings(part_text("drops.c"), drops_flags)
+        found = found or warnings(part_text("functions.c"), functions_flags)
     except OSError as error:
         print(f"can't compile the C program with clang: {error}. Try: apt install clang python3-bpfcc")
         return 1 if os.environ.get("VNET_REQUIRE_ROOT") else 0
