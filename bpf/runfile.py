@@ -16,6 +16,7 @@ from bpf.attachments import detach_clsact, leftover_filters
 from bpf.connections import clear_all_marks
 from core.files import write_whole
 from core.netlink import netns
+from core.state import lock_shared
 
 DIRECTORY = Path("/run/vnet-tui")
 # The environment variable that has the supervisor's PID for the daemon.
@@ -100,18 +101,21 @@ def unlock() -> None:
 
 def lock_owner() -> int:
     """Return the PID of the supervisor that holds this namespace's lock, or 0."""
+    with suppress(ValueError):
+        return int(_read_held(_lock_path(netns_inode())))
+    return 0
+
+
+def _read_held(path: Path) -> bytes:
+    """Return the content of a file that another process has locked, else b""."""
     try:
-        descriptor = os.open(_lock_path(netns_inode()), os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return 0
+        return b""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with suppress(ValueError):
-            return int(os.pread(descriptor, 32, 0))
+        return b"" if lock_shared(descriptor) else os.pread(descriptor, 1 << 16, 0)
     finally:
         os.close(descriptor)
-    return 0
 
 
 class FailedStart:
@@ -148,18 +152,9 @@ def failed_start() -> tuple[tuple[str, ...], str]:
 
     Without such an agent they are empty.
     """
-    try:
-        descriptor = os.open(_failed_path(netns_inode()), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return (), ""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            found = json.loads(os.pread(descriptor, 1 << 16, 0))
-            return tuple(map(str, found["targets"])), str(found["reason"])
-    finally:
-        os.close(descriptor)
+    with suppress(ValueError, KeyError, TypeError):
+        found = json.loads(_read_held(_failed_path(netns_inode())))
+        return tuple(map(str, found["targets"])), str(found["reason"])
     return (), ""
 
 
