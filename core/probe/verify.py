@@ -133,23 +133,35 @@ def _sentence(topology: Topology, answer: Answer, result: ProbeResult, agrees: b
 
 
 def _outcome(topology: Topology, result: ProbeResult) -> str:
-    """Describe the outcome of a probe, and where a packet without answer ended."""
-    text, step = outcome_text(result), result.dropped_by
-    if result.outcome != "no answer":
-        return text
-    text = f"no answer within {TIMEOUT:g} s"
-    if step is not None:
-        what = "the request" if step.role == "request" else "the answer"
-        return f"{text}, a rule in {topology.label(step.ns)} dropped {what}"
+    """Describe the outcome of a probe, without a full stop."""
+    if result.outcome == "answered":
+        return f"answered by {result.sender} after {(result.rtt or 0) * 1000:.2f} ms"
+    sender = f" by {result.sender}" if result.sender else ""
+    error = f" ({result.error.name})" if result.error is not None else ""
+    if result.outcome == "refused":
+        return f"refused{sender}{error}"
+    if result.outcome == "unreachable":
+        return f"unreachable, reported{sender or ' by the sending host'}{error}"
+    return ", ".join(filter(None, (f"no answer within {TIMEOUT:g} s", _end_of(topology, result))))
+
+
+def _end_of(topology: Topology, result: ProbeResult) -> str:
+    """Describe where a packet without an answer ended, "" if that isn't known."""
+    if (step := result.dropped_by) is not None:
+        return f"a rule in {topology.label(step.ns)} dropped {_packet_name(step.role == 'request')}"
     for drop in result.drops:
         if place := _place_of(topology, LinkKey(drop.ns, drop.ifindex)):
-            return (
-                f"{text}, {'the answer' if _is_answer(drop, result) else 'the request'} was dropped {place}"
-            )
+            return f"{_packet_name(not _is_answer(drop, result))} was dropped {place}"
     seen = [one for one in result.sightings if one.role == "request"]
     if result.arrived and seen:
-        return f"{text}, the request was last seen {_place_of(topology, seen[-1].link)}"
-    return outcome_text(result)
+        return f"the request was last seen {_place_of(topology, seen[-1].link)}"
+    if result.arrived is None:
+        return ""
+    return "but it arrived" if result.arrived else "and it didn't arrive"
+
+
+def _packet_name(is_request: bool) -> str:
+    return "the request" if is_request else "the answer"
 
 
 def _place_of(topology: Topology, key: LinkKey) -> str:
@@ -166,26 +178,10 @@ def _is_answer(drop: DropEvent, result: ProbeResult) -> bool:
     return drop.addresses.src in {sent.dst, *sources}
 
 
-def outcome_text(result: ProbeResult) -> str:
-    """Describe the outcome of a probe, without a full stop."""
-    if result.outcome == "answered":
-        return f"answered by {result.sender} after {(result.rtt or 0) * 1000:.2f} ms"
-    sender = f" by {result.sender}" if result.sender else ""
-    error = f" ({result.error.name})" if result.error is not None else ""
-    if result.outcome == "refused":
-        return f"refused{sender}{error}"
-    if result.outcome == "unreachable":
-        return f"unreachable, reported{sender or ' by the sending host'}{error}"
-    if result.arrived is None:
-        return f"no answer within {TIMEOUT:g} s"
-    where = "but it arrived" if result.arrived else "and it didn't arrive"
-    return f"no answer within {TIMEOUT:g} s, {where}"
-
-
 def _notes(topology: Topology, result: ProbeResult) -> list[str]:
     notes = []
     if (step := result.dropped_by) is not None:
-        what = "the request" if step.role == "request" else "the answer"
+        what = _packet_name(step.role == "request")
         notes.append(f"nft trace: {what} was dropped by {step_text(topology, step)}")
     for drop in result.drops:
         if result.outcome == "answered" and _is_answer(drop, result):
