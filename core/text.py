@@ -19,9 +19,9 @@ _UNSAFE = re.compile(
     "\U000e0000-\U000e0fff"
     "]"
 )
-# A sentence that ends with commands to run.
 # Names of links that firewall rules can have without quotes or escapes.
 PLAIN_LINK = re.compile(r"[A-Za-z0-9_.:@-]{1,15}")
+# A sentence that ends with commands to run.
 _WITH_COMMANDS = re.compile(r"(.*\brun(?: \([^)]*\))?:) (.+)", re.DOTALL)
 _SPECIAL = re.compile(rf"{_UNSAFE.pattern}|[\\']")  # in bash's $'...'
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}

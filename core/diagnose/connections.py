@@ -25,8 +25,8 @@ from core.model import (
 from core.model.finding import Finding, Severity
 from core.model.fix import Fix, FixConnection
 from core.nat.entries import expanded
-from core.nat.packets import Prefix, bounds, covers, prefixes
-from core.text import end_text, is_address
+from core.nat.packets import Prefix, covers, prefixes
+from core.text import bounds, end_text, is_address
 from core.topology import Topology
 
 # The most entries to compare with the rules, and to delete by one repair.

@@ -20,8 +20,9 @@ from core.model import (
     network_ref,
 )
 from core.model.finding import Finding
-from core.nat.packets import PlacedRule, bounds, covers, is_loopback, matches_link, placed_rules
+from core.nat.packets import PlacedRule, covers, is_loopback, matches_link, placed_rules
 from core.reach.fixes import open_network
+from core.text import bounds
 from core.text import quoted as quote
 from core.topology import Topology
 

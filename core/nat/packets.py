@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from core.model import Chain, Firewall, FirewallRule
-from core.text import bounds as bounds
+from core.text import bounds
 
 Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
