@@ -168,7 +168,8 @@ class ViewModel:
         is_new, self._update = update.snapshot is not self._update.snapshot, update
         old, topology = self.context, self.context.topology
         if is_new:
-            topology = self._undiagnosed(_with_health(update.snapshot, self._fast_before))
+            snapshot, fast = update.snapshot, self._fast_before
+            topology = self._undiagnosed(snapshot.with_fast_path(fast) if fast else snapshot)
             self.problems = update.snapshot.problems
         log = (ChangeLog() if update.replaces_log else old.log).extended(changes)
         self.context = replace(old, topology=topology, rates=update.rates, log=log, drops=update.drops)
@@ -212,7 +213,7 @@ class ViewModel:
             if before is not None:
                 log = log.extended(state_change(before, fast, time.time()))
             topology = self.context.topology
-            snapshot = _with_health(topology.snapshot, fast)
+            snapshot = topology.snapshot.with_fast_path(fast)
             if snapshot is not topology.snapshot:
                 topology = self._undiagnosed(snapshot)
             self.context = replace(self.context, topology=topology, fast=fast, log=log)
@@ -352,13 +353,6 @@ def subject_of(context: ViewContext, ref: Ref) -> Ref | None:
         return found.ref if found else None
     change = context.log.change(ref) if ref.kind == "event" else None
     return change.ref if change else None
-
-
-def _with_health(snapshot: Snapshot, fast: FastPath | None) -> Snapshot:
-    """Return a snapshot with the state of the fast path, if that is known."""
-    if fast is None or fast.state in ("hidden", "unknown") or snapshot.fast_path == fast.health:
-        return snapshot
-    return replace(snapshot, fast_path=fast.health)
 
 
 def _owner_names(topology: Topology) -> frozenset[str]:

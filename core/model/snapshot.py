@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum, auto
 
 from core.model.conntrack import Conntrack
 from core.model.container import Container, Engine
 from core.model.drops import HeavyDrop
-from core.model.fastpath import FastPathHealth
+from core.model.fastpath import FastPath, FastPathHealth
 from core.model.firewall import Firewall
 from core.model.link import FdbEntry, IpSettings, Link, LinkTuning, Neighbour, OvsBridge, PolicyRule, Route
 from core.model.refs import LinkKey, Problem, Ref
@@ -228,6 +228,12 @@ class Snapshot:
         """Iterate over all links of all namespaces."""
         for net in self.nets.values():
             yield from net.links.values()
+
+    def with_fast_path(self, fast: FastPath) -> Snapshot:
+        """Return the snapshot with the state of the fast path, if that is known."""
+        if fast.state in ("hidden", "unknown") or self.fast_path == fast.health:
+            return self
+        return replace(self, fast_path=fast.health)
 
     def containers(self) -> Iterator[Container]:
         """Iterate over all containers of all runtimes."""

@@ -11,6 +11,5 @@ from tui.cli.fastpath_agent import read_fast_path
 
 def with_health(snapshot: Snapshot) -> Snapshot:
     """Return a snapshot of this host with its fast path and its wrong checksums."""
-    fast = read_fast_path()
-    known = snapshot if fast.state == "hidden" else replace(snapshot, fast_path=fast.health)
+    known = snapshot.with_fast_path(read_fast_path())
     return replace(known, checksum_errors=read_checksum_errors(snapshot.namespaces))
