@@ -22,7 +22,7 @@ from textual.system_commands import SystemCommandsProvider
 
 from tui import keys, themes
 from tui.screens.dashboard import Dashboard
-from tui.service_makers import NO_SERVICES, Services
+from tui.services import NO_SERVICES, Services
 from tui.sources import Source
 from tui.views import registry
 from tui.widgets.lines import TonedApp

@@ -1,4 +1,4 @@
-"""Define the services that the dashboard uses for changes and the fast path."""
+"""Define what the dashboard needs for changes, fast path, captures and faults."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from core.model import FastPath, Requirement
-from core.operations import Operation, is_final
-from core.plan import Plan, Refused
-from core.plan.requests import Request
-from core.topology import Topology
-from tui.views.fast_targets import BridgeChoice
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # this module is imported before the first paint
     from core.capture.lines import PacketLine
     from core.capture.targets import Target
+    from core.model import FastPath, Requirement
+    from core.operations import Operation
+    from core.plan import Plan, Refused
+    from core.plan.requests import Request
+    from core.topology import Topology
+    from tui.views.fast_targets import BridgeChoice
 
 # How much a plan needs to be read: "publishing" adds ports in use on the host, "tuning" offloads and steering
 # of links, "whole" the rules of other namespaces, which only their deletion needs, "repair" also forwarding
@@ -70,6 +69,8 @@ class PastChange:
     @property
     def is_final(self) -> bool:
         """Whether nothing can take it back."""
+        from core.operations import is_final
+
         return is_final(self.begun)
 
 
@@ -295,3 +296,19 @@ class CaptureService(Protocol):
     def start(self, target: Target, topology: Topology, filter_text: str) -> PacketSource:
         """Start a capture."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Functions that make the dashboard's services at their first use; None: without.
+
+    They change networks, control the fast path, capture packets, and inject faults into the demo lab.
+    """
+
+    change: Callable[[], ChangeService] | None = None
+    fast_path: Callable[[], FastPathService] | None = None
+    capture: Callable[[], CaptureService] | None = None
+    lab_faults: Callable[[], LabFaultService] | None = None
+
+
+NO_SERVICES = Services()

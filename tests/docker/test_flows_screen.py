@@ -30,7 +30,7 @@ from tui.app import VnetApp
 from tui.cli.dashboard import DashboardFastPath
 from tui.cli.fastpath_agent import FastPathMetrics
 from tui.cli.session import ChangeSession
-from tui.service_makers import Services
+from tui.services import Services
 from tui.sources import LiveSource
 
 pytestmark = pytest.mark.root

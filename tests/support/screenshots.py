@@ -54,7 +54,7 @@ async def shoot(folder: Path, names: set[str]) -> None:
     from tui.app import VnetApp
     from tui.cli.dashboard import DashboardFastPath, open_drops
     from tui.cli.session import ChangeSession
-    from tui.service_makers import Services
+    from tui.services import Services
     from tui.sources import LiveSource
 
     for name, keys, size in SHOTS:

@@ -11,7 +11,7 @@ from core.collect.snapshot import read_snapshot
 from core.model import Part
 from tests.ui.driver import Person, dashboard
 from tui.cli.session import ChangeSession
-from tui.service_makers import Services
+from tui.services import Services
 
 WIDE = (130, 40)
 # Other test hosts on this machine may be visible: names must be unique.

@@ -15,8 +15,15 @@ from core.plan.requests import Request
 from core.topology import Topology
 from tests.support.snapshots import small_host
 from tests.ui.driver import Person, dashboard
-from tui.service_makers import Services
-from tui.services import ChangeResult, LoggedChange, PastChange, PlanScope, Progress, UnconfirmedChange
+from tui.services import (
+    ChangeResult,
+    LoggedChange,
+    PastChange,
+    PlanScope,
+    Progress,
+    Services,
+    UnconfirmedChange,
+)
 
 
 def past_change(title: str, end: str = "done") -> PastChange:

@@ -22,7 +22,7 @@ from tests.support.waiting import PATIENCE
 from tui.app import VnetApp
 from tui.screens import navigation
 from tui.screens.dashboard import Dashboard
-from tui.service_makers import NO_SERVICES, Services
+from tui.services import NO_SERVICES, Services
 
 _NAMES = {
     ":": "colon", "/": "slash", "⏎": "enter", " ": "space", "!": "exclamation_mark", "-": "minus",

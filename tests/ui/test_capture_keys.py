@@ -16,8 +16,7 @@ from tests.support.snapshots import small_host
 from tests.ui.driver import FedSource, Person, dashboard, patient_keys
 from tui.app import VnetApp
 from tui.command import CommandError
-from tui.service_makers import Services
-from tui.services import CaptureState
+from tui.services import CaptureState, Services
 
 
 class FedCapture:

@@ -18,8 +18,7 @@ from tests.support.waiting import PATIENCE
 from tests.ui.change_service import FakeChangeService
 from tests.ui.driver import FedSource, Person, dashboard
 from tui.command import CommandError
-from tui.service_makers import Services
-from tui.services import FastPathPreview
+from tui.services import FastPathPreview, Services
 from tui.views import fastpath
 from tui.views.fast_targets import BridgeChoice, added, removed
 from tui.views.lists import lay_out

@@ -18,7 +18,7 @@ from tests.support.machine import Machine, ok, refused
 from tests.ui.change_forms import dialog_text
 from tests.ui.driver import Person, dashboard
 from tui.cli.session import ChangeSession
-from tui.service_makers import Services
+from tui.services import Services
 
 pytestmark = pytest.mark.root
 

@@ -29,7 +29,7 @@ from tests.ui.change_forms import (
 )
 from tests.ui.driver import FedSource, dashboard
 from tui.cli.session import ChangeSession
-from tui.service_makers import Services
+from tui.services import Services
 
 pytestmark = pytest.mark.root
 

@@ -17,8 +17,7 @@ from tui.cli import main
 from tui.cli.completion import script
 from tui.cli.parser import make_parser
 from tui.command import CommandError
-from tui.service_makers import Services
-from tui.services import LabFault
+from tui.services import LabFault, Services
 
 
 @dataclass

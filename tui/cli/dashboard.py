@@ -84,7 +84,7 @@ def _dashboard(options: argparse.Namespace) -> int:
         return _file_dashboard(options)
     require_terminal()
     from tui.app import run
-    from tui.service_makers import Services
+    from tui.services import Services
 
     fast = DashboardFastPath()
     if options.read_only:

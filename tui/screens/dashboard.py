@@ -19,7 +19,7 @@ from tui.screens.layout import NUMBERED, Layout
 from tui.screens.navigation import NavigationController
 from tui.screens.record import RecordController, RecordingEnded, ReplayController
 from tui.screens.why import WhyController
-from tui.service_makers import NO_SERVICES, Services
+from tui.services import NO_SERVICES, Services
 from tui.sources import ReplaySource, Source
 from tui.view_model import Navigation
 from tui.views import registry
