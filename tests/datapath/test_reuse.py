@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,6 +21,7 @@ from tests.datapath.rig import (
     tag_of,
     write_all,
 )
+from tests.support.waiting import repeating
 
 pytestmark = pytest.mark.root
 
@@ -68,16 +68,5 @@ def overflowing(rig: Rig, packet: Packet, others: Packet) -> Iterator[None]:
     many[::5] = flow_key(packet)[0]
     flows = np.array([rows[number % 5 == 0] for number in range(len(many))], layout.FLOW)
     flows["tag"] = tag_of(many)
-    done = threading.Event()
-
-    def write() -> None:
-        while not done.is_set():
-            write_all(there, many, flows)
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
+    with repeating(lambda: write_all(there, many, flows)):
         yield
-    finally:
-        done.set()
-        writer.join()

@@ -128,6 +128,13 @@ def doctor(machine: Machine) -> list[str]:
     return [f"{one['severity']}: {one['sentence']}" for one in found if one["kind"] == "fast path"]
 
 
+def end(agent: subprocess.Popen[Any]) -> None:
+    """Ask an agent inside a machine to end, and wait until it has."""
+    (child,) = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGTERM)
+    assert agent.wait(PATIENCE) == 0
+
+
 def packets(machine: Machine, verdict: str = "FAST") -> int:
     return int(daemon_status(machine)["verdicts"].get(verdict, 0))
 
@@ -382,9 +389,7 @@ def test_doctor_says_why_the_agent_can_not_start_it(machine: Machine) -> None:
             holder.stdin.flush()
             wait_until(lambda: daemon_status(machine).get("state") == "on", "on")
             wait_until(lambda: not doctor(machine), "no finding")
-            (child,) = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
-            os.kill(int(child), signal.SIGTERM)
-            assert agent.wait(PATIENCE) == 0
+            end(agent)
         finally:
             agent.kill()
     assert is_as_before(machine)
@@ -403,9 +408,7 @@ def test_the_agent_runs_it_under_its_unit_and_ends_it(machine: Machine) -> None:
             wait_until(
                 lambda: status(machine)["state"] == "on" and status(machine)["pid"] != first, "another one"
             )
-            (child,) = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
-            os.kill(int(child), signal.SIGTERM)
-            assert agent.wait(PATIENCE) == 0
+            end(agent)
         finally:
             agent.kill()
         assert agent.stdout and "its process ended" in agent.stdout.read()
@@ -420,9 +423,7 @@ def test_adding_to_a_daemon_of_another_program_warns_of_its_end(machine: Machine
             wait_until(lambda: daemon_status(machine).get("state") == "on", "on")
             assert "ends with the dashboard or agent" in ok(machine, "accelerate other --yes")
             assert status(machine)["tied"] and "ends:" in ok(machine, "fastpath status")
-            (child,) = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
-            os.kill(int(child), signal.SIGTERM)
-            assert agent.wait(PATIENCE) == 0
+            end(agent)
         finally:
             agent.kill()
     assert is_as_before(machine)

@@ -12,7 +12,6 @@ import sys
 import termios
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ from tests.kernel.streams import Stream, is_fast
 from tests.support.fastpath import Talk
 from tests.support.host import ThrowawayHost
 from tests.support.needs import AS_NOBODY
-from tests.support.waiting import PATIENCE, eventually, wait_until
+from tests.support.router import router
+from tests.support.waiting import PATIENCE, eventually, repeating, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -55,40 +55,9 @@ PATH = [
 @pytest.fixture(scope="module")
 def routed() -> Iterator[ThrowawayHost]:
     """Yield a router between containers a and b; port 8080 is forwarded to b."""
-    host = ThrowawayHost()
-    try:
-        host.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
-        for number, name in ((1, "a"), (2, "b")):
-            host.run(f"ip link add br{number} type bridge")
-            host.run(f"ip addr add 10.44.{number}.1/24 dev br{number}")
-            host.run(f"ip addr add fd44:{number}::1/64 dev br{number} nodad")
-            host.run(f"ip link set br{number} up")
-            host.container(name, f"br{number}", f"10.44.{number}.2/24", f"10.44.{number}.1")
-            host.run(f"ip addr add fd44:{number}::2/64 dev eth0 nodad", inside=name)
-            host.run(f"ip route add default via fd44:{number}::1", inside=name)
-        wait_until(lambda: "1 received" in host.run(f"ping -c 1 -W 1 {B6}", "a", check=False), "IPv6")
+    with router(44) as host:
         host.run(["nft", _RULES])
         yield host
-    finally:
-        host.close()
-
-
-@contextmanager
-def talking(talk: Talk) -> Iterator[None]:
-    """Let both ends of a connection talk in the body."""
-    stop = threading.Event()
-
-    def run() -> None:
-        while not stop.wait(0.02):
-            talk.say()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def flow_of(talk: Talk, asked: str, port: int) -> str:
@@ -157,7 +126,7 @@ def test_each_link_of_a_translated_connection(
 ) -> None:
     talk = Talk(routed, "a", "b", asked, 80, to=8080, family=family)
     taps = [Tap(routed, inside) for inside in ("a", "host", "b")]
-    with talking(talk):
+    with repeating(talk.say, 0.02):
         code, found = as_json(routed, flow_of(talk, asked, 8080))
     seen = set().union(*(tap.read() for tap in taps))
     assert code == 0 and [one["direction"] for one in found["packets"]] == ["original", "reply"]
@@ -181,7 +150,7 @@ def test_each_link_of_a_translated_connection(
 
 def test_lines_of_a_connection(routed: ThrowawayHost) -> None:
     talk = Talk(routed, "a", "b", GATEWAY, 80, to=8080)
-    with talking(talk):
+    with repeating(talk.say, 0.02):
         done = routed.vnet("trace", f"tcp:{flow_of(talk, GATEWAY, 8080)}")
     assert done.returncode == 0 and done.stderr == ""
     assert f"NAT: destination {GATEWAY}:8080 → {B}:80" in done.stdout
@@ -267,7 +236,7 @@ def test_packets_inside_vxlan() -> None:
         host.run("ip link set vx up", "far")
         host.run(["nft", "table ip t { chain c { type filter hook input priority 0; ct state new; }; }"], "a")
         talk = Talk(host, "a", "far", "10.45.1.9", 80, udp=True)
-        with talking(talk):
+        with repeating(talk.say, 0.02):
             wait_until(lambda: "10.45.1.9" in host.run("conntrack -L", "a", check=False), "the entry")
             code, found = as_json(host, f"udp:{flow_of(talk, '10.45.1.9', 80)}")
     finally:
@@ -362,7 +331,7 @@ def test_the_fast_path_takes_a_flow_again_if_the_trace_was_killed() -> None:
 def test_functions_are_listed_or_the_kernel_lacks_kprobes(routed: ThrowawayHost) -> None:
     has_kprobes = " register_fprobe_ips\n" in Path("/proc/kallsyms").read_text()
     talk = Talk(routed, "a", "b", GATEWAY, 80, to=8080)
-    with talking(talk):
+    with repeating(talk.say, 0.02):
         for words in ((flow_of(talk, GATEWAY, 8080),), (routed.full("a"), routed.full("b"))):
             done = routed.vnet("trace", *words, "--functions")
             if has_kprobes:

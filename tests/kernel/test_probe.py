@@ -30,6 +30,7 @@ from core.probe.packets import Marker
 from core.probe.run import ProbeError, probe
 from tests.support.host import ThrowawayHost
 from tests.support.needs import AS_NOBODY
+from tests.support.router import router
 from tests.support.waiting import scaled, wait_until
 
 pytestmark = pytest.mark.root
@@ -56,22 +57,9 @@ def request(host: ThrowawayHost, target: str = B, protocol: Any = "tcp", **more:
 @pytest.fixture(scope="module")
 def made() -> Iterator[ThrowawayHost]:
     """Yield a router with two bridges, and container a on one, b on the other."""
-    host = ThrowawayHost()
-    try:
-        host.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.icmp_ratelimit=0")
-        for number, name in ((1, "a"), (2, "b")):
-            host.run(f"ip link add br{number} type bridge")
-            host.run(f"ip addr add 10.41.{number}.1/24 dev br{number}")
-            host.run(f"ip addr add fd41:{number}::1/64 dev br{number} nodad")
-            host.run(f"ip link set br{number} up")
-            host.container(name, f"br{number}", f"10.41.{number}.2/24", f"10.41.{number}.1")
-            host.run(f"ip addr add fd41:{number}::2/64 dev eth0 nodad", inside=name)
-            host.run(f"ip route add default via fd41:{number}::1", inside=name)
-        # IPv6 isn't used before the bridges' link-local addresses are.
-        wait_until(lambda: "1 received" in host.run(f"ping -c 1 -W 1 {B6}", "a", check=False), "IPv6")
+    with router(41) as host:
+        host.run("sysctl -qw net.ipv4.icmp_ratelimit=0")
         yield host
-    finally:
-        host.close()
 
 
 @pytest.fixture

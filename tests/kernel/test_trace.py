@@ -17,6 +17,7 @@ from core.probe.verify import verify
 from core.reach import ask, why
 from core.topology import Topology
 from tests.support.host import ThrowawayHost
+from tests.support.router import router
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
@@ -27,20 +28,8 @@ A, B, GATEWAY = "10.43.1.2", "10.43.2.2", "10.43.1.1"
 @pytest.fixture(scope="module")
 def routed() -> Iterator[ThrowawayHost]:
     """Yield a router with container a on br1 and container b on br2; port 8080 is forwarded to b."""
-    host = ThrowawayHost()
-    try:
-        host.run("sysctl -qw net.ipv4.ip_forward=1")
-        for number, name in ((1, "a"), (2, "b")):
-            host.run(f"ip link add br{number} type bridge")
-            host.run(f"ip addr add 10.43.{number}.1/24 dev br{number}")
-            host.run(f"ip link set br{number} up")
-            host.container(name, f"br{number}", f"10.43.{number}.2/24", f"10.43.{number}.1")
-        wait_until(
-            lambda: "1 received" in host.run(f"ping -c 1 -W 1 {B}", "a", check=False), "the route to b"
-        )
+    with router(43) as host:
         yield host
-    finally:
-        host.close()
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -14,7 +12,8 @@ import pytest
 from bpf.functions import FUNCTIONS, function_addresses
 from tests.support.fastpath import Talk
 from tests.support.host import ThrowawayHost
-from tests.support.waiting import wait_until
+from tests.support.router import router
+from tests.support.waiting import repeating
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel_has("fprobe")]
 
@@ -29,40 +28,9 @@ table ip closed {{ chain pass {{ type filter hook forward priority 0; tcp dport 
 @pytest.fixture(scope="module")
 def routed() -> Iterator[ThrowawayHost]:
     """Yield a router between containers a and b; port 8080 is forwarded to b."""
-    host = ThrowawayHost()
-    try:
-        host.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
-        for number, name in ((1, "a"), (2, "b")):
-            host.run(f"ip link add br{number} type bridge")
-            host.run(f"ip addr add 10.46.{number}.1/24 dev br{number}")
-            host.run(f"ip addr add fd46:{number}::1/64 dev br{number} nodad")
-            host.run(f"ip link set br{number} up")
-            host.container(name, f"br{number}", f"10.46.{number}.2/24", f"10.46.{number}.1")
-            host.run(f"ip addr add fd46:{number}::2/64 dev eth0 nodad", inside=name)
-            host.run(f"ip route add default via fd46:{number}::1", inside=name)
-        wait_until(lambda: "1 received" in host.run(f"ping -c 1 -W 1 {B6}", "a", check=False), "IPv6")
+    with router(46) as host:
         host.run(["nft", _RULES])
         yield host
-    finally:
-        host.close()
-
-
-@contextmanager
-def talking(talk: Talk) -> Iterator[None]:
-    """Let both ends of a connection talk in the body."""
-    stop = threading.Event()
-
-    def run() -> None:
-        while not stop.wait(0.05):
-            talk.say()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def traced(host: ThrowawayHost, *arguments: str) -> dict[str, Any]:
@@ -91,7 +59,7 @@ def test_most_functions_exist() -> None:
 def test_functions_of_an_existing_flow(routed: ThrowawayHost, udp: bool) -> None:
     asked, port = (B, 90) if udp else (GATEWAY, 8080)
     talk = Talk(routed, "a", "b", asked, 90 if udp else 80, udp=udp, to=port)
-    with talking(talk):
+    with repeating(talk.say, 0.05):
         sport = talk.client.getsockname()[1]
         found = traced(routed, f"{'udp' if udp else 'tcp'}:{A}:{sport}-{asked}:{port}", "--for", "60")
     sent, reply = found["packets"]
@@ -107,7 +75,7 @@ def test_functions_of_an_existing_flow(routed: ThrowawayHost, udp: bool) -> None
 
 def test_functions_of_an_ipv6_flow(routed: ThrowawayHost) -> None:
     talk = Talk(routed, "a", "b", B6, 91, family=socket.AF_INET6)
-    with talking(talk):
+    with repeating(talk.say, 0.05):
         port = talk.client.getsockname()[1]
         found = traced(routed, f"[{A6}]:{port}-[{B6}]:91", "--for", "60")
     for packet in found["packets"]:

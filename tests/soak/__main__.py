@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from tests.soak.samples import Sample, course, growth, links_of_gone, sample, th
 from tests.support.bulk_conntrack import room_for_entries
 from tests.support.machine import PROGRAM, ROOT, Machine, ok
 from tests.support.terminal import Terminal
-from tests.support.waiting import PATIENCE, eventually, wait_until
+from tests.support.waiting import PATIENCE, eventually, repeating, wait_until
 
 _SECONDS = 600.0
 _SAMPLES = 90
@@ -152,20 +151,13 @@ def _processes(machine: Machine) -> dict[str, psutil.Process]:
 @contextmanager
 def _drained(terminal: Terminal) -> Iterator[None]:
     """Read the dashboard's output so that it never blocks; keep the end."""
-    stop = threading.Event()
 
     def drain() -> None:
-        while not stop.is_set():
-            terminal.read(0.2)
-            terminal.output = terminal.output[-_KEPT:]
+        terminal.read(0.2)
+        terminal.output = terminal.output[-_KEPT:]
 
-    thread = threading.Thread(target=drain)
-    thread.start()
-    try:
+    with repeating(drain):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def main() -> int:

@@ -1,10 +1,12 @@
-"""Wait for conditions with one generous time-out, however busy the machine is."""
+"""Wait for conditions with one generous time-out, and repeat actions meanwhile."""
 
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # Factor by which this machine is slower than usual, as an emulated one.
@@ -36,3 +38,21 @@ def wait_until(holds: Callable[[], Any], what: str = "", seconds: float = PATIEN
     found = eventually(holds, seconds, pause=0.02)
     assert found, f"waited {seconds:.0f} s in vain{what and f' for {what}'}"
     return found
+
+
+@contextmanager
+def repeating(action: Callable[[], object], pause: float = 0.0) -> Iterator[None]:
+    """Call `action` again and again in a thread while the body runs."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(pause):
+            action()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
