@@ -130,13 +130,14 @@ def test_a_bridge_that_follows_a_port_is_no_finding(shell: Shell) -> None:
     assert _findings(shell) == []
 
 
-def test_a_policy_and_a_rule_are_two_findings(shell: Shell) -> None:
-    """A rule that drops one container's packets, and a policy that drops those of its network."""
+@pytest.mark.parametrize("packets", ["", "udp dport 53"], ids=["all", "dns"])
+def test_a_policy_and_a_rule_are_two_findings(shell: Shell, packets: str) -> None:
+    """A rule that drops packets of one container, and a policy that drops those of its network."""
     chain = "inet hostfw forward"
     rules = shell.run("nft list ruleset")[1]
     shell.run("nft flush chain inet hostfw from_shop")
-    shell.run(f"nft insert rule {chain} ip saddr 172.18.0.3 counter drop comment audit")
-    shell.run("ip netns exec web2 ping -c 1 -W 1 198.51.100.1")
+    shell.run(f"nft insert rule {chain} ip saddr 172.18.0.3 {packets} counter drop comment audit")
+    shell.run("ip netns exec web2 bash -c 'echo > /dev/udp/198.51.100.1/53'")
     try:
         found = [one for one in _findings(shell) if one["kind"] in ("forward", "dropped")]
         policy = [one for one in found if f"{chain}: policy drop" in one["evidence"]]

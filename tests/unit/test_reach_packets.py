@@ -1,4 +1,4 @@
-"""Check packet matching, marks and zones of rules, client ports, questions, and routed networks."""
+"""Check packet matching, marks, client ports, questions, routed networks, outcomes of probes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from core.diagnose import findings
-from core.model import FirewallRule, Snapshot
+from core.model import FirewallRule, LinkKey, Snapshot
+from core.model.probe import DropEvent, PacketTuple, ProbeResult, Sighting, TraceStep
+from core.probe.verify import TIMEOUT, _outcome
 from core.reach import UnknownEndpoint, ask, why
 from core.reach.client_ports import RANGE, RESERVED, first_free
 from core.reach.effects import Effect, apply_effect, effect_of
 from core.reach.packet import Hook, Packet, match
 from core.topology import Topology
+from tests.support.host_builder import HOST
 from tests.support.snapshots import small_builder, small_host
 
 PACKET = Packet("10.0.0.2", "10.0.0.3", "tcp", 45678, 80, states=frozenset(("new",)), mark=7)
@@ -187,3 +190,33 @@ def test_a_rule_that_drops_packets_and_answers_is_one_finding(
     assert subject == f"A rule of filter FORWARD on the host drops {dropped}"
     assert "port 8080/tcp of web1 can't be reached from outside" in rest
     assert ("web1 can't reach the outside" in rest) == (phrases == 2)
+
+
+# ---- outcomes of probes
+
+SENT = PacketTuple("tcp", "172.18.0.2", 40000, "198.51.100.7", 443)
+SEEN = Sighting(LinkKey(HOST, 2), 1.0, "in", "request", SENT)
+DROPPED = TraceStep(HOST, "request", "ip", "filter", "FORWARD", "policy", "drop")
+
+
+@pytest.mark.parametrize(
+    ("fields", "end"),
+    [
+        ({}, ""),
+        ({"arrived": True}, ", but it arrived"),
+        ({"arrived": False}, ", and it didn't arrive"),
+        ({"arrived": True, "sightings": (SEEN,)}, ", the request was last seen at eth0 in host"),
+        ({"arrived": False, "sightings": (SEEN,)}, ", and it didn't arrive"),
+        ({"drops": (DropEvent(1.0, "X", "", HOST, 2, SENT),)}, ", the request was dropped at eth0 in host"),
+        (
+            {"drops": (DropEvent(1.0, "X", "", HOST, 2, SENT.reverse),)},
+            ", the answer was dropped at eth0 in host",
+        ),
+        ({"steps": (DROPPED,), "arrived": False}, ", a rule in host dropped the request"),
+        ({"steps": (replace(DROPPED, role="answer"),)}, ", a rule in host dropped the answer"),
+    ],
+)
+def test_where_a_packet_without_answer_ended(fields: dict[str, Any], end: str) -> None:
+    topology = Topology(small_host())
+    found = _outcome(topology, ProbeResult("no answer", SENT, **fields))
+    assert found == f"no answer within {TIMEOUT:g} s{end}"
