@@ -222,9 +222,8 @@ class ChangeController:
 
     def _open_selected(self, what: str, make: Callable[[Ref | None], Form]) -> None:
         """Open a form about the selected thing, unless the filter hides all."""
-        ref = self._navigation.ref
-        hidden = ref is None and self._navigation.hides_all
-        self._open(lambda: None if hidden else make(ref), self._navigation.nothing_selected(what))
+        refusal = self._navigation.refusal(what)
+        self._open(lambda: None if refusal else make(self._navigation.ref), refusal)
 
     def undo(self) -> None:
         """Open the list of past changes."""

@@ -369,9 +369,8 @@ class Dashboard(Layout):
         """Show the packets of the selected item in a screen of their own."""
         from tui.screens.capture import open_capture
 
-        if self.navigation.hides_all:
-            words = self.navigation.nothing_selected("capture")
-            self.notify(words, severity="warning", markup=False)
+        if refusal := self.navigation.refusal("capture"):
+            self.notify(refusal, severity="warning", markup=False)
             return
         open_capture(self, self.presenter, self.ref, self._services.capture)
 
@@ -427,8 +426,8 @@ class Dashboard(Layout):
         target = shell_target(self.presenter.context.topology, self.ref)
         if not self.presenter.source.live:
             self.notify("can't open a shell: this isn't a live host", markup=False)
-        elif self.navigation.hides_all:
-            self.notify(self.navigation.nothing_selected("open a shell"), markup=False)
+        elif refusal := self.navigation.refusal("open a shell"):
+            self.notify(refusal, markup=False)
         elif not target:
             self.notify("can't open a shell here. Try: select a container or namespace", markup=False)
         else:

@@ -53,10 +53,10 @@ class NavigationController:
         ref = self.state.current.state.ref
         return ref if ref is not None and self._screen.table.rows.index(ref) is not None else None
 
-    @property
-    def hides_all(self) -> bool:
-        """Whether the filter hides every row."""
-        return bool(self.state.current.state.filter) and not len(self._screen.table.rows)
+    def refusal(self, what: str) -> str:
+        """Return why an action can't be done while the filter hides every row, else ""."""
+        hides_all = self.state.current.state.filter and not len(self._screen.table.rows)
+        return self.nothing_selected(what) if hides_all else ""
 
     def nothing_selected(self, what: str) -> str:
         """Return why an action can't be done without a selected row."""

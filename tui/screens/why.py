@@ -60,8 +60,8 @@ class WhyController:
         from core.reach.question import endpoint_of
 
         ref = self._navigation.ref
-        if self._navigation.hides_all:
-            self._say(self._navigation.nothing_selected("ask"))
+        if refusal := self._navigation.refusal("ask"):
+            self._say(refusal)
             return
         if ref is not None and (question := question_of(self._presenter.context, ref)) is not None:
             self._screen.run_worker(self._show(question))
@@ -150,8 +150,8 @@ class WhyController:
 
     def fix_selected(self) -> None:
         """Open the preview of the repair of the selected finding."""
-        if self._navigation.hides_all:
-            self._say(self._navigation.nothing_selected("repair"))
+        if refusal := self._navigation.refusal("repair"):
+            self._say(refusal)
             return
         finding = self._selected()
         if finding is None:
@@ -171,8 +171,8 @@ class WhyController:
     def mute_selected(self) -> None:
         """Mute the selected finding, or show it again."""
         ref = self._navigation.ref
-        if self._navigation.hides_all:
-            self._say(self._navigation.nothing_selected("mute"))
+        if refusal := self._navigation.refusal("mute"):
+            self._say(refusal)
             return
         if ref is None or ref.kind != "finding":
             self._say("can't mute this: no finding is selected. Try: :doctor")
