@@ -145,6 +145,12 @@ def _pings(host: ThrowawayHost, target: str = "10.8.0.1", short: str = "web") ->
     return " 0% packet loss" in host.run(f"ping -c1 -W1 {target}", short, check=False)
 
 
+def _pings_within_limit(host: ThrowawayHost) -> bool:
+    """Return whether a rule before the one that accepts still drops large packets."""
+    large = host.run("ping -c1 -W1 -s 1200 10.8.0.1", "web", check=False)
+    return _pings(host) and " 100% packet loss" in large
+
+
 def _gets_answers_only(host: ThrowawayHost) -> bool:
     return _pings(host, "10.8.0.2", "host") and not _pings(host)
 
@@ -266,9 +272,10 @@ CASES: dict[str, Case] = {
             ("host", "nft add table inet gate"),
             ("host", "nft add chain inet gate input { type filter hook input priority 0; policy drop; }"),
             ("host", "nft add rule inet gate input udp dport 53 accept"),
+            ("host", "nft add rule inet gate input ip length > 1000 drop"),
         ),
         lambda one: (_accept(one, _PING),),
-        _pings,
+        _pings_within_limit,
     ),
     "policy-drop-answers": Case(
         (
@@ -279,9 +286,13 @@ CASES: dict[str, Case] = {
         _gets_answers_only,
     ),
     "policy-drop-iptables-nft": Case(
-        (("host", "iptables-nft -P INPUT DROP"), ("host", "iptables-nft -A INPUT -p udp -j ACCEPT")),
+        (
+            ("host", "iptables-nft -P INPUT DROP"),
+            ("host", "iptables-nft -A INPUT -p udp -j ACCEPT"),
+            ("host", "iptables-nft -A INPUT -m length --length 1000:65535 -j DROP"),
+        ),
         lambda one: (_accept(one, _PING),),
-        _pings,
+        _pings_within_limit,
     ),
     "policy-drop-iptables-legacy": Case(
         (("host", "iptables-legacy -P INPUT DROP"),),
