@@ -68,9 +68,9 @@ def _unavailable(reason: str, remedy: str) -> FunctionsUnavailable:
     return FunctionsUnavailable(failure_sentence("can't trace kernel functions", reason, remedy))
 
 
-def _without_kprobes() -> FunctionsUnavailable:
-    reason = f"Linux {os.uname().release} was built without kprobes (CONFIG_FPROBE)"
-    return _unavailable(reason, "a distribution's kernel, 5.18 or newer")
+def _without_fprobes() -> FunctionsUnavailable:
+    reason = f"Linux {os.uname().release} was built without CONFIG_FPROBE"
+    return _unavailable(reason, "a kernel with it, as Debian 13's")
 
 
 @contextmanager
@@ -204,7 +204,7 @@ def function_addresses(names: Iterable[str] = FUNCTIONS, path: Path = _SYMBOLS) 
     except OSError as error:
         raise _unavailable(f"{error.strerror} ({path})", "run it as root") from error
     if not re.search(_FPROBE, text, re.MULTILINE):
-        raise _without_kprobes()
+        raise _without_fprobes()
     for address, name in _SYMBOL.findall(text):
         if name in wanted:
             twice |= {name} & found.keys()
@@ -226,5 +226,5 @@ def _refused(error: OSError) -> FunctionsUnavailable:
     if error.errno in (errno.EPERM, errno.EACCES):
         return _unavailable("the kernel doesn't permit it", "run it as root, on the host itself")
     if error.errno == errno.EOPNOTSUPP:
-        return _without_kprobes()
+        return _without_fprobes()
     return _unavailable(f"the kernel refuses it ({error.strerror})", "the same without it")

@@ -325,20 +325,7 @@ def test_the_fast_path_takes_a_flow_again_if_the_trace_was_killed() -> None:
         assert fast.status()["captured"] == [], "it still answers"
 
 
-# ---- kernel functions (tests/kernels/test_functions.py has kernels with kprobes)
-
-
-def test_functions_are_listed_or_the_kernel_lacks_kprobes(routed: ThrowawayHost) -> None:
-    has_kprobes = " register_fprobe_ips\n" in Path("/proc/kallsyms").read_text()
-    talk = Talk(routed, "a", "b", GATEWAY, 80, to=8080)
-    with repeating(talk.say, 0.02):
-        for words in ((flow_of(talk, GATEWAY, 8080),), (routed.full("a"), routed.full("b"))):
-            done = routed.vnet("trace", *words, "--functions")
-            if has_kprobes:
-                assert "ip_forward" in done.stdout
-            else:
-                assert done.returncode == 1 and "was built without kprobes" in done.stderr
-            assert "Traceback" not in done.stderr
+# ---- kernel functions (tests/kernels/test_functions.py has the rest)
 
 
 @pytest.mark.needs("bcc")

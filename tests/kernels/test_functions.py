@@ -1,10 +1,11 @@
-"""Trace kernel functions on a kernel with kprobes: `vnet-tui trace --functions`."""
+"""Trace kernel functions: `vnet-tui trace --functions`."""
 
 from __future__ import annotations
 
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from tests.support.host import ThrowawayHost
 from tests.support.router import router
 from tests.support.waiting import repeating
 
-pytestmark = [pytest.mark.root, pytest.mark.kernel_has("fprobe")]
+pytestmark = pytest.mark.root
+NEEDS_FPROBE = pytest.mark.kernel_has("fprobe")
 
 A, B, GATEWAY, A6, B6 = "10.46.1.2", "10.46.2.2", "10.46.1.1", "fd46:1::2", "fd46:2::2"
 _RULES = f"""
@@ -49,12 +51,14 @@ def assert_in_order(found: list[str], *wanted: str) -> None:
     assert places == sorted(places), found
 
 
+@NEEDS_FPROBE
 def test_most_functions_exist() -> None:
     known = function_addresses()
     assert {"ip_rcv", "ip_forward", "ip_output", "veth_xmit", "tcp_v4_rcv", "br_handle_frame"} <= known.keys()
     assert len(known) > len(FUNCTIONS) * 2 // 3, FUNCTIONS.keys() - known.keys()
 
 
+@NEEDS_FPROBE
 @pytest.mark.parametrize("udp", [False, True], ids=["tcp", "udp"])
 def test_functions_of_an_existing_flow(routed: ThrowawayHost, udp: bool) -> None:
     asked, port = (B, 90) if udp else (GATEWAY, 8080)
@@ -73,6 +77,7 @@ def test_functions_of_an_existing_flow(routed: ThrowawayHost, udp: bool) -> None
     assert_in_order(names(reply["functions"]), "ip_forward", receive)
 
 
+@NEEDS_FPROBE
 def test_functions_of_an_ipv6_flow(routed: ThrowawayHost) -> None:
     talk = Talk(routed, "a", "b", B6, 91, family=socket.AF_INET6)
     with repeating(talk.say, 0.05):
@@ -82,6 +87,7 @@ def test_functions_of_an_ipv6_flow(routed: ThrowawayHost) -> None:
         assert_in_order(names(packet["functions"]), "ipv6_rcv", "ip6_forward", "tcp_v6_rcv")
 
 
+@NEEDS_FPROBE
 def test_functions_of_a_probe(routed: ThrowawayHost) -> None:
     for words, receive in ((("--port", "95/tcp"), "tcp_v4_rcv"), ((), "icmp_rcv")):
         found = traced(routed, routed.full("a"), routed.full("b"), *words)
@@ -90,8 +96,24 @@ def test_functions_of_a_probe(routed: ThrowawayHost) -> None:
         assert any(one["role"] == "answer" and one["function"] == receive for one in found["functions"])
 
 
+@NEEDS_FPROBE
 def test_a_dropped_probe_ends_where_it_is_freed(routed: ThrowawayHost) -> None:
     found = traced(routed, routed.full("a"), routed.full("b"), "--port", "81/tcp")
     calls = names([one for one in found["functions"] if one["role"] == "request"])
     assert "ip_forward" in calls and "tcp_v4_rcv" not in calls
     assert {"kfree_skb_reason", "sk_skb_reason_drop"} & set(calls)
+
+
+def test_functions_are_listed_or_the_kernel_lacks_them(routed: ThrowawayHost) -> None:
+    has_fprobes = " register_fprobe_ips\n" in Path("/proc/kallsyms").read_text()
+    talk = Talk(routed, "a", "b", GATEWAY, 80, to=8080)
+    with repeating(talk.say, 0.05):
+        sport = talk.client.getsockname()[1]
+        flow = f"{A}:{sport}-{GATEWAY}:8080"
+        for words in ((flow,), (routed.full("a"), routed.full("b"))):
+            done = routed.vnet("trace", *words, "--functions")
+            if has_fprobes:
+                assert "ip_forward" in done.stdout
+            else:
+                assert done.returncode == 1 and "was built without CONFIG_FPROBE" in done.stderr
+            assert "Traceback" not in done.stderr

@@ -31,7 +31,7 @@ PARTS = {
         _NFT.format("ct helper", "h", 'type "ftp" protocol tcp;'),
     ),
     "fuse": ("FUSE", "test -c /dev/fuse"),
-    "fprobe": ("kprobes on many functions (CONFIG_FPROBE)", f'{sys.executable} -c "{_PROBE_FUNCTIONS}"'),
+    "fprobe": ("fprobes (CONFIG_FPROBE)", f'{sys.executable} -c "{_PROBE_FUNCTIONS}"'),
     "gre": ("GRE tunnels", _TUNNEL.format("gre")),
     "ipip": ("IPIP tunnels", _TUNNEL.format("ipip")),
     "ipvs": ("IPVS", "modprobe -q ip_vs; test -e /proc/net/ip_vs"),

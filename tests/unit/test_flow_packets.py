@@ -131,7 +131,7 @@ def test_addresses_of_functions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("ffffffff81000010 T ip_rcv\n", "was built without kprobes (CONFIG_FPROBE)"),
+        ("ffffffff81000010 T ip_rcv\n", "was built without CONFIG_FPROBE. Try: a kernel with it"),
         ("0000000000000000 T register_fprobe_ips\n0000000000000000 T ip_rcv\n", "the kernel hides"),
     ],
 )

@@ -80,7 +80,7 @@ def add_trace(trace: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     trace.add_argument(
         "--functions", action="store_true",
-        help="also list the kernel functions that the packet passes (needs kprobes)",
+        help="also list the kernel functions that the packet passes (needs CONFIG_FPROBE)",
     )  # fmt: skip
     trace.add_argument("--json", action="store_true", help="print JSON (docs/json.md has its schema)")
 
