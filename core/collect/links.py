@@ -135,8 +135,11 @@ def _dump(sock: Netlink, namespace: Namespace, resolver: NsidResolver) -> NetSta
 
 def _dump_wiring(sock: Netlink, namespace: Namespace, resolver: NsidResolver) -> NetState:
     links = _with_vlans(read_links(sock, namespace.inode), sock)
-    rules = _read_rules(sock) if namespace.is_host else ()
-    return _net_state(sock, namespace, resolver, links, rules=rules)
+    if not namespace.is_host:
+        return _net_state(sock, namespace, resolver, links)
+    tunnels = {ifindex for ifindex, link in links.items() if link.kind == "vxlan"}
+    fdb = link_kinds.read_fdb(sock, tunnels) if tunnels else ()
+    return _net_state(sock, namespace, resolver, links, fdb=fdb, rules=_read_rules(sock))
 
 
 def _read_rules(sock: Netlink) -> tuple[PolicyRule, ...]:

@@ -11,21 +11,12 @@ from core.operations.addresses import (
 )
 from core.operations.attachments import ForgetAttachment, PersistAttachment
 from core.operations.base import Operation, affected, is_final, undo_of, undo_title
+from core.operations.bridges import AddVlan, DeleteVlan, SetBridge, SetPort, SetPortState
 from core.operations.connections import DeleteConnection
 from core.operations.docker import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
 from core.operations.firewall import AddFirewallRule, DeleteFirewallRule
 from core.operations.forwarding import AddFdb, AddPolicyRule, DeleteFdb, DeletePolicyRule
-from core.operations.links import (
-    AddVlan,
-    CreateBridge,
-    CreateVeth,
-    DeleteLink,
-    DeleteVlan,
-    SetBridge,
-    SetLink,
-    SetPort,
-    SetPortState,
-)
+from core.operations.links import CreateBridge, CreateVeth, CreateVxlan, DeleteLink, SetLink
 from core.operations.namespaces import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace
 from core.operations.settings import SetDockerDns, SetRules, SetSysctl
 from core.operations.tuning import SetOffloads, SetSizes, SetSteering
@@ -43,6 +34,7 @@ __all__ = [
     "CreateBridge",
     "CreateNamespace",
     "CreateVeth",
+    "CreateVxlan",
     "DeleteAddress",
     "DeleteConnection",
     "DeleteFdb",

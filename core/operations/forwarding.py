@@ -28,7 +28,7 @@ _DST, _SRC, _IIF, _GOTO, _PRIORITY, _MARK, _GROUP, _PREFIXLEN = 1, 2, 3, 4, 6, 1
 _TABLE, _MASK, _OIF, _L3MDEV, _UIDS, _PROTOCOL, _IP_PROTOCOL, _SPORTS, _DPORTS = (
     15, 16, 17, 19, 20, 21, 22, 23, 24,
 )  # fmt: skip
-_CREATE, _EXCLUSIVE, _REPLACE = 0x400, 0x200, 0x100
+_CREATE, _EXCLUSIVE, _REPLACE, _APPEND = 0x400, 0x200, 0x100, 0x800
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ACTIONS = {name: number for number, name in RULE_ACTIONS.items()}
 
@@ -158,6 +158,7 @@ _SELF, _MASTER = 0x02, 0x04
 _STATES = {"permanent": 0x80, "static": 0x42, "learned": 0x02}
 _FLAGS = {"extern_learn": 0x10, "sticky": 0x40, "router": 0x80}
 FDB_FLAGS = frozenset(_FLAGS)
+ALL_ZERO = "00:00:00:00:00:00"
 
 
 @recorded()
@@ -167,7 +168,8 @@ class AddFdb(Operation):
 
     It replaces one that the bridge has learned.
     `on_master`: it is the table of the bridge that `link` is a port of. `vlan` 0 is none. `state` and `flags`
-    are those of core.model.FdbEntry, `dst` is for a vxlan.
+    are those of core.model.FdbEntry, `dst` is for a vxlan. A vxlan sends what it has no other entry for to
+    each `dst` of the MAC ALL_ZERO: these entries are added beside each other.
     """
 
     link: str
@@ -180,7 +182,8 @@ class AddFdb(Operation):
     flags: tuple[str, ...] = ()
 
     def command(self) -> str:
-        words = [self._words("replace"), "dynamic" if self.state == "learned" else self.state, *self.flags]
+        verb = "append" if self.is_flood else "replace"
+        words = [self._words(verb), "dynamic" if self.state == "learned" else self.state, *self.flags]
         return self.place.bridge(" ".join(words))
 
     def _words(self, verb: str) -> str:
@@ -195,8 +198,15 @@ class AddFdb(Operation):
         return f"add {self.described}"
 
     @property
+    def is_flood(self) -> bool:
+        """Return whether it is an entry of a vxlan's flood list."""
+        return self.mac == ALL_ZERO
+
+    @property
     def described(self) -> str:
         """Return the entry in short."""
+        if self.is_flood:
+            return f"the remote host {self.dst} of {self.link} in {self.place}"
         vlan = f" of VLAN {self.vlan}" if self.vlan else ""
         return f"the {self.state} forwarding entry of {self.mac}{vlan} at {self.link} in {self.place}"
 
@@ -207,7 +217,7 @@ class AddFdb(Operation):
         return self.link, self.place
 
     def execute(self, executor: Executor) -> None:
-        self._request(_NEW_ENTRY, _CREATE | _REPLACE, executor)
+        self._request(_NEW_ENTRY, _CREATE | (_APPEND if self.is_flood else _REPLACE), executor)
 
     def _request(self, kind: int, flags: int, executor: Executor) -> None:
         index = executor.index(self.place, self.link)

@@ -1,26 +1,24 @@
-"""Change links, bridges and bridge ports by rtnetlink(7).
+"""Create, change and delete links by rtnetlink(7).
 
-The names and units are those of ip-link(8) and bridge(8).
+The names and units are those of ip-link(8).
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import socket
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from core.netlink.client import NLA_NESTED, Netlink, attribute
 from core.netlink.netns import NamespaceGone
 from core.operations.base import LinkOperation, Operation
-from core.operations.executor import Executor, inside
+from core.operations.executor import Executor
 from core.operations.values import HOST, NetnsTarget, recorded
 from core.text import quoted
 
+VXLAN_PORT = 4789  # IANA
 _NO_VLANS = (
     "this kernel has no VLAN filtering for bridges (CONFIG_BRIDGE_VLAN_FILTERING is off). "
     "Try: a network without VLAN filtering for each VLAN, or another kernel"
@@ -84,7 +82,7 @@ class CreateBridge(_CreateLink):
         if self.vlan_filtering:
             settings["br_vlan_filtering"] = 1
         made = _attributes(self.name, self.mtu, self.mac)
-        with _vlans_needed(self.vlan_filtering), executor.rtnetlink(self.place) as iproute:
+        with vlans_needed(self.vlan_filtering), executor.rtnetlink(self.place) as iproute:
             iproute.link("add", kind="bridge", **made, **settings)
         if self.alias:
             _set_alias(self.name, self.alias, self.place, executor)
@@ -136,6 +134,52 @@ class CreateVeth(_CreateLink):
 
 @recorded()
 @dataclass(frozen=True, slots=True)
+class CreateVxlan(_CreateLink):
+    """Create a VXLAN tunnel end (RFC 7348), down and without remote hosts.
+
+    `vni` is the network's number, `local` this host's address in the underlay, `port` the UDP port. With
+    `learning` the link learns from packets behind which remote host a MAC is; without it a routing engine
+    fills its forwarding table.
+    """
+
+    name: str
+    vni: int
+    local: str
+    place: NetnsTarget = HOST
+    port: int = VXLAN_PORT
+    mtu: int = 1450
+    mac: str = ""
+    alias: str = ""
+    learning: bool = True
+
+    def command(self) -> str:
+        mac = f" address {self.mac}" if self.mac else ""
+        learning = "" if self.learning else " nolearning"
+        made = self.place.ip(
+            f"link add {quoted(self.name)} mtu {self.mtu}{mac} type vxlan"
+            f" id {self.vni} local {self.local} dstport {self.port}{learning}"
+        )
+        return f"{made} && {_alias_command(self.place, self.name, self.alias)}" if self.alias else made
+
+    def inverse(self) -> tuple[DeleteLink, ...]:
+        return (DeleteLink(self.name, self.place, again=self),)
+
+    def describe(self) -> str:
+        return f"create the tunnel end {self.name} of VNI {self.vni} in {self.place}"
+
+    def execute(self, executor: Executor) -> None:
+        local = "vxlan_local6" if ":" in self.local else "vxlan_local"
+        settings = {"vxlan_id": self.vni, local: self.local, "vxlan_port": self.port}
+        settings["vxlan_learning"] = int(self.learning)
+        made = _attributes(self.name, self.mtu, self.mac)
+        with executor.rtnetlink(self.place) as iproute:
+            iproute.link("add", kind="vxlan", **made, **settings)
+        if self.alias:
+            _set_alias(self.name, self.alias, self.place, executor)
+
+
+@recorded()
+@dataclass(frozen=True, slots=True)
 class DeleteLink(Operation):
     """Delete a link, with its peer if it is a veth; `again` is its undo.
 
@@ -144,12 +188,12 @@ class DeleteLink(Operation):
 
     name: str
     place: NetnsTarget = HOST
-    again: CreateBridge | CreateVeth | None = None
+    again: CreateBridge | CreateVeth | CreateVxlan | None = None
 
     def command(self) -> str:
         return self.place.ip(f"link del {quoted(self.name)}")
 
-    def inverse(self) -> tuple[CreateBridge | CreateVeth, ...]:
+    def inverse(self) -> tuple[CreateBridge | CreateVeth | CreateVxlan, ...]:
         return (self.again,) if self.again else ()
 
     def describe(self) -> str:
@@ -238,204 +282,7 @@ class SetLink(Operation):
                 raise ValueError(f"links have no attribute {unknown!r} to set")
 
 
-@recorded()
-@dataclass(frozen=True, slots=True)
-class SetBridge(LinkOperation):
-    """Set one setting of a bridge.
-
-    Names and units are those of ip-link(8) ("ageing_time" in 1/100 s).
-    """
-
-    name: str
-    setting: str
-    value: int
-    before: int
-    place: NetnsTarget = HOST
-
-    def command(self) -> str:
-        return self.place.ip(f"link set {quoted(self.name)} type bridge {self.setting} {self.value}")
-
-    def inverse(self) -> tuple[SetBridge, ...]:
-        return (replace(self, value=self.before, before=self.value),)
-
-    def describe(self) -> str:
-        return f"set {self.setting} of the bridge {self.name} to {self.value}"
-
-    def execute(self, executor: Executor) -> None:
-        index = executor.index(self.place, self.name)
-        with _vlans_needed("vlan" in self.setting), executor.rtnetlink(self.place) as iproute:
-            iproute.link("set", index=index, kind="bridge", **{f"br_{self.setting}": self.value})
-
-
-# IFLA_BRPORT_* by the names of bridge(8).
-_PORT_FLAGS = {
-    "hairpin": "MODE", "guard": "GUARD", "root_block": "PROTECT", "fastleave": "FAST_LEAVE",
-    "learning": "LEARNING", "flood": "UNICAST_FLOOD", "mcast_flood": "MCAST_FLOOD",
-    "bcast_flood": "BCAST_FLOOD", "neigh_suppress": "NEIGH_SUPPRESS", "isolated": "ISOLATED",
-    "locked": "LOCKED",
-}  # fmt: skip
-
-
-@recorded()
-@dataclass(frozen=True, slots=True)
-class SetPort(LinkOperation):
-    """Set one flag of a bridge port.
-
-    The names are those of bridge(8) ("isolated", "hairpin", "learning").
-    """
-
-    name: str
-    flag: str
-    on: bool
-    before: bool
-    place: NetnsTarget = HOST
-
-    def command(self) -> str:
-        return self.place.bridge(f"link set dev {quoted(self.name)} {self.flag} {'on' if self.on else 'off'}")
-
-    def inverse(self) -> tuple[SetPort, ...]:
-        return (replace(self, on=self.before, before=self.on),)
-
-    def describe(self) -> str:
-        return f"switch {self.flag} of the port {self.name} {'on' if self.on else 'off'}"
-
-    def execute(self, executor: Executor) -> None:
-        flag = f"IFLA_BRPORT_{_PORT_FLAGS[self.flag]}", int(self.on)
-        port = [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", {"attrs": [flag]})]
-        index = executor.index(self.place, self.name)
-        with executor.rtnetlink(self.place) as iproute:
-            iproute.link("set", index=index, linkinfo={"attrs": port})
-
-
-# BR_STATE_* of linux/if_bridge.h by their places.
-PORT_STATES = ("disabled", "listening", "learning", "forwarding", "blocking")
-# RTM_SETLINK, IFLA_PROTINFO, IFLA_BRPORT_STATE; family and index of struct ifinfomsg.
-_SET_LINK, _PORT_SETTINGS, _PORT_STATE = 19, 12, 1
-_LINK = struct.Struct("=Bxxxi8x")
-
-
-@recorded()
-@dataclass(frozen=True, slots=True)
-class SetPortState(LinkOperation):
-    """Set the STP state of a bridge port, one of PORT_STATES.
-
-    The kernel refuses it while the bridge runs STP, and for a port without carrier.
-    """
-
-    name: str
-    state: str
-    before: str
-    place: NetnsTarget = HOST
-
-    def command(self) -> str:
-        number = PORT_STATES.index(self.state)
-        return self.place.bridge(f"link set dev {quoted(self.name)} state {number}")
-
-    def inverse(self) -> tuple[SetPortState, ...]:
-        return (replace(self, state=self.before, before=self.state),)
-
-    def describe(self) -> str:
-        return f"set the port {self.name} from {self.before} to {self.state}"
-
-    def execute(self, executor: Executor) -> None:
-        # As bridge(8) does: after a change by rtnetlink's usual message the kernel enables the port again.
-        header = _LINK.pack(socket.AF_BRIDGE, executor.index(self.place, self.name))
-        state = attribute(_PORT_STATE, bytes([PORT_STATES.index(self.state)]))
-        with inside(self.place):
-            netlink = Netlink()
-        with netlink:
-            netlink.request(_SET_LINK, header + attribute(_PORT_SETTINGS | NLA_NESTED, state))
-
-
 _IFF_NOARP = 0x80  # linux/if.h
-# linux/if_bridge.h
-_BRIDGE_FLAGS_SELF = 2
-_PVID, _UNTAGGED, _RANGE_BEGIN, _RANGE_END = 1 << 1, 1 << 2, 1 << 3, 1 << 4
-
-
-@recorded()
-@dataclass(frozen=True, slots=True)
-class AddVlan(Operation):
-    """Add a bridge port to a VLAN or to a range of VLANs.
-
-    `own`: the link is the bridge itself. `pvid` and `untagged` are those of bridge(8).
-    """
-
-    name: str
-    vid: int
-    vid_end: int
-    pvid: bool = False
-    untagged: bool = False
-    own: bool = False
-    place: NetnsTarget = HOST
-
-    def command(self) -> str:
-        words = [self._words("add"), *(["pvid"] if self.pvid else [])]
-        words += ["untagged"] if self.untagged else []
-        return self.place.bridge(" ".join([*words, *self._end()]))
-
-    def inverse(self) -> tuple[DeleteVlan, ...]:
-        return (DeleteVlan(self),)
-
-    def describe(self) -> str:
-        return f"add {self.name} to {self.vlan_ids}"
-
-    @property
-    def vlan_ids(self) -> str:
-        """Return the VLANs as text."""
-        return f"VLAN {self.vid}" if self.vid == self.vid_end else f"VLANs {self.vid}-{self.vid_end}"
-
-    def _words(self, verb: str) -> str:
-        vids = str(self.vid) if self.vid == self.vid_end else f"{self.vid}-{self.vid_end}"
-        return f"vlan {verb} dev {quoted(self.name)} vid {vids}"
-
-    def _end(self) -> list[str]:
-        return ["self"] if self.own else []
-
-    def affects(self) -> tuple[str, ...]:
-        return (self.place.link(self.name),)
-
-    def execute(self, executor: Executor) -> None:
-        self._request("add", _PVID * self.pvid | _UNTAGGED * self.untagged, executor)
-
-    def _request(self, command: str, flags: int, executor: Executor) -> None:
-        index = executor.index(self.place, self.name)
-        with executor.rtnetlink(self.place) as iproute:
-            iproute.vlan_filter(command, index=index, IFLA_AF_SPEC={"attrs": self._attributes(flags)})
-
-    def _attributes(self, flags: int) -> list[tuple[str, Any]]:
-        """Return IFLA_AF_SPEC.
-
-        pyroute2's `vlan_info` can't express the flags of a range.
-        """
-        ends = [(self.vid, 0)]
-        if self.vid_end != self.vid:
-            ends = [(self.vid, _RANGE_BEGIN), (self.vid_end, _RANGE_END)]
-        found: list[tuple[str, Any]] = [("IFLA_BRIDGE_FLAGS", _BRIDGE_FLAGS_SELF)] if self.own else []
-        return found + [("IFLA_BRIDGE_VLAN_INFO", {"vid": vid, "flags": flags | end}) for vid, end in ends]
-
-
-@recorded()
-@dataclass(frozen=True, slots=True)
-class DeleteVlan(Operation):
-    """Remove a bridge port, or a bridge, from a VLAN or a range; `vlan` is its undo."""
-
-    vlan: AddVlan
-
-    def command(self) -> str:
-        return self.vlan.place.bridge(" ".join([self.vlan._words("del"), *self.vlan._end()]))
-
-    def inverse(self) -> tuple[AddVlan, ...]:
-        return (self.vlan,)
-
-    def describe(self) -> str:
-        return f"remove {self.vlan.name} from {self.vlan.vlan_ids}"
-
-    def affects(self) -> tuple[str, ...]:
-        return self.vlan.affects()
-
-    def execute(self, executor: Executor) -> None:
-        self.vlan._request("del", 0, executor)
 
 
 def _alias_command(place: NetnsTarget, name: str, alias: str) -> str:
@@ -468,7 +315,7 @@ def _alias(step: _CreateLink, executor: Executor) -> str | None:
 
 
 @contextmanager
-def _vlans_needed(needed: bool) -> Iterator[None]:
+def vlans_needed(needed: bool) -> Iterator[None]:
     """Explain the error of a kernel without VLAN filtering."""
     try:
         yield

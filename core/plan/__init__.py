@@ -13,6 +13,7 @@ from core.plan import (
     delete,
     links,
     networks,
+    overlay,
     ports,
     repair,
     repair_rules,
@@ -30,7 +31,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Importing these modules registers their planners with plan_steps.
-PLANNERS = (attachments, containers, delete, links, networks, ports, repair, repair_rules, tuning)
+PLANNERS = (attachments, containers, delete, links, networks, overlay, ports, repair, repair_rules, tuning)
 
 _MAX_VALUE = 60  # characters of a name in a refusal
 

@@ -22,6 +22,7 @@ from core.operations import (
 from core.plan import ipam, validate
 from core.plan.builder import CannotPlan, PlanBuilder, Target, plan_steps, require, when
 from core.plan.docker import attach_by_docker, detach_by_docker, find_docker_network
+from core.plan.overlay import warn_of_range
 from core.plan.ports import unpublish
 from core.plan.requests import Attach, Detach, Move
 from core.plan.tags import ALIAS_BYTES, VnetMember, VnetNetwork, VnetPort
@@ -235,9 +236,11 @@ def _addresses(
     given = {":" in one: str(ipaddress.ip_address(one)) for one in requested}
     require(when(len(given) != len(requested), "only one address of each family is allowed"))
     chosen = []
-    for subnet in network.subnets:
+    ranges = network.ranges or network.subnets
+    warn_of_range(network, tuple(given.values()), builder)
+    for subnet, own in zip(network.subnets, ranges, strict=True):
         try:
-            address = given.get(":" in subnet) or ipam.next_address(subnet, builder.used | published.keys())
+            address = given.get(":" in subnet) or ipam.next_address(own, builder.used | published.keys())
         except ipam.Exhausted as error:
             raise CannotPlan([f"{network.name} is full: {error}"]) from error
         builder.warn(_port_warning(published.get(address), target))

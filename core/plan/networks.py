@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from core.model import Link, Network
 from core.nat.packets import Kind
 from core.operations import AddAddress, CreateBridge, DeleteRoute, SetLink
-from core.plan import ipam, validate
+from core.plan import ipam, overlay, validate
 from core.plan.attachments import (
     detach_member,
     forget_attachment,
@@ -26,6 +26,7 @@ from core.plan.requests import CreateNetwork, Join, RemoveNetwork, Separate
 from core.plan.tags import ALIAS_BYTES, VnetNetwork, pair
 from core.plan.teardown import delete_bridge, release_port, static_routes
 from core.plan.uplink import bridge_nic, restore_nic
+from core.plan.vxlan import gateway_mac
 from core.text import safe
 
 
@@ -34,6 +35,8 @@ def plan_create_network(request: CreateNetwork, builder: PlanBuilder) -> str:
     require(validate.name(request.name, "network's name"), validate.kind(request.kind))
     if request.engine == "docker":
         return create_docker_network(request, builder)
+    if request.kind == "overlay":
+        request = overlay.complete(request, builder)
     network = design(request, builder)
     if network.kind == "nic-bridged":
         bridge_nic(network, request, builder)
@@ -41,6 +44,9 @@ def plan_create_network(request: CreateNetwork, builder: PlanBuilder) -> str:
         _create(network, request, builder)
     builder.update_vnet(networks={**builder.vnet.networks, network.name: network})
     builder.host_names.add(network.bridge)
+    if network.kind == "overlay":
+        hosts = (request.local, *request.remotes)
+        builder.warn(f"on each other host, run: {overlay.join_command(network, hosts)}")
     kinds: tuple[Kind, ...] = () if network.kind == "internal" else ("out", "answers")
     warn_of_filters(builder, network.bridge, kinds, network.subnets)
     return f"create the {network.kind} network {network.name}"
@@ -66,10 +72,12 @@ def design(request: CreateNetwork, builder: PlanBuilder) -> VnetNetwork:
         )
     subnets = _subnets(request, builder)
     gateways = _gateways(request, subnets)
-    mtu = _mtu(request, subnets, builder)
+    is_overlay = request.kind == "overlay"
+    mtu = overlay.choose_mtu(request, builder) if is_overlay else _mtu(request, subnets, builder)
     network = VnetNetwork(
-        request.name, request.kind, bridge, subnets, gateways, request.nat66, request.uplink, mtu
-    )
+        request.name, request.kind, bridge, subnets, gateways, request.nat66, request.uplink, mtu,
+        request.vni, overlay.choose_ranges(request, subnets) if is_overlay else (),
+    )  # fmt: skip
     if len(network.tag().encode()) > ALIAS_BYTES:
         raise CannotPlan(["the names are too long for the tag of the bridge. Try: shorter names"])
     return network
@@ -163,14 +171,14 @@ def _uplink(builder: PlanBuilder) -> Link | None:
 
 
 def _create(network: VnetNetwork, request: CreateNetwork, builder: PlanBuilder) -> None:
-    has_ipv6_nat = network.kind == "nat" and any(":" in one for one in network.subnets)
+    has_ipv6_nat = network.is_translated and any(":" in one for one in network.subnets)
     require(
         when(request.uplink, "only a NIC-bridged network has an uplink"),
         when(request.nat66 and not has_ipv6_nat, "NAT66 needs a NAT network with an IPv6 subnet"),
     )
     made = CreateBridge(
         network.bridge,
-        mac=stable_mac(builder.snapshot.host.hostname, network.bridge),
+        mac=_mac(network, builder),
         mtu=network.mtu,
         alias=network.tag(),
         vlan_filtering=request.vlan_filtering,
@@ -179,6 +187,8 @@ def _create(network: VnetNetwork, request: CreateNetwork, builder: PlanBuilder) 
     for subnet, gateway in zip(network.subnets, network.gateways, strict=True):
         builder.add(AddAddress(network.bridge, f"{gateway}/{ipaddress.ip_network(subnet).prefixlen}"))
         builder.used.add(gateway)
+    if network.kind == "overlay":
+        overlay.add_tunnel(network, request, builder)
     builder.add(SetLink(network.bridge, "up", "up", "down"))
     _reattach_members(network, builder)
     if network.kind != "internal":
@@ -204,6 +214,12 @@ def _reattach_members(network: VnetNetwork, builder: PlanBuilder) -> None:
                 f"Detach and attach it, or choose that subnet"
             )
     restore_ports([port for port in builder.vnet.ports if port.address in addresses], network.bridge, builder)
+
+
+def _mac(network: VnetNetwork, builder: PlanBuilder) -> str:
+    if network.kind == "overlay":
+        return gateway_mac(network.vni)
+    return stable_mac(builder.snapshot.host.hostname, network.bridge)
 
 
 def stable_mac(hostname: str, bridge: str) -> str:
@@ -233,7 +249,10 @@ def plan_remove_network(request: RemoveNetwork, builder: PlanBuilder) -> str:
         builder.add_side_effect(f"{_label(member.container, builder)} is detached from {network.name}")
         detach_member(member, builder)
     _forget_persistent(network, builder)
-    _release_others(network, bridge, builder)
+    tunnel = overlay.tunnel_of(network, builder) if network.kind == "overlay" else None
+    _release_others(network, bridge, tunnel, builder)
+    if tunnel:
+        overlay.delete_tunnel(tunnel, builder)
     if network.kind == "nic-bridged":
         restore_nic(network, bridge, builder)
     else:
@@ -264,9 +283,9 @@ def _forget_persistent(network: VnetNetwork, builder: PlanBuilder) -> None:
         forget_attachment(container, network.name, builder)
 
 
-def _release_others(network: VnetNetwork, bridge: Link, builder: PlanBuilder) -> None:
+def _release_others(network: VnetNetwork, bridge: Link, tunnel: Link | None, builder: PlanBuilder) -> None:
     """Detach ports that vnet didn't attach."""
-    ports = {member.port for member in builder.before.members}
+    ports = {member.port for member in builder.before.members} | ({tunnel.name} if tunnel else set())
     for port in builder.topology.ports_of(bridge.key):
         if port.name not in ports and port.name != network.uplink:
             builder.add_side_effect(
@@ -283,6 +302,8 @@ def _label(uid: str, builder: PlanBuilder) -> str:
 @plan_steps.register
 def plan_join(request: Join, builder: PlanBuilder) -> str:
     one, other = _pair(request, builder)
+    across = next((network.name for network in (one, other) if network.kind == "overlay"), "")
+    require(when(across, f"containers of {across} on other hosts couldn't answer. Try: vnet-tui attach"))
     names = pair(one.name, other.name)
     common = {_family(subnet) for subnet in one.subnets} & {_family(subnet) for subnet in other.subnets}
     require(

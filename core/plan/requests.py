@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from core.model import LinkKey, Ref
 from core.model.fix import Step
 
-KINDS = ("nat", "internal", "routed", "nic-bridged")
+KINDS = ("nat", "internal", "routed", "nic-bridged", "overlay")
 MODELS = ("closed", "bridged", "joined", "open")
 PROTOCOLS = ("tcp", "udp", "sctp")
 
@@ -20,6 +20,11 @@ class CreateNetwork:
     is chosen, and with `ipv6` a free IPv6 subnet as well. `gateways` are in the order of `subnets`; the
     default is the first address. `mtu` 0 takes the MTU of the default route's link. `bridge` "" is "br-NAME".
     `uplink` is the link that becomes the port of a NIC-bridged network. `engine` is "vnet" or "docker".
+
+    Of an overlay: `vni` is its number and `subnets` are the same on all hosts (0 and none: both follow from
+    the name). `remotes` are the addresses of the other hosts, `local` that of this host ("": the one that it
+    uses to reach them), `ranges` the parts of the subnets that this host assigns (none: they follow from
+    `local`).
     """
 
     name: str
@@ -33,6 +38,39 @@ class CreateNetwork:
     nat66: bool = False
     vlan_filtering: bool = False
     engine: str = "vnet"
+    vni: int = 0
+    remotes: tuple[str, ...] = ()
+    local: str = ""
+    ranges: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JoinOverlay:
+    """Join an overlay network that another host has.
+
+    If this host has joined it already, remote hosts are added. The fields are those of CreateNetwork.
+    """
+
+    name: str
+    remotes: tuple[str, ...] = ()
+    vni: int = 0
+    subnets: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
+    ipv6: bool = False
+    mtu: int = 0
+    local: str = ""
+    ranges: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveOverlay:
+    """Leave an overlay network.
+
+    It is removed from this host, with `remotes` only the tunnels to these hosts.
+    """
+
+    name: str
+    remotes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +300,8 @@ Request = (
     | Tune
     | Join
     | Separate
+    | JoinOverlay
+    | LeaveOverlay
     | Repair
 )
 
@@ -286,5 +326,7 @@ PHRASES: dict[type, str] = {
     Tune: "tune {key}",
     Join: "join {network} and {other}",
     Separate: "separate {network} from {other}",
+    JoinOverlay: "join the network {name}",
+    LeaveOverlay: "leave the network {name}",
     Repair: "{sentence}",
 }

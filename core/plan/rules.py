@@ -125,7 +125,7 @@ def _untranslated(network: VnetNetwork, other: VnetNetwork) -> Iterator[str]:
 
 def _masquerade(network: VnetNetwork) -> Iterator[str]:
     families = ("ip", "ip6") if network.nat66 else ("ip",)
-    for family in families if network.kind == "nat" else ():
+    for family in families if network.is_translated else ():
         for subnet in _of_family(network, family):
             yield (
                 f'{family} saddr {subnet} oifname != "{network.bridge}" counter masquerade '
@@ -146,7 +146,8 @@ def _forward(networks: Sequence[VnetNetwork], vnet: VnetState) -> Iterator[str]:
 
     Their order: same bridge, published ports, joined pairs, isolation, then each kind.
     """
-    by_kind = {kind: [one for one in networks if one.kind == kind] for kind in ("nat", "internal", "routed")}
+    by_kind = {"nat": [one for one in networks if one.is_translated]}
+    by_kind |= {kind: [one for one in networks if one.kind == kind] for kind in ("internal", "routed")}
     isolated = [one for group in by_kind.values() for one in group]
     for network in networks:
         # With br_netfilter bridged packets pass this chain as well.

@@ -1,8 +1,9 @@
 """Find vnet's networks, attachments and ports by aliases and rule comments.
 
-Aliases of links (core.text): a network's bridge has "vnet:net=NAME kind=nat subnet=... gateway=...", the
-host's end of an attachment "vnet:of=RUNTIME:ID net=NAME link=eth0 address=...", the loopback link of a
-namespace that vnet made "vnet:name=NAME", with one `name` for each of its names.
+Aliases of links (core.text): a network's bridge has "vnet:net=NAME kind=nat subnet=... gateway=...", an
+overlay's tunnel "vnet:tunnel=NAME", the host's end of an attachment "vnet:of=RUNTIME:ID net=NAME link=eth0
+address=...", the loopback link of a namespace that vnet made "vnet:name=NAME", with one `name` for each of
+its names.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ COMMENT_BYTES = 128
 class VnetNetwork:
     """A network that vnet made.
 
-    `gateways` are in the order of `subnets`, `uplink` is the port if NIC-bridged.
+    `gateways` are in the order of `subnets`, `uplink` is the port if NIC-bridged. Of an overlay: `vni`, and
+    `ranges` are the parts of `subnets` that this host assigns, in the same order.
     """
 
     name: str
@@ -33,6 +35,13 @@ class VnetNetwork:
     nat66: bool = False
     uplink: str = ""
     mtu: int = 1500
+    vni: int = 0
+    ranges: tuple[str, ...] = ()
+
+    @property
+    def is_translated(self) -> bool:
+        """Return whether its containers reach the outside by source NAT."""
+        return self.kind in ("nat", "overlay")
 
     def tag(self) -> str:
         """Return the alias of its bridge."""
@@ -41,7 +50,12 @@ class VnetNetwork:
             values += [("subnet", subnet), ("gateway", gateway)]
         values += [("nat66", "yes")] if self.nat66 else []
         values += [("uplink", self.uplink)] if self.uplink else []
-        return format_tag(values)
+        values += [("vni", str(self.vni))] if self.vni else []
+        return format_tag([*values, *(("range", one) for one in self.ranges)])
+
+    def tunnel_tag(self) -> str:
+        """Return the alias of its tunnel link."""
+        return format_tag([("tunnel", self.name)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +159,13 @@ def _networks(tagged: list[tuple[Link, TagValues]]) -> Iterator[VnetNetwork]:
                 "nat66" in values,
                 values.get("uplink", ("",))[0],
                 link.mtu,
+                _number(values.get("vni", ("",))[0]),
+                values.get("range", ()),
             )
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 8 else 0
 
 
 def _members(tagged: list[tuple[Link, TagValues]]) -> Iterator[VnetMember]:

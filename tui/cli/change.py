@@ -17,6 +17,8 @@ from core.plan.requests import (
     Delete,
     Detach,
     Join,
+    JoinOverlay,
+    LeaveOverlay,
     Move,
     Publish,
     RemoveContainer,
@@ -136,14 +138,34 @@ def _network(options: argparse.Namespace) -> Request:
             return CreateNetwork(
                 options.name, options.kind, tuple(options.subnet), tuple(options.gateway), options.ipv6,
                 options.mtu, options.bridge, options.uplink, options.nat66, options.vlan_filtering,
-                options.engine,
+                options.engine, options.vni, tuple(options.remotes), options.local, tuple(options.ranges),
             )  # fmt: skip
         case "join":
-            return Join(options.network, options.other)
+            return _join(options)
+        case "leave":
+            return LeaveOverlay(options.network, tuple(options.remotes))
         case "part":
             return Separate(options.network, options.other)
         case _:
             return RemoveNetwork(options.name)
+
+
+def _join(options: argparse.Namespace) -> Request:
+    """Return the request to join two networks, or one overlay."""
+    overlay = JoinOverlay(
+        options.network, tuple(options.remotes), options.vni, tuple(options.subnet), tuple(options.gateway),
+        options.ipv6, options.mtu, options.local, tuple(options.ranges),
+    )  # fmt: skip
+    if not options.other:
+        if options.remotes:
+            return overlay
+        raise CommandError(
+            f'can\'t join "{safe(options.network)}": neither another network nor a remote host is given. '
+            f"Try: vnet-tui network join {quoted(options.network)} OTHER, or --remote ADDRESS for an overlay"
+        )
+    if overlay != JoinOverlay(options.network):
+        raise CommandError("can't join two networks: the options are for an overlay. Try: without OTHER")
+    return Join(options.network, options.other)
 
 
 def _container(options: argparse.Namespace) -> Request:
