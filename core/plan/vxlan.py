@@ -51,8 +51,8 @@ def gateway_mac(vni: int) -> str:
 def range_of(subnet: str, host: str) -> str:
     """Return the part of a subnet that a host assigns addresses of.
 
-    `host` is its address in the underlay. The last bits of the host's address choose it, so that further hosts change no range. Hosts of one /24
-    never share one of 256 ranges.
+    `host` is its address in the underlay. The last bits of it choose the range, so that further hosts change
+    none. Hosts of one /24 never share one of 256 ranges.
     """
     prefix = ipaddress.ip_network(subnet)
     bits = min(_MOST_RANGE_BITS, (prefix.max_prefixlen - prefix.prefixlen) // 2)
