@@ -1,9 +1,8 @@
-"""Read desired state from a TOML file, write it, and compare it with the host."""
+"""Read desired state from a TOML file, and compare it with the host."""
 
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from core.model import Network
+from core.plan.export import DOCKER_LABEL, tunnel_values
 from core.plan.requests import (
     Attach,
     ChangeMtu,
@@ -19,6 +19,8 @@ from core.plan.requests import (
     CreateNetwork,
     Detach,
     Join,
+    JoinOverlay,
+    LeaveOverlay,
     Publish,
     RemoveContainer,
     RemoveNetwork,
@@ -29,9 +31,6 @@ from core.plan.requests import (
 from core.plan.tags import VnetMember, VnetNetwork, VnetPort, VnetState, pair, port_id, vnet_state
 from core.text import safe
 from core.topology import Topology
-
-# The label of Docker networks that vnet created.
-DOCKER_LABEL = ("vnet", "1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,84 +194,6 @@ def _line(lines: list[str], path: str, key: str, number: int = 0) -> int:
     return 0
 
 
-def export(topology: Topology) -> str:
-    """Return the file for vnet's networks on this host.
-
-    `difference` finds nothing to do for it.
-    """
-    existing = vnet_state(topology.snapshot, topology.host)
-    parts = []
-    for network in sorted(existing.networks.values(), key=lambda one: one.name):
-        values: dict[str, Any] = {
-            "kind": network.kind, "subnets": network.subnets, "gateways": network.gateways,
-            "mtu": network.mtu, "bridge": network.bridge, "uplink": network.uplink,
-            "nat66": network.nat66, "vlan_filtering": _filters(network.bridge, topology),
-        }  # fmt: skip
-        parts.append(_table(f"[network.{_key(network.name)}]", values))
-    parts += _docker_networks(topology)
-    for name, ns in sorted(existing.containers.items()):
-        parts.append(_table(f"[container.{_key(name)}]", _container(name, ns, topology)))
-    for member in existing.members:
-        plain = tuple(one.partition("/")[0] for one in member.addresses)
-        container = topology.containers.get(member.container)
-        label = f"{container.runtime}:{container.name}" if container else member.container
-        values = {"container": label, "network": member.network, "addresses": plain, "link": member.link}
-        parts.append(_table("[[attach]]", values))
-    for port in {one.port_id: one for one in existing.ports}.values():
-        container = topology.containers.get(port.container)
-        label = f"{container.runtime}:{container.name}" if container else port.container
-        values = {
-            "container": label, "host_ports": port.host_ports, "container_ports": port.container_ports,
-            "l4_proto": port.l4_proto, "host_ip": port.host_ip,
-        }  # fmt: skip
-        parts.append(_table("[[publish]]", values))
-    pairs = [list(names) for names in sorted(existing.joined)]
-    return "\n".join([*([f"joined = {toml_value(pairs)}\n"] if pairs else []), *parts])
-
-
-def _filters(bridge: str, topology: Topology) -> bool:
-    """Return whether a bridge of the host is VLAN-aware."""
-    net = topology.snapshot.nets[topology.host]
-    return any(one.bridge.vlan_filtering for one in net.links.values() if one.name == bridge and one.bridge)
-
-
-def _container(name: str, ns: int, topology: Topology) -> dict[str, Any]:
-    if ns == topology.host:
-        return {"model": "open"}
-    space = topology.snapshot.namespaces.get(ns)
-    first = space.names[0] if space and space.names else name
-    return {"model": "closed"} if first == name else {"model": "joined", "joined_with": f"netns:{first}"}
-
-
-def _docker_networks(topology: Topology) -> Iterator[str]:
-    engine = topology.snapshot.engines.get("docker")
-    for network in engine.networks if engine else ():
-        if network.labels.get(DOCKER_LABEL[0]) == DOCKER_LABEL[1]:
-            values = {
-                "engine": "docker", "kind": "internal" if network.internal else "nat",
-                "subnets": network.subnets, "gateways": network.gateways,
-            }  # fmt: skip
-            yield _table(f"[network.{_key(network.name)}]", values)
-
-
-def _table(header: str, values: Mapping[str, Any]) -> str:
-    """Return one table without empty and false values."""
-    lines = [f"{key} = {toml_value(value)}" for key, value in values.items() if value]
-    return "\n".join([header, *lines, ""])
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml_value(name)
-
-
-def toml_value(value: Any) -> str:
-    """Write a value as TOML.
-
-    It is written like JSON, but without surrogate escapes (JSON's for emoji), and with DEL escaped.
-    """
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
 def difference(desired: Desired, topology: Topology, prune: bool = False) -> tuple[Request, ...]:
     """Return the requests that lead from the current to the desired state, in order.
 
@@ -303,6 +224,7 @@ class _Comparison:
         for network in self.desired.networks:
             if network.name in self.replaced or not self._exists(network.name):
                 yield network
+        yield from self._remotes()
         yield from self._resize()
         yield from self._containers()
         yield from self._attach()
@@ -329,7 +251,19 @@ class _Comparison:
             existing = self.docker.get(network.name)
             return existing is not None and _docker_differs(network, existing)
         found = self.vnet.networks.get(network.name)
-        return found is not None and _differs(network, found)
+        return found is not None and _differs(network, found, self.topology)
+
+    def _remotes(self) -> Iterator[Request]:
+        """Yield requests for the remote hosts of overlays that exist."""
+        for network in self.desired.networks:
+            found = self.vnet.networks.get(network.name)
+            if found is None or network.name in self.replaced or not network.remotes:
+                continue
+            existing = tunnel_values(found, self.topology).get("remotes", ())
+            if missing := tuple(one for one in network.remotes if one not in existing):
+                yield JoinOverlay(network.name, missing)
+            if surplus := tuple(one for one in existing if one not in network.remotes):
+                yield LeaveOverlay(network.name, surplus)
 
     def _resize(self) -> Iterator[Request]:
         for network in self.desired.networks:
@@ -432,18 +366,22 @@ class _Comparison:
                 yield Separate(*names)
 
 
-def _differs(network: CreateNetwork, found: VnetNetwork) -> bool:
+def _differs(network: CreateNetwork, found: VnetNetwork, topology: Topology) -> bool:
     """Return whether a network must be created again.
 
-    Values that the file leaves out don't matter, and the MTU changes in place, except with NIC-bridged
-    networks.
+    Values that the file leaves out don't matter; remote hosts change in place, and the MTU too, except with
+    NIC-bridged networks.
     """
+    tunnel = tunnel_values(found, topology)
     desired = {
         "kind": network.kind,
         "subnets": tuple(sorted(map(_prefix, network.subnets))),
         "mtu": network.mtu if found.kind == "nic-bridged" else 0,
         "bridge": network.bridge,
         "uplink": network.uplink,
+        "vni": network.vni,
+        "local": network.local,
+        "ranges": network.ranges,
     }
     existing = {
         "kind": found.kind,
@@ -451,10 +389,14 @@ def _differs(network: CreateNetwork, found: VnetNetwork) -> bool:
         "mtu": found.mtu,
         "bridge": found.bridge,
         "uplink": found.uplink,
+        "vni": found.vni,
+        "local": tunnel.get("local", ""),
+        "ranges": found.ranges,
     }
     other = any(value and value != existing[key] for key, value in desired.items())
     gateways = {str(ipaddress.ip_address(one)) for one in network.gateways}
-    return other or network.nat66 != found.nat66 or not gateways <= set(found.gateways)
+    translated = network.nat66 != found.nat66 and found.kind != "overlay"
+    return other or translated or not gateways <= set(found.gateways)
 
 
 def _docker_differs(network: CreateNetwork, existing: Network) -> bool:

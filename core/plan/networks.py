@@ -249,7 +249,7 @@ def plan_remove_network(request: RemoveNetwork, builder: PlanBuilder) -> str:
         builder.add_side_effect(f"{_label(member.container, builder)} is detached from {network.name}")
         detach_member(member, builder)
     _forget_persistent(network, builder)
-    tunnel = overlay.tunnel_of(network, builder) if network.kind == "overlay" else None
+    tunnel = overlay.tunnel_of(network, builder.topology) if network.kind == "overlay" else None
     _release_others(network, bridge, tunnel, builder)
     if tunnel:
         overlay.delete_tunnel(tunnel, builder)

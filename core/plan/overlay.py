@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import replace
 
-from core.model import Link, NetState
+from core.model import Link
 from core.operations import AddFdb, CreateVxlan, DeleteFdb, DeleteLink, SetLink, SetPort
 from core.operations.forwarding import ALL_ZERO
 from core.operations.links import VXLAN_PORT
@@ -29,6 +29,7 @@ from core.plan.vxlan import (
 from core.reach.packet import Packet
 from core.reach.routing import RoutingTables
 from core.text import quoted, safe
+from core.topology import Topology
 
 
 def complete(request: CreateNetwork, builder: PlanBuilder) -> CreateNetwork:
@@ -205,22 +206,26 @@ def join_command(network: VnetNetwork, hosts: Sequence[str]) -> str:
     return " ".join(words)
 
 
-def tunnel_of(network: VnetNetwork, builder: PlanBuilder) -> Link | None:
+def tunnel_of(network: VnetNetwork, topology: Topology) -> Link | None:
     """Return the tunnel link of an overlay network."""
-    bridge = builder.link(network.bridge)
-    ports = builder.topology.ports_of(bridge.key) if bridge else ()
+    net = topology.snapshot.nets.get(topology.host)
+    bridge = next((one for one in net.links.values() if one.name == network.bridge), None) if net else None
+    ports = topology.ports_of(bridge.key) if bridge else ()
     return next((one for one in ports if one.kind == "vxlan" and one.details.get("vni") == network.vni), None)
 
 
-def remotes_of(tunnel: Link, net: NetState) -> tuple[str, ...]:
-    """Return the remote hosts that a tunnel floods to, of its static entries."""
-    entries = [one for one in net.fdb if one.port == tunnel.ifindex and one.mac == ALL_ZERO]
-    return tuple(one.dst for one in entries if one.dst and one.state == "permanent")
+def remotes_of(tunnel: Link, topology: Topology) -> tuple[str, ...]:
+    """Return the remote hosts of a tunnel: those of the permanent flood entries."""
+    entries = topology.snapshot.nets[tunnel.ns].fdb
+    found = [
+        one for one in entries if (one.port, one.mac, one.state) == (tunnel.ifindex, ALL_ZERO, "permanent")
+    ]
+    return tuple(one.dst for one in found if one.dst)
 
 
 def delete_tunnel(tunnel: Link, builder: PlanBuilder) -> None:
     """Add the steps that delete a tunnel link, after its entries and settings."""
-    builder.add(*(DeleteFdb(_flood_entry(tunnel.name, one)) for one in remotes_of(tunnel, builder.host)))
+    builder.add(*(DeleteFdb(_flood_entry(tunnel.name, one)) for one in remotes_of(tunnel, builder.topology)))
     empty_link(builder, tunnel)
     details = tunnel.details
     again = CreateVxlan(
@@ -245,7 +250,7 @@ def plan_join_overlay(request: JoinOverlay, builder: PlanBuilder) -> str:
     network = _overlay(request.name, builder)
     tunnel = _tunnel(network, builder)
     remotes, local = _others(request.remotes, builder)[0], str(tunnel.details.get("local", ""))
-    known = remotes_of(tunnel, builder.host)
+    known = remotes_of(tunnel, builder.topology)
     new = tuple(one for one in remotes if one not in known)
     differs = request.vni not in (0, network.vni) or not set(request.subnets) <= set(network.subnets)
     existing = f"VNI {network.vni} and the subnet {' and '.join(network.subnets)}"
@@ -275,7 +280,7 @@ def plan_leave_overlay(request: LeaveOverlay, builder: PlanBuilder) -> str:
         plan_steps(RemoveNetwork(network.name), builder)
         return f"leave the overlay network {network.name}"
     tunnel, remotes = _tunnel(network, builder), _addresses(request.remotes)
-    known = remotes_of(tunnel, builder.host)
+    known = remotes_of(tunnel, builder.topology)
     require(*(when(one not in known, f"{one} is no remote host of it") for one in remotes))
     builder.add(*(DeleteFdb(_flood_entry(tunnel.name, one)) for one in remotes))
     return f"remove {', '.join(remotes)} from the hosts of {network.name}"
@@ -288,7 +293,7 @@ def _overlay(name: str, builder: PlanBuilder) -> VnetNetwork:
 
 
 def _tunnel(network: VnetNetwork, builder: PlanBuilder) -> Link:
-    tunnel = tunnel_of(network, builder)
+    tunnel = tunnel_of(network, builder.topology)
     if tunnel is None:
         remedy = f"vnet-tui network leave {network.name}"
         raise CannotPlan([f"its tunnel vx{network.vni} is missing. Try: {remedy}"])

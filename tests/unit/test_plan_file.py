@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from core.plan import Plan, plan_all
-from core.plan.desired_state import BadFile, Desired, difference, export, parse, toml_value
+from core.plan.desired_state import BadFile, Desired, difference, parse
+from core.plan.export import export, toml_value
 from core.plan.requests import (
     Attach,
     CreateContainer,

@@ -14,7 +14,8 @@ from core.files import PUBLIC, WriteError, write_whole
 from core.model import Container, Network, link_ref
 from core.operations import ForgetAttachment, SetRules
 from core.plan import Plan, Refused, VnetNetwork, VnetState, rules, vnet_state
-from core.plan.desired_state import BadFile, Desired, difference, export, parse
+from core.plan.desired_state import BadFile, Desired, difference, parse
+from core.plan.export import export
 from core.plan.requests import Delete, Request, Unpublish
 from core.plan.untracked import restore_tracking
 from core.text import safe
