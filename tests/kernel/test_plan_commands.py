@@ -27,6 +27,8 @@ from core.plan.requests import (
     Delete,
     Detach,
     Join,
+    JoinOverlay,
+    LeaveOverlay,
     Move,
     Publish,
     RemoveContainer,
@@ -47,6 +49,7 @@ N = os.getpid() % 256
 SHOP = CreateNetwork("shop", subnets=(f"10.91.{N}.0/24", f"fd91:{N}::/64"), nat66=True)
 VAULT = CreateNetwork("vault", "internal", (f"10.92.{N}.0/24",))
 ROUTED = CreateNetwork("lan", "routed", (f"10.93.{N}.0/24",), mtu=1400)
+WIDE = CreateNetwork("wide", "overlay", (f"10.96.{N}.0/24",), remotes=("192.0.2.8", "192.0.2.9"))
 WEB_ON_SHOP = CreateContainer(WEB, "bridged", "shop")
 LOG_ON_VAULT = CreateContainer(LOG, "bridged", "vault")
 BOTH = (SHOP, VAULT, WEB_ON_SHOP, LOG_ON_VAULT)
@@ -117,6 +120,14 @@ CASES: dict[str, tuple[tuple[Request, ...], Request | Place]] = {
     "delete-bridge": (BOTH, lambda now: Delete(link_ref(key("br-shop")(now)))),
     "delete-port": (BOTH, lambda now: Delete(link_ref(key(f"v-{WEB}")(now)))),
     "delete-foreign": ((), lambda now: Delete(link_ref(key("up0")(now)))),
+    "overlay": ((), WIDE),
+    "overlay-ipv6": (
+        (),
+        CreateNetwork("w6", "overlay", ipv6=True, mtu=1300, remotes=("2001:db8:2::9",), vni=77),
+    ),
+    "rm-overlay": ((WIDE, CreateContainer(WEB, "bridged", "wide")), RemoveNetwork("wide")),
+    "join-overlay": ((WIDE,), JoinOverlay("wide", ("192.0.2.7", "192.0.2.8"))),
+    "leave-host": ((WIDE,), LeaveOverlay("wide", ("192.0.2.8",))),
     "nic-bridged": ((), CreateNetwork("wire", "nic-bridged", uplink="up0")),
     "rm-nic-bridged": ((CreateNetwork("wire", "nic-bridged", uplink="up0"),), RemoveNetwork("wire")),
 }

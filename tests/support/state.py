@@ -61,6 +61,7 @@ def _of(name: str) -> dict[str, Any]:
         "routes6": in_order(_run(name, "ip -j -6 route show table main")),
         "neighbours": in_order(_run(name, "ip -j neigh show nud permanent")),
         "ports": by_name(_run(name, "bridge -j -d link show")),
+        "remotes": in_order([one for one in _run(name, "bridge -j fdb show") if "dst" in one]),
         "vlans": by_name(_run(name, "bridge -j vlan show")),
         "rules": cleaned(_run(name, "nft -j list ruleset")),
         "sysctls": {key: _inside(name, ["cat", f"/proc/sys/{key}"]).strip() for key in _SYSCTLS},

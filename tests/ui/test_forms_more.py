@@ -8,6 +8,7 @@ import pytest
 
 from core.apply import guard, journal
 from core.collect.snapshot import read_snapshot
+from core.plan.vxlan import subnet_by_name, vni_by_name
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import wait_until
 from tests.ui.change_forms import (
@@ -314,3 +315,22 @@ async def test_emptying_the_ipv6_subnet_adds_no_field(inside_host: ThrowawayHost
         await keys(person, "backspace")
         assert values(person)["ipv6"] == "" and "nat66" not in values(person)
         await person.press("escape")
+
+
+@pytest.mark.parametrize("size", [(80, 24), (130, 40), (200, 60)])
+async def test_an_overlay_is_created(inside_host: ThrowawayHost, size: tuple[int, int]) -> None:
+    inside_host.run("ip link add up0 type veth peer name far0")
+    inside_host.run("ip addr add 192.0.2.1/24 dev up0")
+    inside_host.run("ip link set up0 up")
+    async with host_dashboard(size) as person:
+        await keys(person, "n")
+        await keys(person, *NET, "tab", "left")
+        await keys(person, "tab", *"192.0.2.2, 192.0.2.3")
+        given = values(person)
+        assert (given["kind"], given["vni"]) == ("overlay", str(vni_by_name(NET)))
+        assert given["subnet"] == subnet_by_name(NET, 4)
+        await apply_form(person)
+    (tunnel,) = inside_host.json("ip -j -d link show type vxlan")
+    assert tunnel["linkinfo"]["info_data"]["id"] == vni_by_name(NET)
+    entries = inside_host.json(f"bridge -j fdb show dev {tunnel['ifname']}")
+    assert {one["dst"] for one in entries if "dst" in one} == {"192.0.2.2", "192.0.2.3"}

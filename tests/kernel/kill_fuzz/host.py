@@ -42,6 +42,7 @@ _OBJECTS = (
     "network create shop --subnet 10.91.0.0/24 --subnet fd91::/64",
     "network create lab --kind internal --subnet 10.92.0.0/24",
     "network create dmz --kind routed --subnet 10.94.0.0/24",
+    "network create wide --kind overlay --ipv6 --remote 192.0.2.8",
     "network join shop dmz",
     "container create web --network shop",
     "container create db --network lab",
@@ -69,6 +70,7 @@ show() {
     one routing ip -j rule show
     one neighbours ip -j neigh show nud permanent
     one ports bridge -j -d link show
+    one remotes bridge -j fdb show
     one vlans bridge -j vlan show
     one rules nft -j list ruleset
     one sysctls grep -rs . /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf
@@ -147,6 +149,8 @@ def _read(kind: str, text: str) -> Any:
     values = _without(json.loads(text or "[]"))
     if kind == "rules":
         return cleaned(values)
+    if kind == "remotes":  # others are learned
+        values = [one for one in values if "dst" in one]
     return by_name(values) if kind in ("links", "addresses", "ports", "vlans") else in_order(values)
 
 

@@ -25,6 +25,7 @@ from core.plan.requests import (
     Separate,
 )
 from core.plan.tags import pair
+from core.plan.vxlan import subnet_by_name, vni_by_name
 from core.topology import Topology
 from tui.command import CommandError
 from tui.screens.forms.attach import (
@@ -48,6 +49,8 @@ def network_form() -> Form:
         Field("name", "name", "at most 15 bytes"),
         Field("kind", "kind", options=KINDS),
         Field("uplink", "uplink NIC", "the NIC that becomes its port", hidden=True),
+        Field("remotes", "other hosts", "their addresses; more can join later", hidden=True),
+        Field("vni", "VNI", "follows from the name", hidden=True),
         Field("subnet", "subnet", "a free subnet"),
         Field("gateway", "gateway", "the first address"),
         Field("ipv6", "IPv6 subnet"),
@@ -60,20 +63,23 @@ def network_form() -> Form:
 
 
 def _fill(topology: Topology, values: Values) -> FormState:
-    kind = values.get("kind", "nat")
-    subnet = values.get("subnet", _free(topology, 4))
-    free6 = _free(topology, 6)
+    kind, name = values.get("kind", "nat"), _name(topology)
+    is_overlay, named = kind == "overlay", values.get("name", name)
+    subnet = values.get("subnet", subnet_by_name(named, 4) if is_overlay else _free(topology, 4))
+    free6 = subnet_by_name(named, 6) if is_overlay else _free(topology, 6)
     cards = tuple(link.name for link in _cards(topology))
     way = topology.uplink(topology.host)
     card = way[0].name if way and way[0].name in cards else next(iter(cards), "")
     docker = topology.snapshot.engines.get("docker")
     hidden = {"subnet", "gateway", "ipv6", "nat66"} if kind == "nic-bridged" else {"uplink"}
     hidden |= set() if kind == "nat" and values.get("ipv6", "none") not in ("", "none") else {"nat66"}
+    hidden |= {"engine"} if is_overlay else {"remotes", "vni"}
     hidden |= set() if docker and docker.state == "ok" else {"engine"}
     return FormState(
         {
-            "name": _name(topology), "kind": "nat", "uplink": card, "subnet": subnet,
+            "name": name, "kind": "nat", "uplink": card, "subnet": subnet,
             "gateway": _gateway(subnet), "ipv6": "none", "nat66": "no", "vlans": "no", "engine": "vnet",
+            "remotes": "", "vni": str(vni_by_name(named)) if is_overlay else "",
         },
         {"uplink": cards, "ipv6": ("none", free6) if free6 else ("none",)},
         frozenset(hidden),
@@ -125,6 +131,8 @@ def _request(values: Values) -> CreateNetwork:
         nat66=values.get("nat66") == "yes",
         vlan_filtering=values["vlans"] == "yes",
         engine=values.get("engine", "vnet"),
+        vni=number(values.get("vni", ""), "VNI", 100),
+        remotes=words(values.get("remotes", "")),
     )
 
 
