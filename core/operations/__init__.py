@@ -16,6 +16,7 @@ from core.operations.connections import DeleteConnection
 from core.operations.docker import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
 from core.operations.firewall import AddFirewallRule, DeleteFirewallRule
 from core.operations.forwarding import AddFdb, AddPolicyRule, DeleteFdb, DeletePolicyRule
+from core.operations.frr import ConfigureFrr
 from core.operations.links import CreateBridge, CreateVeth, CreateVxlan, DeleteLink, SetLink
 from core.operations.namespaces import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace
 from core.operations.settings import SetDockerDns, SetRules, SetSysctl
@@ -31,6 +32,7 @@ __all__ = [
     "AddPolicyRule",
     "AddRoute",
     "AddVlan",
+    "ConfigureFrr",
     "CreateBridge",
     "CreateNamespace",
     "CreateVeth",

@@ -21,6 +21,7 @@ class ThrowawayHost:
     def __init__(self) -> None:
         self.prefix = f"v{os.getpid():x}x{next(_numbers):x}"  # short: container names have at most 15 bytes
         self.names: list[str] = []
+        self.mounts = ""  # the path of a mount namespace in which the host's commands run
         self.name = self.namespace("host")
         self.inode = self.inode_of("host")
         self.run("ip link set lo up")
@@ -48,8 +49,9 @@ class ThrowawayHost:
     def run(self, command: str | list[str], inside: str = "host", check: bool = True) -> str:
         """Run a command inside one of the namespaces and return its output."""
         words = shlex.split(command) if isinstance(command, str) else command
+        mounts = [f"--mount={self.mounts}"] if self.mounts and inside == "host" else []
         done = subprocess.run(
-            ["nsenter", f"--net=/run/netns/{self.full(inside)}", *words],
+            ["nsenter", f"--net=/run/netns/{self.full(inside)}", *mounts, *words],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if check and done.returncode:
@@ -58,7 +60,8 @@ class ThrowawayHost:
 
     def vnet(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run vnet-tui on the host, with pipes as its standard streams."""
-        return forkserver.run(arguments, os.environ | environment, [f"/run/netns/{self.name}"])
+        namespaces = [f"/run/netns/{self.name}", *filter(None, [self.mounts])]
+        return forkserver.run(arguments, os.environ | environment, namespaces)
 
     def json(self, command: str, inside: str = "host") -> Any:
         """Run a command that prints JSON, such as `ip -j` or `nft -j`, and decode it."""

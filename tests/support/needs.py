@@ -38,7 +38,7 @@ _TOOLS = {
     "iperf3": "iperf3", "iptables": "iptables", "nft": "nftables",
     "ovs-vswitchd": "openvswitch-switch", "ovsdb-server": "openvswitch-switch", "ping": "iputils-ping",
     "podman": "podman", "runc": "runc", "setpriv": "util-linux", "sysctl": "procps",
-    "systemd-analyze": "systemd",
+    "systemd-analyze": "systemd", "tcpdump": "tcpdump", "vtysh": "frr",
 }  # fmt: skip
 _NEWER_DOCKER = "docker>="
 _HOST_TOOLS = ("nft", "iptables", "conntrack", "ethtool", "ping", "sysctl")
@@ -151,6 +151,12 @@ def _older_docker(version: str) -> str:
     return "" if there >= tuple(map(int, version.split("."))) else f"Docker {version} or newer"
 
 
+def _frr() -> str:
+    """Check for FRRouting's daemons, which aren't on PATH."""
+    absent = [name for name in ("zebra", "bgpd") if not Path("/usr/lib/frr", name).exists()]
+    return _no_programs(["vtysh"]) or (f"FRRouting's {absent[0]} (apt install frr)" if absent else "")
+
+
 def _podman() -> str:
     return _no_programs(["podman", "busybox"]) or _no_cgroups()
 
@@ -194,5 +200,5 @@ def _last_line(text: str) -> str:
 
 _PROBES: dict[str, Callable[[], str]] = {
     "root": _root, "nobody": _nobody, "bcc": _bcc, "fastpath": _fastpath, "docker": _docker,
-    "podman": _podman,
+    "podman": _podman, "frr": _frr,
 }  # fmt: skip

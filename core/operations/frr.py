@@ -1,0 +1,89 @@
+"""Change vnet-tui's part of FRRouting's running configuration (vtysh(1))."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from core.collect.frr import VTYSH, read_config
+from core.frr_config import GROUP, lines, parse_config
+from core.model.overlay import BgpConfig, EvpnGroup
+from core.operations.base import Operation
+from core.operations.executor import Executor, run_holding_lock
+from core.operations.values import recorded
+from core.text import quoted
+from core.tools import ToolFailed
+
+recorded()(EvpnGroup)
+
+
+@recorded()
+@dataclass(frozen=True, slots=True)
+class ConfigureFrr(Operation):
+    """Replace the peer group `before` by `after`; None for no group.
+
+    A BGP instance is created or deleted with it if the group has a router id (core.frr_config). The lines
+    follow from the group that is there when it is executed, so a group that FRRouting forgot is no error.
+    """
+
+    after: EvpnGroup | None
+    before: EvpnGroup | None
+
+    def command(self) -> str:
+        words = ("configure terminal", *lines(self.before, self.after))
+        return " ".join(["vtysh", *(f"-c {quoted(word)}" for word in words)])
+
+    def inverse(self) -> tuple[ConfigureFrr, ...]:
+        return (replace(self, after=self.before, before=self.after),)
+
+    def describe(self) -> str:
+        if not self.after:
+            return f"delete the peer group {GROUP} of FRRouting"
+        peers = ", ".join(self.after.peers) or "no peers"
+        return f"set FRRouting's peer group {GROUP} in AS {self.after.asn} to {peers}"
+
+    def affects(self) -> tuple[str, ...]:
+        return (f"FRRouting's peer group {GROUP}",)
+
+    def execute(self, executor: Executor) -> None:
+        found = _current()
+        if self.after:
+            _check(found, self.after)
+        typed = lines(found.group, self.after)
+        try:
+            _type(typed)
+        except OSError:
+            with suppress(OSError):  # lines before the refused one were accepted
+                _type(lines(_current().group, found.group))
+            raise
+
+
+def _check(found: BgpConfig, after: EvpnGroup) -> None:
+    """Raise OSError if others have configured BGP since the plan was made."""
+    if found.evpn:
+        raise OSError(errno.EBUSY, f"FRRouting manages EVPN for others now ({found.evpn[0]})")
+    if found.asn and found.asn != after.asn:
+        raise OSError(errno.EBUSY, f"FRRouting is in AS {found.asn} now, not in {after.asn}")
+    if found.asn and not found.group and after.router_id:
+        raise OSError(errno.EEXIST, f"FRRouting has a BGP instance of AS {found.asn} now")
+    if not found.asn and not after.router_id:
+        raise OSError(errno.ENOENT, f"FRRouting's BGP instance of AS {after.asn} no longer exists")
+
+
+def _current() -> BgpConfig:
+    try:
+        return parse_config(read_config())
+    except ToolFailed as failure:
+        raise OSError(errno.EIO, f"{failure.why}. Try: {failure.try_}") from failure
+
+
+def _type(typed: tuple[str, ...]) -> None:
+    """Type configuration lines; vtysh ends at the first that is refused. Raises OSError."""
+    if not typed:
+        return
+    words = [word for line in ("configure terminal", *typed) for word in ("-c", line)]
+    done = run_holding_lock([*VTYSH, *words])
+    if done.returncode:
+        said = (done.stdout.strip() or done.stderr.strip()).removeprefix("% ")
+        raise OSError(errno.EIO, f"vtysh: {said or f'it ended with {done.returncode}'}")
