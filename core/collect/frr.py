@@ -112,7 +112,7 @@ def _peer(address: str, row: Table) -> BgpPeer:
         hostname=row.get("hostname", ""),
         up_seconds=row.get("bgpTimerUpMsec", 0) / 1000,
         prefixes=evpn.get("acceptedPrefixCounter", 0),
-        error=row.get("lastErrorCodeSubcode", "") and row.get("lastNotificationReason", "")
+        error=(row.get("lastErrorCodeSubcode", "") and row.get("lastNotificationReason", ""))
         or row.get("lastResetDueTo", ""),
     )  # fmt: skip
 

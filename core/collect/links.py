@@ -138,7 +138,7 @@ def _dump_wiring(sock: Netlink, namespace: Namespace, resolver: NsidResolver) ->
     if not namespace.is_host:
         return _net_state(sock, namespace, resolver, links)
     tunnels = {ifindex for ifindex, link in links.items() if link.kind == "vxlan"}
-    fdb = link_kinds.read_fdb(sock, tunnels) if tunnels else ()
+    fdb = link_kinds.read_fdb(sock, tunnels) if tunnels else ()  # only overlays need it
     return _net_state(sock, namespace, resolver, links, fdb=fdb, rules=_read_rules(sock))
 
 

@@ -11,6 +11,7 @@ from core.collect import (
     conntrack,
     engines,
     firewall,
+    frr,
     links,
     namespaces,
     offloads,
@@ -49,6 +50,7 @@ class _BackgroundReads:
         engines = _ENGINES if Part.CONTAINERS in wanted else ()
         # An engine without a socket fails at once.
         self.engines = [pool.submit(read).result if has_socket(kind) else read for kind, read in engines]
+        self.frr = pool.submit(frr.read_frr).result if Part.FRR in wanted else None
         self._firewall: Future[dict[int, Firewall]] | None = None
         if Part.HOST_FIREWALL in wanted and Part.FIREWALL not in wanted:
             host = Namespace(inode_of(HOST_PATH), is_host=True, entry=THREAD_PATH)
@@ -86,6 +88,8 @@ def _read_parts(background: _BackgroundReads, wanted: set[Part], deep: bool) -> 
         fields["listeners"] = sockets.read_all_listeners(found)
     if Part.OVS in wanted:
         fields["ovs"], part_problems[Part.OVS] = ovs.read_ovs()
+    if background.frr:
+        fields["frr"], part_problems[Part.FRR] = background.frr()
     host = read_host(Part.LISTENERS in wanted)
     return Snapshot(taken_at=time.time(), host=host, namespaces=found, part_problems=part_problems, **fields)
 

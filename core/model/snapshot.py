@@ -12,6 +12,7 @@ from core.model.drops import HeavyDrop
 from core.model.fastpath import FastPath, FastPathHealth
 from core.model.firewall import Firewall
 from core.model.link import FdbEntry, IpSettings, Link, LinkTuning, Neighbour, OvsBridge, PolicyRule, Route
+from core.model.overlay import Frr
 from core.model.refs import LinkKey, Problem, Ref
 
 
@@ -76,6 +77,7 @@ class Part(StrEnum):
     CONNTRACK = "conntrack"
     CONTAINERS = "containers"
     OVS = "ovs"
+    FRR = "frr"
     # Read by a watcher beside the snapshot's own parts.
     EVENTS = "events"
     FLOWS = "flows"
@@ -94,7 +96,7 @@ class Part(StrEnum):
 
 # The parts of a watched snapshot; each is pending until it was read for the first time.
 WATCHED_PARTS = frozenset(
-    {Part.NAMESPACES, Part.LINKS, Part.FIREWALL, Part.CONNTRACK, Part.CONTAINERS, Part.OVS}
+    {Part.NAMESPACES, Part.LINKS, Part.FIREWALL, Part.CONNTRACK, Part.CONTAINERS, Part.OVS, Part.FRR}
 )
 
 
@@ -210,6 +212,7 @@ class Snapshot:
     conntracks: Mapping[int, Conntrack] = field(default_factory=dict)
     engines: Mapping[str, Engine] = field(default_factory=dict)
     ovs: tuple[OvsBridge, ...] = ()
+    frr: Frr = Frr()
     storms: tuple[Storm, ...] = ()
     heavy_drops: tuple[HeavyDrop, ...] = ()
     fast_path: FastPathHealth = field(default_factory=FastPathHealth)

@@ -19,7 +19,7 @@ from core.operations import (
     PersistAttachment,
     SetLink,
 )
-from core.plan import ipam, validate
+from core.plan import evpn, ipam, validate
 from core.plan.builder import CannotPlan, PlanBuilder, Target, plan_steps, require, when
 from core.plan.docker import attach_by_docker, detach_by_docker, find_docker_network
 from core.plan.overlay import warn_of_range
@@ -27,6 +27,7 @@ from core.plan.ports import unpublish
 from core.plan.requests import Attach, Detach, Move
 from core.plan.tags import ALIAS_BYTES, VnetMember, VnetNetwork, VnetPort
 from core.plan.teardown import delete_pair
+from core.plan.vxlan import container_mac
 from core.text import quoted, safe
 
 # Engines that give a container a new network namespace at each start.
@@ -127,8 +128,10 @@ def _attach_steps(
     member: VnetMember, target: Target, network: VnetNetwork, builder: PlanBuilder
 ) -> Iterator[Operation]:
     port, inner, place = member.port, member.link, target.place
-    yield CreateVeth(port, inner, peer_place=place, mtu=network.mtu, alias=member.tag())
+    mac = container_mac(member.addresses) if network.evpn else ""
+    yield CreateVeth(port, inner, peer_place=place, mtu=network.mtu, peer_mac=mac, alias=member.tag())
     yield SetLink(port, "master", network.bridge, "")
+    yield from evpn.announce(member, network, mac) if network.evpn else ()
     yield SetLink(port, "up", "up", "down")
     yield from (AddAddress(inner, address, place) for address in member.addresses)
     yield SetLink(inner, "up", "up", "down", place)
@@ -307,6 +310,9 @@ def detach_member(member: VnetMember, builder: PlanBuilder) -> None:
     unpublish(published, builder)
     inner = builder.topology.peer(port)
     forget_attachment(member.container, member.network, builder)
+    network = builder.vnet.networks.get(member.network)
+    if network and network.evpn:
+        builder.add(*evpn.withdraw(member, network, builder))
     delete_pair(builder, port)
     builder.drop_member(member)
     builder.used.difference_update(addresses)

@@ -100,6 +100,7 @@ class PlanBuilder:
         self.session = session
         self.before = vnet_state(topology.snapshot, topology.host)
         self.vnet: VnetState = self.before
+        self.frr = topology.snapshot.frr  # after the steps so far
         self.reserved = tuple(reserved)
         # By container and network, after the steps so far.
         self.persistent = {(one.container, one.network): one for one in persistent}

@@ -257,13 +257,17 @@ class _Comparison:
         """Yield requests for the remote hosts of overlays that exist."""
         for network in self.desired.networks:
             found = self.vnet.networks.get(network.name)
-            if found is None or network.name in self.replaced or not network.remotes:
+            desired = network.peers if found and found.evpn else network.remotes
+            if found is None or network.name in self.replaced or not desired:
                 continue
-            existing = tunnel_values(found, self.topology).get("remotes", ())
-            if missing := tuple(one for one in network.remotes if one not in existing):
-                yield JoinOverlay(network.name, missing)
-            if surplus := tuple(one for one in existing if one not in network.remotes):
-                yield LeaveOverlay(network.name, surplus)
+            kind = "peers" if found.evpn else "remotes"
+            existing = tunnel_values(found, self.topology).get(kind, ())
+            if missing := tuple(one for one in desired if one not in existing):
+                remotes, peers = ((), missing) if found.evpn else (missing, ())
+                yield JoinOverlay(network.name, remotes, peers=peers)
+            if surplus := tuple(one for one in existing if one not in desired):
+                remotes, peers = ((), surplus) if found.evpn else (surplus, ())
+                yield LeaveOverlay(network.name, remotes, peers)
 
     def _resize(self) -> Iterator[Request]:
         for network in self.desired.networks:
@@ -382,6 +386,7 @@ def _differs(network: CreateNetwork, found: VnetNetwork, topology: Topology) -> 
         "vni": network.vni,
         "local": network.local,
         "ranges": network.ranges,
+        "evpn": network.evpn,
     }
     existing = {
         "kind": found.kind,
@@ -392,6 +397,7 @@ def _differs(network: CreateNetwork, found: VnetNetwork, topology: Topology) -> 
         "vni": found.vni,
         "local": tunnel.get("local", ""),
         "ranges": found.ranges,
+        "evpn": found.evpn,
     }
     other = any(value and value != existing[key] for key, value in desired.items())
     gateways = {str(ipaddress.ip_address(one)) for one in network.gateways}

@@ -55,8 +55,14 @@ def tunnel_values(network: VnetNetwork, topology: Topology) -> dict[str, Any]:
     tunnel = tunnel_of(network, topology) if network.kind == "overlay" else None
     if tunnel is None:
         return {}
-    local, remotes = tunnel.details.get("local", ""), remotes_of(tunnel, topology)
-    return {"vni": network.vni, "remotes": remotes, "local": local, "ranges": network.ranges}
+    values = {
+        "vni": network.vni, "local": tunnel.details.get("local", ""), "ranges": network.ranges,
+        "remotes": remotes_of(tunnel, topology), "evpn": network.evpn,
+    }  # fmt: skip
+    group = topology.snapshot.frr.config.group if network.evpn else None
+    if group:
+        values |= {"peers": group.peers, "asn": group.asn, "reflector": group.reflector}
+    return values
 
 
 def _filters(bridge: str, topology: Topology) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from core.model import Link, Network
 from core.nat.packets import Kind
 from core.operations import AddAddress, CreateBridge, DeleteRoute, SetLink
-from core.plan import ipam, overlay, validate
+from core.plan import evpn, ipam, overlay, validate
 from core.plan.attachments import (
     detach_member,
     forget_attachment,
@@ -76,7 +76,7 @@ def design(request: CreateNetwork, builder: PlanBuilder) -> VnetNetwork:
     mtu = overlay.choose_mtu(request, builder) if is_overlay else _mtu(request, subnets, builder)
     network = VnetNetwork(
         request.name, request.kind, bridge, subnets, gateways, request.nat66, request.uplink, mtu,
-        request.vni, overlay.choose_ranges(request, subnets) if is_overlay else (),
+        request.vni, overlay.choose_ranges(request, subnets) if is_overlay else (), request.evpn,
     )  # fmt: skip
     if len(network.tag().encode()) > ALIAS_BYTES:
         raise CannotPlan(["the names are too long for the tag of the bridge. Try: shorter names"])
@@ -251,6 +251,8 @@ def plan_remove_network(request: RemoveNetwork, builder: PlanBuilder) -> str:
     _forget_persistent(network, builder)
     tunnel = overlay.tunnel_of(network, builder.topology) if network.kind == "overlay" else None
     _release_others(network, bridge, tunnel, builder)
+    if network.evpn:
+        evpn.leave(network, builder)
     if tunnel:
         overlay.delete_tunnel(tunnel, builder)
     if network.kind == "nic-bridged":

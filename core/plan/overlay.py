@@ -13,7 +13,7 @@ from core.model import Link
 from core.operations import AddFdb, CreateVxlan, DeleteFdb, DeleteLink, SetLink, SetPort
 from core.operations.forwarding import ALL_ZERO
 from core.operations.links import VXLAN_PORT
-from core.plan import ipam, validate
+from core.plan import evpn, ipam, validate
 from core.plan.builder import CannotPlan, PlanBuilder, plan_steps, require, when
 from core.plan.requests import CreateNetwork, JoinOverlay, LeaveOverlay, RemoveNetwork
 from core.plan.tags import VnetNetwork
@@ -32,11 +32,17 @@ from core.text import quoted, safe
 from core.topology import Topology
 
 
+_NO_REMOTES = "the hosts find each other"
+
+
 def complete(request: CreateNetwork, builder: PlanBuilder) -> CreateNetwork:
     """Fill in what a request leaves out. Raises CannotPlan."""
-    remotes, own = _others(request.remotes, builder)
+    with_evpn = request.evpn or bool(request.peers)
+    require(when(with_evpn and request.remotes, f"with EVPN {_NO_REMOTES}. Try: --peer instead of --remote"))
+    hosts, own = _others(request.peers if with_evpn else request.remotes, builder)
+    group = builder.frr.config.group if with_evpn else None
     vni = request.vni or vni_by_name(request.name)
-    local = _local(request.local or own, remotes, builder)
+    local = _local(request.local or own or (group.source if group else ""), hosts, builder)
     used = next((one for one in builder.host.links.values() if _clashes(one, vni)), None)
     require(
         when(not 0 < vni <= MOST_VNI, f"the VNI {vni} is out of range (1 to {MOST_VNI})"),
@@ -49,8 +55,9 @@ def complete(request: CreateNetwork, builder: PlanBuilder) -> CreateNetwork:
         *((subnet_by_name(request.name, 6),) if request.ipv6 else ()),
     )
     return replace(
-        request, vni=vni, local=local, remotes=remotes, subnets=subnets, ipv6=False,
-        nat66=any(":" in one for one in subnets),
+        request, vni=vni, local=local, evpn=with_evpn,
+        remotes=() if with_evpn else hosts, peers=hosts if with_evpn else (),
+        subnets=subnets, ipv6=False, nat66=any(":" in one for one in subnets),
     )  # fmt: skip
 
 
@@ -123,7 +130,7 @@ def _source(remote: str, tables: RoutingTables) -> str:
 
 def choose_mtu(request: CreateNetwork, builder: PlanBuilder) -> int:
     """Return the requested MTU, or the largest that fits into the underlay."""
-    most, link = underlay_mtu(request.local, request.remotes, builder.host)
+    most, link = underlay_mtu(request.local, request.other_hosts, builder.host)
     overhead = OVERHEAD[6 if ":" in request.local else 4]
     fits = max(most - overhead, 0)
     if not request.mtu:
@@ -152,7 +159,7 @@ def choose_ranges(request: CreateNetwork, subnets: Sequence[str]) -> tuple[str, 
     for subnet in subnets:
         own = given.get(6 if ":" in subnet else 4)
         found.append(own or range_of(subnet, request.local))
-        for remote in request.remotes if not own else ():
+        for remote in request.other_hosts if not own else ():
             same = range_of(subnet, remote) == found[-1]
             require(
                 when(
@@ -173,13 +180,20 @@ def add_tunnel(network: VnetNetwork, request: CreateNetwork, builder: PlanBuilde
     link = f"vx{network.vni}"
     require(when(link in builder.host_names, f"there is already a link {link}"))
     builder.add(
-        CreateVxlan(link, network.vni, request.local, mtu=network.mtu, alias=network.tunnel_tag()),
+        CreateVxlan(
+            link, network.vni, request.local, mtu=network.mtu, alias=network.tunnel_tag(),
+            learning=not network.evpn,
+        ),
         SetLink(link, "master", network.bridge, ""),
+        # FRRouting alone fills the tables.
+        *([SetPort(link, "learning", False, True)] if network.evpn else []),
         # Each host's gateway answers for itself: requests for it must not cross the tunnel.
         SetPort(link, "neigh_suppress", True, False),
         *(_flood_entry(link, remote) for remote in request.remotes),
         SetLink(link, "up", "up", "down"),
-    )
+    )  # fmt: skip
+    if network.evpn:
+        evpn.add_sessions(request, builder)
     builder.host_names.add(link)
 
 
@@ -193,7 +207,7 @@ def join_command(network: VnetNetwork, hosts: Sequence[str]) -> str:
     It has only the options that don't follow from the network's name.
     """
     words = ["vnet-tui network join", quoted(network.name)]
-    words += [f"--remote {one}" for one in hosts]
+    words += [f"--{'peer' if network.evpn else 'remote'} {one}" for one in hosts]
     if network.vni != vni_by_name(network.name):
         words.append(f"--vni {network.vni}")
     by_name = {subnet_by_name(network.name, 4)}, {subnet_by_name(network.name, family) for family in (4, 6)}
@@ -243,47 +257,78 @@ def plan_join_overlay(request: JoinOverlay, builder: PlanBuilder) -> str:
             CreateNetwork(
                 request.name, "overlay", request.subnets, request.gateways, request.ipv6, request.mtu,
                 vni=request.vni, local=request.local, remotes=request.remotes, ranges=request.ranges,
+                evpn=request.evpn, peers=request.peers, asn=request.asn, reflector=request.reflector,
             ),
             builder,
         )  # fmt: skip
         return f"join the overlay network {request.name}"
     network = _overlay(request.name, builder)
-    tunnel = _tunnel(network, builder)
-    remotes, local = _others(request.remotes, builder)[0], str(tunnel.details.get("local", ""))
-    known = remotes_of(tunnel, builder.topology)
-    new = tuple(one for one in remotes if one not in known)
     differs = request.vni not in (0, network.vni) or not set(request.subnets) <= set(network.subnets)
     existing = f"VNI {network.vni} and the subnet {' and '.join(network.subnets)}"
     require(
         when(differs, f"this host has it with {existing}. Try: vnet-tui network leave {network.name}"),
-        when(not new, "this host has joined it already, with these remote hosts"),
-        *(when((":" in one) != (":" in local), f"{one} isn't of the family of {local}") for one in remotes),
+        _wrong_option(network, request),
     )
-    builder.add(*(_flood_entry(tunnel.name, one) for one in new))
+    tunnel = _tunnel(network, builder)
+    hosts = _others(request.peers if network.evpn else request.remotes, builder)[0]
+    local = str(tunnel.details.get("local", ""))
+    known = _known(network, tunnel, builder)
+    new = tuple(one for one in hosts if one not in known)
+    require(
+        when(not new and not request.reflector, "this host has joined it already, with these hosts"),
+        *(when((":" in one) != (":" in local), f"{one} isn't of the family of {local}") for one in new),
+    )
+    if network.evpn:
+        evpn.add_sessions(replace(request, local=local, peers=new), builder)
+    else:
+        builder.add(*(_flood_entry(tunnel.name, one) for one in new))
+    _warn_of_hosts(network, local, new, builder)
+    return f"add {', '.join(new)} to the hosts of {network.name}"
+
+
+def _wrong_option(network: VnetNetwork, request: JoinOverlay | LeaveOverlay) -> str:
+    if network.evpn:
+        return when(request.remotes, f"with EVPN {_NO_REMOTES}. Try: --peer instead of --remote")
+    return when(request.peers, f"{network.name} is joined without EVPN. Try: --remote instead of --peer")
+
+
+def _known(network: VnetNetwork, tunnel: Link, builder: PlanBuilder) -> tuple[str, ...]:
+    """Return the other hosts that this one was given."""
+    group = builder.frr.config.group
+    if network.evpn:
+        return group.peers if group else ()
+    return remotes_of(tunnel, builder.topology)
+
+
+def _warn_of_hosts(network: VnetNetwork, local: str, hosts: Sequence[str], builder: PlanBuilder) -> None:
+    """Warn of further hosts that assign the same addresses, or whose path has a smaller MTU."""
     for subnet, own in zip(network.subnets, network.ranges, strict=True):
-        for remote in new:
-            if range_of(subnet, remote) == own:
-                builder.warn(f"{remote} assigns addresses of {own} as well, unless it has another --range")
-    fits = underlay_mtu(local, new, builder.host)[0] - OVERHEAD[6 if ":" in local else 4]
+        for host in hosts:
+            if range_of(subnet, host) == own:
+                builder.warn(f"{host} assigns addresses of {own} as well, unless it has another --range")
+    fits = underlay_mtu(local, hosts, builder.host)[0] - OVERHEAD[6 if ":" in local else 4]
     if 0 < fits < network.mtu:
         builder.warn(
-            f"the path to {', '.join(new)} allows an MTU of {fits}, {network.name} has {network.mtu}: "
+            f"the path to {', '.join(hosts)} allows an MTU of {fits}, {network.name} has {network.mtu}: "
             "larger packets are lost"
         )
-    return f"add {', '.join(new)} to the hosts of {network.name}"
 
 
 @plan_steps.register
 def plan_leave_overlay(request: LeaveOverlay, builder: PlanBuilder) -> str:
     network = _overlay(request.name, builder)
-    if not request.remotes:
+    require(_wrong_option(network, request))
+    if not request.remotes and not request.peers:
         plan_steps(RemoveNetwork(network.name), builder)
         return f"leave the overlay network {network.name}"
-    tunnel, remotes = _tunnel(network, builder), _addresses(request.remotes)
-    known = remotes_of(tunnel, builder.topology)
-    require(*(when(one not in known, f"{one} is no remote host of it") for one in remotes))
-    builder.add(*(DeleteFdb(_flood_entry(tunnel.name, one)) for one in remotes))
-    return f"remove {', '.join(remotes)} from the hosts of {network.name}"
+    tunnel, hosts = _tunnel(network, builder), _addresses(request.peers or request.remotes)
+    known = _known(network, tunnel, builder)
+    require(*(when(one not in known, f"{one} isn't one of its hosts") for one in hosts))
+    if network.evpn:
+        evpn.remove_sessions(hosts, builder)
+    else:
+        builder.add(*(DeleteFdb(_flood_entry(tunnel.name, one)) for one in hosts))
+    return f"remove {', '.join(hosts)} from the hosts of {network.name}"
 
 
 def _overlay(name: str, builder: PlanBuilder) -> VnetNetwork:

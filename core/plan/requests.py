@@ -24,7 +24,8 @@ class CreateNetwork:
     Of an overlay: `vni` is its number and `subnets` are the same on all hosts (0 and none: both follow from
     the name). `remotes` are the addresses of the other hosts, `local` that of this host ("": the one that it
     uses to reach them), `ranges` the parts of the subnets that this host assigns (none: they follow from
-    `local`).
+    `local`). With `evpn` the hosts find each other by BGP, and `peers` are those that this host has a session
+    with, in the AS `asn` (0: FRRouting's, else 65000); a `reflector` passes on what one peer announces.
     """
 
     name: str
@@ -42,6 +43,15 @@ class CreateNetwork:
     remotes: tuple[str, ...] = ()
     local: str = ""
     ranges: tuple[str, ...] = ()
+    evpn: bool = False
+    peers: tuple[str, ...] = ()
+    asn: int = 0
+    reflector: bool = False
+
+    @property
+    def other_hosts(self) -> tuple[str, ...]:
+        """Return the addresses of an overlay's other hosts that are given."""
+        return self.peers if self.evpn else self.remotes
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +70,23 @@ class JoinOverlay:
     mtu: int = 0
     local: str = ""
     ranges: tuple[str, ...] = ()
+    evpn: bool = False
+    peers: tuple[str, ...] = ()
+    asn: int = 0
+    reflector: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LeaveOverlay:
     """Leave an overlay network.
 
-    It is removed from this host, with `remotes` only the tunnels to these hosts.
+    It is removed from this host. With `remotes` or `peers` only the tunnels to these hosts are, or the
+    sessions with them.
     """
 
     name: str
     remotes: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ class VnetNetwork:
     """A network that vnet made.
 
     `gateways` are in the order of `subnets`, `uplink` is the port if NIC-bridged. Of an overlay: `vni`, and
-    `ranges` are the parts of `subnets` that this host assigns, in the same order.
+    `ranges` are the parts of `subnets` that this host assigns, in the same order. With `evpn` FRRouting tells
+    its hosts of each other.
     """
 
     name: str
@@ -37,6 +38,7 @@ class VnetNetwork:
     mtu: int = 1500
     vni: int = 0
     ranges: tuple[str, ...] = ()
+    evpn: bool = False
 
     @property
     def is_translated(self) -> bool:
@@ -51,6 +53,7 @@ class VnetNetwork:
         values += [("nat66", "yes")] if self.nat66 else []
         values += [("uplink", self.uplink)] if self.uplink else []
         values += [("vni", str(self.vni))] if self.vni else []
+        values += [("evpn", "yes")] if self.evpn else []
         return format_tag([*values, *(("range", one) for one in self.ranges)])
 
     def tunnel_tag(self) -> str:
@@ -161,6 +164,7 @@ def _networks(tagged: list[tuple[Link, TagValues]]) -> Iterator[VnetNetwork]:
                 link.mtu,
                 _number(values.get("vni", ("",))[0]),
                 values.get("range", ()),
+                "evpn" in values,
             )
 
 

@@ -48,6 +48,15 @@ def gateway_mac(vni: int) -> str:
     return (b"\x02\x00\x5e" + vni.to_bytes(3)).hex(":")
 
 
+def container_mac(addresses: Sequence[str]) -> str:
+    """Return the MAC of a container that follows from its first address.
+
+    So a host that knows the address knows the MAC, and it stays the same when the container restarts.
+    """
+    packed = ipaddress.ip_interface(addresses[0]).ip.packed
+    return (b"\x0a\x58" + packed[-4:]).hex(":")
+
+
 def range_of(subnet: str, host: str) -> str:
     """Return the part of a subnet that a host assigns addresses of.
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from core.collect import conntrack, engines, firewall, links, namespaces, ovs, sockets
+from core.collect import conntrack, engines, firewall, frr, links, namespaces, ovs, sockets
 from core.collect.host import read_host
 from core.collect.snapshot import read_each, read_engines
 from core.model import Change, Demand, Namespace, Part, Problem, Ref
@@ -32,6 +32,7 @@ _SCAN_EVERY = 2.0  # seconds between cheap scans for namespaces, which send no e
 _DEEP_EVERY = 30.0  # seconds between scans of every process's descriptors and mounts
 _ENGINES_EVERY = 30.0
 _OVS_EVERY = 5.0
+_FRR_EVERY = 5.0
 _RULES_EVERY = 10.0  # iptables-legacy sends no event, counters neither
 _RULES_SHOWN_EVERY = 2.0
 _CONNTRACK_EVERY = 1.0
@@ -86,6 +87,7 @@ class Watcher:
         self._rules = self._poller(Part.FIREWALL, self._poll_rules, _RULES_EVERY, debounce=0.1)
         self._containers = self._poller(Part.CONTAINERS, self._poll_engines, _ENGINES_EVERY, debounce=0.1)
         self._ovs = self._poller(Part.OVS, self._poll_ovs, _OVS_EVERY)
+        self._frr = self._poller(Part.FRR, self._poll_frr, _FRR_EVERY)
         self._conntrack = self._poller(Part.CONNTRACK, self._poll_conntrack, None, debounce=0.0)
         # The flow sampler limits its share itself: less for all flows than for active ones.
         self._flows = self._poller(Part.FLOWS, self._poll_flows, None, debounce=0.0, share=0.5)
@@ -101,8 +103,8 @@ class Watcher:
         self._drop_watch = DropWatch(self.store, open_drops)
         self._drops = self._poller(Part.DROPS, self._drop_watch.poll, None, debounce=0.0, share=0.05)
         self._pollers = (
-            self._nets, self._rules, self._containers, self._ovs, self._conntrack, self._stats, self._storms,
-            self._flows, self._sockets, self._drops, self._listeners,
+            self._nets, self._rules, self._containers, self._ovs, self._frr, self._conntrack, self._stats,
+            self._storms, self._flows, self._sockets, self._drops, self._listeners,
         )  # fmt: skip
 
     def start(self) -> None:
@@ -241,6 +243,10 @@ class Watcher:
     def _poll_ovs(self) -> None:
         bridges, problems = ovs.read_ovs()
         self.store.put(Part.OVS, ovs=bridges, problems=problems)
+
+    def _poll_frr(self) -> None:
+        found, problems = frr.read_frr()
+        self.store.put(Part.FRR, frr=found, problems=problems)
 
     def _poll_listeners(self) -> None:
         read = sockets.read_all_listeners(self.store.snapshot.namespaces)

@@ -143,7 +143,7 @@ def test_the_reader_agrees_with_vtysh_and_the_kernel(three: list[EvpnHost]) -> N
     assert {macs[mac].vtep} == destinations(first, mac) == {second.address}
     assert (macs[first.mac("c")].link, macs[first.mac("c")].vtep) == ("v-c", "")
     known = {each.address: (each.mac, each.vtep, each.active) for each in found.neighbors}
-    assert known == {address: (mac, second.address, True) for address in ("10.77.0.12", "fd77::12")}
+    assert known == dict.fromkeys(("10.77.0.12", "fd77::12"), (mac, second.address, True))
     (own,) = (each for each in state(second).neighbors if each.address == "fd77::12")
     assert (own.vtep, own.active) == ("", True)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 
 from tests.support.host import ThrowawayHost
 from tests.support.machine import Machine, ok
@@ -33,6 +35,10 @@ class Underlay:
         """Return the option --remote for each host."""
         return " ".join(f"--remote {self.address(one)}" for one in self.hosts)
 
+    def peers(self) -> str:
+        """Return the option --peer for each host."""
+        return self.remotes().replace("--remote", "--peer")
+
     def connect(self, host: Machine, mtu: int = 1500) -> Machine:
         """Add a host to the underlay."""
         self.hosts.append(host)
@@ -52,13 +58,53 @@ class Underlay:
         self.middle.close()
 
 
+class FrrDaemons:
+    """Run FRRouting on a host, with configuration and sockets of its own."""
+
+    def __init__(self, host: Machine) -> None:
+        self.host = host
+        for folder in ("/etc/frr", "/var/lib/frr"):
+            host.run(f"mount -t tmpfs -o mode=755 none {folder}")
+        host.run("mkdir -p /run/frr")
+        host.run("chown -R frr:frr /etc/frr /var/lib/frr /run/frr")
+        host.run("touch /etc/frr/vtysh.conf /etc/frr/frr.conf")
+        self.start(*_DAEMONS)
+
+    def start(self, *names: str) -> None:
+        """Start daemons and wait until vtysh can reach them."""
+        for name in names:
+            words = f"/usr/lib/frr/{name} -d -A 127.0.0.1 --log file:/run/frr/log"
+            self.host.run(["sh", "-c", f"{words} </dev/null >/dev/null 2>&1"])
+            wait_until(lambda name=name: name in self.vtysh("show daemons"), name)  # type: ignore[misc]
+
+    def kill(self, *names: str) -> None:
+        """Kill daemons by SIGKILL."""
+        for name in names:
+            self.host.run(f"pkill -KILL -x {name}")
+            wait_until(lambda name=name: not self.host.run(f"pgrep -x {name}", check=False), name)  # type: ignore[misc]
+
+    def vtysh(self, *commands: str) -> str:
+        """Run vtysh commands and return their output."""
+        words = [word for each in commands for word in ("-c", each)]
+        return self.host.run(["vtysh", "-H", "/dev/null", *words], check=False)
+
+    def established(self) -> set[str]:
+        """Return the peers with an established session."""
+        found = json.loads(self.vtysh("show bgp l2vpn evpn summary json") or "{}").get("peers", {})
+        return {name for name, row in found.items() if row["state"] == "Established"}
+
+
+# In the order of their start; older versions have no mgmtd.
+_DAEMONS = tuple(name for name in ("mgmtd", "zebra", "bgpd") if Path("/usr/lib/frr", name).exists())
+
+
 @contextmanager
 def underlay(count: int = 2, family: int = 4, mtu: int = 1500) -> Iterator[Underlay]:
     """Start `count` hosts on an underlay of that address family."""
     with ExitStack() as stack:
         found = stack.enter_context(closing(Underlay(family)))
         for _ in range(count):
-            found.connect(stack.enter_context(closing(Machine(VNET_ENGINES="none"))), mtu)
+            found.connect(stack.enter_context(closing(Machine(VNET_ENGINES="frr"))), mtu)
         yield found
 
 

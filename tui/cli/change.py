@@ -139,11 +139,12 @@ def _network(options: argparse.Namespace) -> Request:
                 options.name, options.kind, tuple(options.subnet), tuple(options.gateway), options.ipv6,
                 options.mtu, options.bridge, options.uplink, options.nat66, options.vlan_filtering,
                 options.engine, options.vni, tuple(options.remotes), options.local, tuple(options.ranges),
+                options.evpn, tuple(options.peers), options.asn, options.reflector,
             )  # fmt: skip
         case "join":
             return _join(options)
         case "leave":
-            return LeaveOverlay(options.network, tuple(options.remotes))
+            return LeaveOverlay(options.network, tuple(options.remotes), tuple(options.peers))
         case "part":
             return Separate(options.network, options.other)
         case _:
@@ -154,10 +155,11 @@ def _join(options: argparse.Namespace) -> Request:
     """Return the request to join two networks, or one overlay."""
     overlay = JoinOverlay(
         options.network, tuple(options.remotes), options.vni, tuple(options.subnet), tuple(options.gateway),
-        options.ipv6, options.mtu, options.local, tuple(options.ranges),
+        options.ipv6, options.mtu, options.local, tuple(options.ranges), options.evpn, tuple(options.peers),
+        options.asn, options.reflector,
     )  # fmt: skip
     if not options.other:
-        if options.remotes:
+        if options.remotes or options.peers or options.evpn or options.reflector:
             return overlay
         raise CommandError(
             f'can\'t join "{safe(options.network)}": neither another network nor a remote host is given. '

@@ -87,6 +87,7 @@ def _network(actions: Commands) -> None:
     leave = _add_change_command(actions, "leave", "leave an overlay: remove it from this host")
     leave.add_argument("network", metavar="NETWORK", help="the overlay")
     _remote(leave, "only close the tunnel to this host; repeat the option for several")
+    _peer(leave, "only close the session with this host; repeat the option for several")
     part = _add_change_command(actions, "part", "isolate two joined networks from each other again")
     part.add_argument("network", metavar="NETWORK", help="one network")
     part.add_argument("other", metavar="OTHER", help="the other one")
@@ -108,6 +109,16 @@ def _subnets(command: argparse.ArgumentParser) -> None:
 
 def _overlay(command: argparse.ArgumentParser) -> None:
     _remote(command, "an overlay's other host, by address; repeat the option for several")
+    command.add_argument(
+        "--evpn", action="store_true",
+        help="let an overlay's hosts find each other by BGP EVPN of FRRouting, without --remote",
+    )  # fmt: skip
+    _peer(command, "with EVPN, a host to have a BGP session with; repeat the option for several")
+    command.add_argument("--asn", type=int, default=0, help="the AS number (default: FRRouting's, or 65000)")
+    command.add_argument(
+        "--reflector", action="store_true",
+        help="pass on what one peer announces to the others, which then need no sessions with each other",
+    )  # fmt: skip
     command.add_argument("--vni", type=int, default=0, help="an overlay's number (default: from its name)")
     command.add_argument(
         "--local", metavar="ADDRESS", default="",
@@ -117,6 +128,10 @@ def _overlay(command: argparse.ArgumentParser) -> None:
         "--range", dest="ranges", metavar="SUBNET", action="append", default=[],
         help="the part of the subnet that this host assigns (default: from its address)",
     )  # fmt: skip
+
+
+def _peer(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument("--peer", dest="peers", metavar="ADDRESS", action="append", default=[], help=text)
 
 
 def _remote(command: argparse.ArgumentParser, text: str) -> None:

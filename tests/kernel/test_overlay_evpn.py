@@ -1,0 +1,182 @@
+"""Check overlays of hosts that find each other by BGP EVPN of FRRouting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from core.plan.vxlan import container_mac, subnet_by_name, vni_by_name
+from tests.support.machine import Machine, link, machine_state, ok, refused
+from tests.support.underlay import FrrDaemons, Underlay, addresses_of, container, underlay, wait_for_ping
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.root, pytest.mark.needs("frr")]
+
+VNI = vni_by_name("blue")
+TUNNEL = f"vx{VNI}"
+FLOOD = "00:00:00:00:00:00"
+
+
+class Fabric:
+    """Hosts with FRRouting on one underlay."""
+
+    def __init__(self, under: Underlay) -> None:
+        self.under, self.hosts = under, under.hosts
+        self.frr = {host: FrrDaemons(host) for host in under.hosts}
+
+    def join(self, options: str = "") -> None:
+        """Join the overlay `blue` on all hosts, and wait until each floods to all others."""
+        for host in self.hosts:
+            ok(host, f"network join blue {self.under.peers()} {options}")
+        for host in self.hosts:
+            others = {self.under.address(one) for one in self.hosts if one is not host}
+            wait_until(lambda host=host, others=others: destinations(host, FLOOD) == others, "the flood list")  # type: ignore[misc]
+
+
+def destinations(host: Machine, mac: str) -> set[str]:
+    """Return the hosts to which the tunnel sends a MAC."""
+    entries = host.json(f"bridge -j fdb show dev {TUNNEL}")
+    return {one["dst"] for one in entries if one["mac"] == mac and "dst" in one}
+
+
+def neighbour(host: Machine, address: str) -> Any:
+    """Return the bridge's neighbour entry of an address, None without one."""
+    return next(iter(host.json(f"ip -j neigh show {address} dev br-blue")), None)
+
+
+@pytest.fixture
+def three() -> Iterator[Fabric]:
+    with underlay(3) as under:
+        yield Fabric(under)
+
+
+@pytest.fixture
+def pair() -> Iterator[Fabric]:
+    with underlay(2) as under:
+        yield Fabric(under)
+
+
+def test_containers_of_three_hosts_reach_each_other(three: Fabric) -> None:
+    three.join("--ipv6")
+    ends = [(host, f"c{number}") for number, host in enumerate(three.hosts)]
+    for host, name in ends:
+        container(host, name, "blue")
+    for host, name in ends:
+        for other, far in ends:
+            for address in addresses_of(other, far):
+                wait_for_ping(host, name, address)
+    for host in three.hosts:
+        info = link(host, TUNNEL)["linkinfo"]
+        assert info["info_data"]["learning"] is False
+        assert (info["info_slave_data"]["learning"], info["info_slave_data"]["neigh_suppress"]) == (
+            False,
+            True,
+        )
+
+
+def test_a_container_is_announced_before_it_sends_anything(pair: Fabric) -> None:
+    pair.join()
+    one, other = pair.hosts
+    address = container(other, "b", "blue")
+    mac = container_mac([address])
+    assert link(other, "eth0", "b")["address"] == mac
+    wait_until(lambda: neighbour(one, address))
+    entry = neighbour(one, address)
+    assert (entry["lladdr"], entry["state"]) == (mac, ["NOARP"])
+    assert destinations(one, mac) == {pair.under.address(other)}
+    ok(other, "detach b blue")
+    wait_until(lambda: not neighbour(one, address) and not destinations(one, mac), "the withdrawal")
+    ok(other, "undo")
+    wait_until(lambda: neighbour(one, address) and destinations(one, mac), "the announcement")
+
+
+def test_requests_for_known_containers_do_not_cross(pair: Fabric) -> None:
+    """A request for a container of another host is answered by this host."""
+    pair.join()
+    one, other = pair.hosts
+    container(one, "a", "blue")
+    address = container(other, "b", "blue")
+    wait_until(lambda: neighbour(one, address))
+    other.run("nft add table netdev arp")
+    other.run(
+        ["nft", f"add chain netdev arp crossed {{ type filter hook ingress device {TUNNEL} priority 0; }}"]
+    )
+    other.run("nft add rule netdev arp crossed ether type arp counter drop")
+    wait_for_ping(one, "a", address)
+    assert "counter packets 0 bytes 0" in other.run("nft list chain netdev arp crossed")
+
+
+@pytest.mark.parametrize(
+    "command", ["network leave blue", "network rm blue", "network leave blue --peer 192.0.2.3"]
+)
+def test_undo_restores_everything(three: Fabric, command: str) -> None:
+    host = three.hosts[0]
+    frr = three.frr[host]
+    untouched, config = machine_state(host), frr.vtysh("show running-config")
+    three.join("--ipv6")
+    container(host, "a", "blue")
+    before, joined = machine_state(host), frr.vtysh("show running-config")
+    tables = host.run("bridge fdb show dev v-a"), host.run("ip neigh show nud permanent")
+    ok(host, command)
+    assert frr.vtysh("show running-config") != joined
+    ok(host, "undo")
+    assert (machine_state(host), frr.vtysh("show running-config")) == (before, joined)
+    assert (host.run("bridge fdb show dev v-a"), host.run("ip neigh show nud permanent")) == tables
+    ok(host, "container rm a")
+    ok(host, "network leave blue")
+    assert frr.vtysh("show running-config") == config
+    assert machine_state(host)["rules"] == untouched["rules"]
+
+
+def test_the_last_network_that_is_left_ends_the_sessions(pair: Fabric) -> None:
+    one = pair.hosts[0]
+    pair.join()
+    ok(one, f"network join green {pair.under.peers()}")
+    ok(one, "network leave blue")
+    assert "neighbor vnet-tui peer-group" in pair.frr[one].vtysh("show running-config")
+    ok(one, "network leave green")
+    assert "router bgp" not in pair.frr[one].vtysh("show running-config")
+
+
+def test_a_reflector_joins_hosts_that_do_not_know_each_other(three: Fabric) -> None:
+    reflector, one, other = three.hosts
+    address = three.under.address
+    ok(reflector, f"network join blue --reflector --peer {address(one)} --peer {address(other)}")
+    for host in (one, other):
+        ok(host, f"network join blue --peer {address(reflector)}")
+    container(one, "a", "blue")
+    wait_for_ping(one, "a", container(other, "b", "blue"))
+
+
+def test_export_and_apply_agree(pair: Fabric) -> None:
+    one = pair.hosts[0]
+    pair.join()
+    container(one, "a", "blue")
+    file, before = ok(one, "export"), machine_state(one)
+    config = pair.frr[one].vtysh("show running-config")
+    ok(one, "network rm blue")
+    ok(one, "apply - --yes", text=file)
+    assert (machine_state(one), pair.frr[one].vtysh("show running-config")) == (before, config)
+
+
+def test_without_frr_static_tunnels_are_offered() -> None:
+    with underlay(1) as under:
+        (host,) = under.hosts
+        before = machine_state(host)
+        error = refused(host, "network", "join", "blue", "--peer", "192.0.2.2")
+        assert "FRRouting" in error and "--remote" in error
+        assert machine_state(host) == before
+
+
+def test_killed_daemons_and_traffic(pair: Fabric) -> None:
+    """Traffic goes on while FRRouting is gone on one host, and hosts find each other again."""
+    pair.join()
+    one, other = pair.hosts
+    container(one, "a", "blue")
+    address = container(other, "b", "blue")
+    wait_for_ping(one, "a", address)
+    pair.frr[one].kill("bgpd", "zebra")
+    wait_for_ping(one, "a", address)
+    assert subnet_by_name("blue", 4) in one.run("ip route")
