@@ -1,11 +1,20 @@
 """Compute the lines that change vnet-tui's part of FRRouting's configuration.
 
-Its part is the peer group `vnet-tui` and `advertise-all-vni`, which is only set where nothing else uses EVPN. A
-BGP instance is created if there is none; the group's description records that, so that it can be removed again.
-Existing instances keep their AS number, router id and neighbors, and foreign address families.
+Its part is the peer group `vnet-tui`, and `advertise-all-vni`, which is only set where nothing else uses
+EVPN. If there is no BGP instance, one is created; the group's description records that, so that it can be
+removed again. An existing instance keeps its AS number, router id, neighbors and address families.
 
-The lines are typed into the running configuration and never saved: `write memory` would also save what others
-have typed but not saved. As links don't survive a restart either, `vnet-tui agent` creates both again.
+The lines are typed into the running configuration and never saved: `write memory` would also save what
+others have typed and not saved. Like links, they are gone after a restart, and must be typed again.
+
+What FRRouting 10.3 does with them, as tests/kernel/test_frr.py shows:
+- It announces the MACs that bridge ports know, except permanent ("local") ones, and the neighbour entries of
+  the bridge for these MACs (IPv4, IPv6; permanent ones too, but none with `extern_learn`), within 0.1 s.
+- It writes remote MACs into the FDB and remote neighbours to the bridge, both with `extern_learn`, and the
+  flood list (FDB entries of the MAC 00:00:00:00:00:00).
+- The bridge's own MAC and addresses are not announced, so that all hosts may have the same gateway.
+- An IPv6 address of a VXLAN link is ignored; sessions over IPv6 work.
+- If bgpd dies, zebra removes all remote entries. If zebra dies, they stay, and nothing removes old ones later.
 """
 
 from __future__ import annotations
@@ -107,8 +116,8 @@ def group_for(
 ) -> EvpnGroup | str:
     """Return the peer group that joins this host to the others, or why it can't exist.
 
-    `source` is this host's end of tunnels and sessions; `asn` 0 means the existing instance's, else 65000. The
-    reason is a sentence with a remedy.
+    `source` is this host's end of tunnels and sessions. `asn` 0 means that of the existing instance, else
+    65000. The reason is a sentence with a remedy.
     """
     config = frr.config
     wanted = sorted_peers(peers)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from core.frr_config import parse_config
@@ -20,6 +22,7 @@ _RUNNING = "show running-config"
 _VRFS, _PEERS = "show bgp vrfs json", "show bgp neighbors json"
 _VNIS, _MACS = "show evpn vni detail json", "show evpn mac vni all json"
 _NEIGHBORS = "show evpn arp-cache vni all json"
+_SOCKET = Path("/run/frr/zebra.vty")
 _NEEDED = ("zebra", "bgpd")
 Table = Mapping[str, Any]
 
@@ -61,7 +64,10 @@ def _daemons() -> tuple[str, tuple[str, ...]]:
         found = _outputs("show version", "show daemons")
     except OutOfTime:
         raise
-    except ToolFailed:
+    except ToolFailed as failure:
+        if os.geteuid() and _SOCKET.exists():
+            why, remedy = "only root and the group frrvty may connect to zebra", "run it as root"
+            raise ToolFailed(_CANT_READ, why, remedy) from failure
         return "", ()
     version = re.match(r"FRRouting (\S+)", found["show version"])
     if not version:
@@ -112,9 +118,8 @@ def _peer(address: str, row: Table) -> BgpPeer:
         hostname=row.get("hostname", ""),
         up_seconds=row.get("bgpTimerUpMsec", 0) / 1000,
         prefixes=evpn.get("acceptedPrefixCounter", 0),
-        error=(row.get("lastErrorCodeSubcode", "") and row.get("lastNotificationReason", ""))
-        or row.get("lastResetDueTo", ""),
-    )  # fmt: skip
+        error=row.get("lastNotificationReason") or row.get("lastResetDueTo", ""),
+    )
 
 
 def _vni(row: Table) -> Vni:

@@ -79,7 +79,7 @@ def _current() -> BgpConfig:
 
 
 def _type(typed: tuple[str, ...]) -> None:
-    """Type configuration lines; vtysh ends at the first that is refused. Raises OSError."""
+    """Type configuration lines. Raises OSError at the first that is refused."""
     if not typed:
         return
     words = [word for line in ("configure terminal", *typed) for word in ("-c", line)]

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core import tools
 from core.collect.frr import read_frr
 from core.frr_config import group_for, parse_config, router_id_for
 from core.model.overlay import EvpnGroup, Frr
 from core.operations import ConfigureFrr, undo_of
 from core.operations.executor import Executor
 from core.operations.values import from_record, to_record
-from tests.support.evpn import VNI, EvpnHost, Underlay
+from tests.support.evpn import GATEWAY, GATEWAY6, GATEWAY_MAC, VNI, EvpnHost, Underlay
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("frr")]
 
 FLOOD = "00:00:00:00:00:00"
+COUNT = f"""table netdev count {{
+    chain requests {{
+        type filter hook ingress device vx0 priority 0
+        arp daddr ip {GATEWAY} counter
+        icmpv6 type nd-neighbor-solicit icmpv6 taddr {GATEWAY6} counter
+        arp daddr ip 10.77.0.200 counter
+    }}
+}}"""
 
 
 @pytest.fixture
@@ -75,7 +86,7 @@ def join(hosts: list[EvpnHost]) -> None:
         execute(host, operation(host, [other.address for other in hosts if other is not host]))
     for host in hosts:
         others = {other.address for other in hosts if other is not host}
-        wait_until(lambda host=host, others=others: destinations(host, FLOOD) == others, "the flood list")  # type: ignore[misc]
+        wait_until(lambda host=host, others=others: destinations(host, FLOOD) == others, "the flood list")
 
 
 def destinations(host: EvpnHost, mac: str) -> set[str]:
@@ -152,16 +163,44 @@ def test_announced_addresses_are_answered_on_each_host(pair: list[EvpnHost]) -> 
     first, second = pair
     join(pair)
     mac = second.mac("c")
-    add_neighbour(second, "10.77.0.12", mac)
-    wait_until(lambda: neighbour(first, "10.77.0.12"))
-    entry = neighbour(first, "10.77.0.12")
-    assert (entry["lladdr"], entry["state"], "extern_learn" in entry) == (mac, ["NOARP"], True)
-    second.run("ip link set dev v-c type bridge_slave neigh_suppress off")
-    second.run("ip link set v-c down")  # no answer can come from there
-    second.run(f"bridge fdb replace {mac} dev v-c master extern_learn", check=False)
-    first.run("ping -c1 -W1 10.77.0.12", inside="c", check=False)
-    (answered,) = first.json("ip -j neigh show 10.77.0.12", inside="c")
-    assert answered["lladdr"] == mac
+    # Nothing has the two addresses, so only the first host itself can answer for them.
+    for address in ("10.77.0.77", "fd77::77"):
+        add_neighbour(second, address, mac)
+        wait_until(lambda address=address: neighbour(first, address))
+        entry = neighbour(first, address)
+        assert (entry["lladdr"], entry["state"], "extern_learn" in entry) == (mac, ["NOARP"], True)
+        first.run(f"ping -c1 -W1 {address}", inside="c", check=False)
+        (answered,) = first.json(f"ip -j neigh show {address}", inside="c")
+        assert answered["lladdr"] == mac
+        second.run(f"ip neigh del {address} dev br0")
+        wait_until(lambda address=address: not neighbour(first, address), "the withdrawal")
+
+
+def test_gateways_of_all_hosts_may_be_equal(pair: list[EvpnHost]) -> None:
+    first, second = pair
+    join(pair)
+    wait_until(lambda: pings(first, GATEWAY) and pings(first, GATEWAY6) and pings(first, "10.77.0.12"))
+    for host in pair:
+        assert destinations(host, GATEWAY_MAC) == set()
+        assert GATEWAY_MAC not in {each.mac for each in state(host).macs}
+        assert not {GATEWAY, GATEWAY6} & {each.address for each in state(host).neighbors}
+    # Requests for the gateway stay on their host, those for an unknown address are sent to all.
+    second.run(["nft", COUNT])
+    for address in (GATEWAY, GATEWAY6, "10.77.0.200"):
+        first.run("ip neigh flush all", inside="c")
+        first.run(f"ping -c1 -W1 {address}", inside="c", check=False)
+    rules = second.json("nft -j list table netdev count")["nftables"]
+    counted = [rule["rule"]["expr"][-1]["counter"]["packets"] for rule in rules if "rule" in rule]
+    assert counted[:2] == [0, 0] and counted[2] > 0
+
+
+def test_entries_stay_in_the_kernel_while_zebra_is_dead(pair: list[EvpnHost]) -> None:
+    first, second = pair
+    join(pair)
+    wait_until(lambda: pings(first, "10.77.0.12"))
+    first.frr.kill("zebra")
+    assert destinations(first, FLOOD) == destinations(first, second.mac("c")) == {second.address}
+    assert pings(first, "10.77.0.12")
 
 
 def test_a_mac_that_moves_is_found_on_its_new_host(three: list[EvpnHost]) -> None:
@@ -237,7 +276,7 @@ def with_foreign_bgp(hosts: list[EvpnHost]) -> list[EvpnHost]:
     for host, other in zip(hosts, reversed(hosts), strict=True):
         host.frr.configure(*FOREIGN.format(number=host.number, other=other.number).splitlines())
     for host, other in zip(hosts, reversed(hosts), strict=True):
-        wait_until(lambda host=host, other=other: foreign_session(host, other)["bgpState"] == "Established")  # type: ignore[misc]
+        wait_until(lambda host=host, other=other: foreign_session(host, other)["bgpState"] == "Established")
     return hosts
 
 
@@ -393,3 +432,29 @@ def test_frr_that_is_absent_or_stopped_is_no_problem_but_refused(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert read_frr() == (Frr(), ())
     assert "isn't installed" in str(group_for(Frr(), first.address, [second.address]))
+
+
+def test_frr_that_hangs_is_given_up(pair: list[EvpnHost], monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = pair
+    pid = first.frr.pid("bgpd")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with monkeypatch.context() as hurried:
+            hurried.setattr(tools, "TIMEOUT", 1.0)
+            found, (problem,) = first.inside(read_frr)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert (found, problem.part, "didn't end" in problem.why) == (Frr(installed=True), "frr", True)
+    assert state(first).daemons[-1] == "bgpd"
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "FRRouting", "vm# show version\nno version\nvm# show daemons\n zebra bgpd"]
+)
+def test_garbage_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: str) -> None:
+    tool = tmp_path / "vtysh"
+    tool.write_text(f"#!/bin/sh\ncat <<'EOF'\n{answer}\nEOF\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    found, (problem,) = read_frr()
+    assert (found, "unexpected output" in problem.why) == (Frr(installed=True), True)

@@ -10,9 +10,10 @@ from typing import Any
 
 from core.collect.frr import VTYSH
 from tests.support.host import ThrowawayHost
+from tests.support.needs import FRR_FOLDERS
 from tests.support.waiting import PATIENCE, scaled, wait_until
 
-_PROGRAMS = Path("/usr/lib/frr")
+_PROGRAMS = next((path for path in map(Path, FRR_FOLDERS) if path.exists()), Path(FRR_FOLDERS[0]))
 # In the order of their start; older versions have no mgmtd.
 _DAEMONS = tuple(name for name in ("mgmtd", "zebra", "bgpd") if (_PROGRAMS / name).exists())
 _FOLDERS = ("/etc/frr", "/run/frr", "/var/lib/frr")

@@ -40,6 +40,7 @@ _TOOLS = {
     "podman": "podman", "runc": "runc", "setpriv": "util-linux", "sysctl": "procps",
     "systemd-analyze": "systemd", "tcpdump": "tcpdump", "vtysh": "frr",
 }  # fmt: skip
+FRR_FOLDERS = ("/usr/lib/frr", "/usr/libexec/frr")  # of Debian, Fedora
 _NEWER_DOCKER = "docker>="
 _HOST_TOOLS = ("nft", "iptables", "conntrack", "ethtool", "ping", "sysctl")
 
@@ -153,8 +154,9 @@ def _older_docker(version: str) -> str:
 
 def _frr() -> str:
     """Check for FRRouting's daemons, which aren't on PATH."""
-    absent = [name for name in ("zebra", "bgpd") if not Path("/usr/lib/frr", name).exists()]
-    return _no_programs(["vtysh"]) or (f"FRRouting's {absent[0]} (apt install frr)" if absent else "")
+    if any(Path(folder, "bgpd").exists() for folder in FRR_FOLDERS):
+        return _no_programs(["vtysh"])
+    return "FRRouting's bgpd (apt install frr)"
 
 
 def _podman() -> str:
