@@ -14,7 +14,7 @@ What FRRouting 10.3 does with them, as tests/kernel/test_frr.py shows:
   flood list (FDB entries of the MAC 00:00:00:00:00:00).
 - The bridge's own MAC and addresses are not announced, so that all hosts may have the same gateway.
 - An IPv6 address of a VXLAN link is ignored; sessions over IPv6 work.
-- If bgpd dies, zebra removes all remote entries. If zebra dies, they stay, and nothing removes old ones later.
+- If bgpd dies, zebra removes all remote entries. If zebra dies, they stay, and nothing removes them later.
 """
 
 from __future__ import annotations
