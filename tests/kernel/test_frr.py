@@ -331,13 +331,14 @@ def test_peers_are_added_and_removed_one_by_one(three: list[EvpnHost]) -> None:
 def test_the_printed_command_does_the_same(pair: list[EvpnHost]) -> None:
     first, second = pair
     empty = first.frr.running_config()
+    typed = ["env", "VTYSH_HISTFILE=/dev/null"]
     made = operation(first, [second.address], reflector=True)
     execute(first, made)
     executed = first.frr.running_config()
     (undo,) = made.inverse()
-    first.run(shlex.split(undo.command()))
+    first.run(typed + shlex.split(undo.command()))
     assert first.frr.running_config() == empty
-    first.run(shlex.split(made.command()))
+    first.run(typed + shlex.split(made.command()))
     assert first.frr.running_config() == executed
 
 
