@@ -212,7 +212,7 @@ class Snapshot:
     conntracks: Mapping[int, Conntrack] = field(default_factory=dict)
     engines: Mapping[str, Engine] = field(default_factory=dict)
     ovs: tuple[OvsBridge, ...] = ()
-    frr: Frr = Frr()
+    frr: Frr = field(default_factory=Frr)
     storms: tuple[Storm, ...] = ()
     heavy_drops: tuple[HeavyDrop, ...] = ()
     fast_path: FastPathHealth = field(default_factory=FastPathHealth)

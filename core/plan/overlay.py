@@ -31,7 +31,6 @@ from core.reach.routing import RoutingTables
 from core.text import quoted, safe
 from core.topology import Topology
 
-
 _NO_REMOTES = "the hosts find each other"
 
 

@@ -99,13 +99,13 @@ def test_requests_for_known_containers_do_not_cross(pair: Fabric) -> None:
     container(one, "a", "blue")
     address = container(other, "b", "blue")
     wait_until(lambda: neighbour(one, address))
-    other.run("nft add table netdev arp")
+    other.run("nft add table netdev watched")
     other.run(
-        ["nft", f"add chain netdev arp crossed {{ type filter hook ingress device {TUNNEL} priority 0; }}"]
+        ["nft", f"add chain netdev watched crossed {{ type filter hook ingress device {TUNNEL} priority 0; }}"]
     )
-    other.run("nft add rule netdev arp crossed ether type arp counter drop")
+    other.run("nft add rule netdev watched crossed ether type arp counter drop")
     wait_for_ping(one, "a", address)
-    assert "counter packets 0 bytes 0" in other.run("nft list chain netdev arp crossed")
+    assert "counter packets 0 bytes 0" in other.run("nft list chain netdev watched crossed")
 
 
 @pytest.mark.parametrize(
