@@ -228,7 +228,12 @@ def tunnel_of(network: VnetNetwork, topology: Topology) -> Link | None:
 
 
 def remotes_of(tunnel: Link, topology: Topology) -> tuple[str, ...]:
-    """Return the remote hosts of a tunnel: those of the permanent flood entries."""
+    """Return the remote hosts that a tunnel was given: its permanent flood entries.
+
+    With EVPN there are none: FRRouting adds and deletes all entries.
+    """
+    if not tunnel.details.get("learning"):
+        return ()
     entries = topology.snapshot.nets[tunnel.ns].fdb
     found = [
         one for one in entries if (one.port, one.mac, one.state) == (tunnel.ifindex, ALL_ZERO, "permanent")

@@ -210,7 +210,8 @@ def empty_link(builder: PlanBuilder, link: Link) -> None:
     """
     place = builder.netns_target(link.ns)
     # The kernel deletes a link's neighbours with its last address.
-    builder.add(*routes_of(builder, link, place), *permanent_neighbours(builder, link, place))
+    neighbours = permanent_neighbours(builder, link, place)
+    builder.add(*routes_of(builder, link, place), *(one for one in neighbours if one not in builder.steps))
     # Later addresses of a subnet are secondary to the first: delete them first.
     for address in reversed(own_addresses(link)):
         builder.add(*address_operation(link.name, address, place).inverse())
