@@ -16,7 +16,7 @@ from core.operations.connections import DeleteConnection
 from core.operations.docker import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
 from core.operations.firewall import AddFirewallRule, DeleteFirewallRule
 from core.operations.forwarding import AddFdb, AddPolicyRule, DeleteFdb, DeletePolicyRule
-from core.operations.frr import ConfigureFrr
+from core.operations.frr import AnnounceMac, ConfigureFrr, WithdrawMac
 from core.operations.links import CreateBridge, CreateVeth, CreateVxlan, DeleteLink, SetLink
 from core.operations.namespaces import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace
 from core.operations.settings import SetDockerDns, SetRules, SetSysctl
@@ -32,6 +32,7 @@ __all__ = [
     "AddPolicyRule",
     "AddRoute",
     "AddVlan",
+    "AnnounceMac",
     "ConfigureFrr",
     "CreateBridge",
     "CreateNamespace",
@@ -68,6 +69,7 @@ __all__ = [
     "SetSizes",
     "SetSteering",
     "SetSysctl",
+    "WithdrawMac",
     "affected",
     "is_final",
     "undo_of",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
+import json
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from core.collect.frr import VTYSH, read_config
+from core.collect.frr import PACKAGE, VTYSH, read_config
 from core.frr_config import GROUP, lines, parse_config
 from core.model.overlay import BgpConfig, EvpnGroup
 from core.operations.base import Operation
 from core.operations.executor import Executor, run_holding_lock
+from core.operations.forwarding import AddFdb, DeleteFdb
 from core.operations.values import recorded
 from core.text import quoted
-from core.tools import ToolFailed
+from core.tools import ToolFailed, find_tool, run_tool
 
 recorded()(EvpnGroup)
 
@@ -57,6 +60,84 @@ class ConfigureFrr(Operation):
             with suppress(OSError):  # lines before the refused one were accepted
                 _type(lines(_current().group, found.group))
             raise
+
+
+# A MAC that FRRouting doesn't know after that time (in seconds) is announced when the container sends.
+_KNOWN_WITHIN, _PAUSE = 3.0, 0.05
+
+
+@recorded()
+@dataclass(frozen=True, slots=True)
+class AnnounceMac(Operation):
+    """Add a MAC to a bridge's forwarding table, for FRRouting to announce.
+
+    zebra reads links and forwarding entries on two threads, and drops the entry of a port that it doesn't
+    know yet. As the kernel only reports an entry that changes, it is then deleted and added again.
+    """
+
+    entry: AddFdb
+    vni: int
+
+    def command(self) -> str:
+        return self.entry.command()
+
+    def inverse(self) -> tuple[WithdrawMac, ...]:
+        return (WithdrawMac(self),)
+
+    def describe(self) -> str:
+        return f"announce {self.entry.mac} at {self.entry.link} in VNI {self.vni}"
+
+    def affects(self) -> tuple[str, ...]:
+        return self.entry.affects()
+
+    def execute(self, executor: Executor) -> None:
+        end = time.monotonic() + _KNOWN_WITHIN
+        self.entry.execute(executor)
+        while not self._is_known() and time.monotonic() < end:
+            time.sleep(_PAUSE)
+            DeleteFdb(self.entry).execute(executor)
+            self.entry.execute(executor)
+
+    def _is_known(self) -> bool:
+        """Return whether zebra knows where the MAC is; True if zebra can't be asked."""
+        if not find_tool(VTYSH[0]):
+            return True
+        show = f"show evpn mac vni {self.vni} mac {self.entry.mac} json"
+        try:
+            known = json.loads(run_tool(*VTYSH, "-c", show, package=PACKAGE))
+            return bool(known[self.entry.mac]["type"] == "local")
+        except ToolFailed:
+            return True
+        except (ValueError, KeyError, TypeError):
+            return False  # {} for an unknown MAC
+
+
+@recorded()
+@dataclass(frozen=True, slots=True)
+class WithdrawMac(Operation):
+    """Delete an announced MAC from the forwarding table; `announcement` is its undo."""
+
+    announcement: AnnounceMac
+
+    def command(self) -> str:
+        return self._deletion.command()
+
+    def inverse(self) -> tuple[AnnounceMac, ...]:
+        return (self.announcement,)
+
+    def describe(self) -> str:
+        entry = self.announcement.entry
+        return f"no longer announce {entry.mac} at {entry.link} in VNI {self.announcement.vni}"
+
+    def affects(self) -> tuple[str, ...]:
+        return self._deletion.affects()
+
+    def execute(self, executor: Executor) -> None:
+        self._deletion.execute(executor)
+
+    @property
+    def _deletion(self) -> DeleteFdb:
+        return DeleteFdb(self.announcement.entry)
 
 
 def _check(found: BgpConfig, after: EvpnGroup) -> None:

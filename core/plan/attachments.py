@@ -131,11 +131,11 @@ def _attach_steps(
     mac = container_mac(member.addresses) if network.evpn else ""
     yield CreateVeth(port, inner, peer_place=place, mtu=network.mtu, peer_mac=mac, alias=member.tag())
     yield SetLink(port, "master", network.bridge, "")
-    yield from evpn.announce(member, network, mac) if network.evpn else ()
     yield SetLink(port, "up", "up", "down")
     yield from (AddAddress(inner, address, place) for address in member.addresses)
     yield SetLink(inner, "up", "up", "down", place)
     yield from _routes(member, target, network, builder)
+    yield from evpn.announce(member, network, mac) if network.evpn else ()
 
 
 def _routes(

@@ -11,10 +11,21 @@ from dataclasses import replace
 
 from core.frr_config import group_for, sorted_peers
 from core.model.overlay import EvpnGroup
-from core.operations import AddFdb, AddNeighbour, ConfigureFrr, DeleteFdb, DeleteNeighbour, Operation
+from core.operations import (
+    AddFdb,
+    AddNeighbour,
+    AnnounceMac,
+    ConfigureFrr,
+    DeleteNeighbour,
+    Operation,
+    WithdrawMac,
+)
 from core.plan.builder import CannotPlan, PlanBuilder
 from core.plan.requests import CreateNetwork, JoinOverlay
 from core.plan.tags import VnetMember, VnetNetwork
+
+# A static entry would count as one that never moves to another host.
+_FLAGS = ("extern_learn",)
 
 
 def add_sessions(request: CreateNetwork | JoinOverlay, builder: PlanBuilder) -> None:
@@ -54,9 +65,12 @@ def _configure(builder: PlanBuilder, group: EvpnGroup | None) -> None:
 
 
 def announce(member: VnetMember, network: VnetNetwork, mac: str) -> Iterator[Operation]:
-    """Yield the steps after which FRRouting announces a container, before it sends anything."""
-    # An entry that is static for good counts as one that never moves to another host.
-    yield AddFdb(member.port, mac, on_master=True, state="permanent", flags=("extern_learn",))
+    """Yield the steps after which FRRouting announces a container.
+
+    It does so before the container sends anything.
+    """
+    entry = AddFdb(member.port, mac, on_master=True, state="permanent", flags=_FLAGS)
+    yield AnnounceMac(entry, network.vni)
     for address in member.addresses:
         yield AddNeighbour(network.bridge, address.partition("/")[0], mac)
 
@@ -70,5 +84,5 @@ def withdraw(member: VnetMember, network: VnetNetwork, builder: PlanBuilder) -> 
             yield DeleteNeighbour(AddNeighbour(network.bridge, one.address, one.mac))
     for entry in builder.host.fdb if port else ():
         if port and entry.port == port.ifindex and "extern_learn" in entry.flags:
-            flags = ("extern_learn",)
-            yield DeleteFdb(AddFdb(port.name, entry.mac, on_master=True, state="permanent", flags=flags))
+            added = AddFdb(port.name, entry.mac, on_master=True, state="permanent", flags=_FLAGS)
+            yield WithdrawMac(AnnounceMac(added, network.vni))

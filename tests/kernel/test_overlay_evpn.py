@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.plan.vxlan import container_mac, subnet_by_name, vni_by_name
+from core.plan.vxlan import container_mac, vni_by_name
 from tests.support.machine import Machine, link, machine_state, ok, refused
 from tests.support.underlay import FrrDaemons, Underlay, addresses_of, container, underlay, wait_for_ping
 from tests.support.waiting import wait_until
