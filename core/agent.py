@@ -1,4 +1,4 @@
-"""The agent: restores vnet's firewall rules, and reattaches restarted containers."""
+"""The agent: restores vnet's rules and BGP sessions, and reattaches containers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from core.netlink.netns import NamespaceGone
 from core.operations import CreateVeth, NetnsTarget, Operation, PersistAttachment, SetLink, SetRules
 from core.operations.attachments import read_attachments, remove_attachment
 from core.operations.executor import Executor, Lines, expected_lines, present_lines
+from core.operations.frr import restore_group
 from core.operations.settings import saved_rules
 from core.state import writers_lock
 from core.watch.poller import Poller
@@ -24,13 +25,18 @@ from core.watch.poller import Poller
 # Intervals in seconds; kernel and engine events poll at once.
 _RULES_INTERVAL = 30.0
 _CONTAINERS_INTERVAL = 30.0
+_SESSIONS_INTERVAL = 2.0
 _RETRY_INTERVAL = 0.2
 _MAX_TRIES = 20  # per process of a container
 # Of these, the most to skip while the kernel still deletes the veth pair of the container's previous run.
 _MAX_TRIES_CLEARING = 15
 _ENGINES = {"docker": engines.read_docker, "podman": engines.read_podman}
 _SELECT_TIMEOUT = 1.0
-_TASKS = {"rules": "restore vnet-tui's rules", "containers": "attach containers again"}
+_TASKS = {
+    "rules": "restore vnet-tui's rules",
+    "containers": "attach containers again",
+    "sessions": "restore the BGP sessions of overlays",
+}
 
 
 class Agent:
@@ -47,13 +53,14 @@ class Agent:
         self._failures: dict[str, str] = {}
         self._rules_poller = self._poller("rules", self._restore_rules, _RULES_INTERVAL)
         self._containers_poller = self._poller("containers", self._attach_containers, _CONTAINERS_INTERVAL)
+        self._sessions_poller = self._poller("sessions", self._restore_sessions, _SESSIONS_INTERVAL)
 
     def run(self) -> None:
         """Run until `stop` is set. Raises OSError if kernel events can't be received."""
         docker_events = threading.Thread(
             target=engines.watch_docker, args=(self._stop, self._containers_poller.mark), daemon=True
         )
-        pollers = (self._rules_poller, self._containers_poller)
+        pollers = (self._rules_poller, self._containers_poller, self._sessions_poller)
         events = EventSocket()
         try:
             for poller in pollers:
@@ -86,6 +93,12 @@ class Agent:
         complete = self._attachments.restore()
         self._failures.pop("containers", None)
         self._containers_poller.set_every(_CONTAINERS_INTERVAL if complete else _RETRY_INTERVAL)
+
+    def _restore_sessions(self) -> None:
+        """Configure FRRouting again after it restarted; it sends no event."""
+        if restore_group():
+            self._log("FRRouting had lost the sessions of vnet-tui's overlays: configured again")
+        self._failures.pop("sessions", None)
 
     def _report_failure(self, part: str, error: Exception) -> None:
         """Report an error once for as long as it stays the same."""

@@ -14,10 +14,12 @@ from core.model.overlay import BgpConfig, EvpnGroup
 from core.operations.base import Operation
 from core.operations.executor import Executor, run_holding_lock
 from core.operations.forwarding import AddFdb, DeleteFdb
-from core.operations.values import recorded
+from core.operations.values import from_record, recorded, to_record
+from core.state import boot_id, read_state, write_state, writers_lock
 from core.text import quoted
 from core.tools import ToolFailed, find_tool, run_tool
 
+_SAVED = "frr.json"
 recorded()(EvpnGroup)
 
 
@@ -50,6 +52,11 @@ class ConfigureFrr(Operation):
         return (f"FRRouting's peer group {GROUP}",)
 
     def execute(self, executor: Executor) -> None:
+        self.type_in()
+        save_group(self.after)
+
+    def type_in(self) -> None:
+        """Type what differs into the running configuration. Raises OSError."""
         found = _current()
         if self.after:
             _check(found, self.after)
@@ -60,6 +67,38 @@ class ConfigureFrr(Operation):
             with suppress(OSError):  # lines before the refused one were accepted
                 _type(lines(_current().group, found.group))
             raise
+
+
+def save_group(group: EvpnGroup | None) -> None:
+    """Store the peer group, for the agent. Raises StateError."""
+    write_state(_SAVED, {"boot": boot_id(), "group": to_record(group)}, durable=False)
+
+
+def saved_group() -> EvpnGroup | None:
+    """Return the peer group that was last configured since boot, None without one."""
+    try:
+        noted = read_state(_SAVED)
+        group = from_record(noted["group"]) if noted["boot"] == boot_id() else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return group if isinstance(group, EvpnGroup) else None
+
+
+def restore_group() -> bool:
+    """Configure the saved peer group again if FRRouting lost it.
+
+    It does so when bgpd restarts, as the configuration isn't written to a file. Returns whether anything was
+    done. Raises OSError, StateError.
+    """
+    group = saved_group()
+    if group is None or _current().group is not None:
+        return False
+    with writers_lock(wait=True):
+        group = saved_group()
+        if group is None or _current().group is not None:
+            return False
+        ConfigureFrr(group, None).type_in()
+    return True
 
 
 # A MAC that FRRouting doesn't know after that time (in seconds) is announced when the container sends.

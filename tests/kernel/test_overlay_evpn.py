@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.plan.vxlan import container_mac, vni_by_name
-from tests.support.machine import Machine, link, machine_state, ok, refused
+from tests.support.machine import PROGRAM, Machine, link, machine_state, ok, refused
 from tests.support.underlay import FrrDaemons, Underlay, addresses_of, container, underlay, wait_for_ping
 from tests.support.waiting import wait_until
 
@@ -171,3 +176,68 @@ def test_without_frr_static_tunnels_are_offered() -> None:
         error = refused(host, "network", "join", "blue", "--peer", "192.0.2.2")
         assert "FRRouting" in error and "--remote" in error
         assert machine_state(host) == before
+
+
+@contextmanager
+def agent(host: Machine) -> Iterator[subprocess.Popen[str]]:
+    """Run the agent on a host."""
+    words = host.words("setpriv", "--pdeathsig", "TERM", *PROGRAM, "agent")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=host.environment) as started:
+        try:
+            yield started
+        finally:
+            started.terminate()
+
+
+def lost(host: Machine, name: str, address: str, act: Callable[[], object]) -> int:
+    """Return how many of the pings that are sent while `act` runs are lost."""
+    words = host.words("ping", "-i", "0.02", "-W", "1", address, inside=name)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as pings:
+        assert pings.stdout is not None
+        pings.stdout.readline(), pings.stdout.readline()
+        act()
+        host.run("pkill -INT -x ping")
+        summary = pings.stdout.read()
+    (sent, received) = re.findall(r"(\d+) packets transmitted, (\d+) received", summary)[0]
+    return int(sent) - int(received)
+
+
+def test_traffic_goes_on_without_zebra_and_without_vnet_tui(pair: Fabric) -> None:
+    one, other = pair.hosts
+    pair.join()
+    container(one, "a", "blue")
+    address = container(other, "b", "blue")
+    wait_for_ping(one, "a", address)
+
+    def kill() -> None:
+        with agent(one) as started:
+            started.kill()
+        for host in pair.hosts:
+            pair.frr[host].kill("zebra")
+            assert destinations(host, FLOOD)
+
+    assert lost(one, "a", address, kill) == 0
+
+
+def test_the_agent_configures_frr_again_after_a_restart(pair: Fabric) -> None:
+    """Killed daemons forget what isn't in their files; nobody types it again."""
+    one, other = pair.hosts
+    pair.join()
+    container(one, "a", "blue")
+    address = container(other, "b", "blue")
+    wait_for_ping(one, "a", address)
+    config = pair.config(one)
+    with agent(one):
+        pair.frr[one].kill("bgpd", "zebra")
+        pair.frr[one].start("zebra", "bgpd")
+        wait_until(lambda: pair.config(one) == config, "the configuration")
+        wait_for_ping(one, "a", address)
+        ok(one, "network leave blue")
+        pair.frr[one].kill("bgpd")
+        pair.frr[one].start("bgpd")
+        assert not saved(one)
+
+
+def saved(host: Machine) -> object:
+    """Return the peer group that the agent would configure again."""
+    return json.loads((Path(host.environment["VNET_STATE"]) / "frr.json").read_text())["group"]
