@@ -170,7 +170,8 @@ _KEPT_VARIABLES = (
 def clean_environment() -> None:
     """Remove variables that root can't trust; other users keep their environment.
 
-    PATH, HOME and TMPDIR keep only folders that only root may write, TMPDIR also one like /tmp."""
+    PATH, HOME, OVS_RUNDIR and TMPDIR keep only folders that only root may write, TMPDIR also one like
+    /tmp."""
     if os.geteuid() != _ROOT:
         return
     given = dict(os.environ)
@@ -183,6 +184,8 @@ def clean_environment() -> None:
     # Tools such as nft are in sbin, which a root shell by plain `su` lacks.
     kept["PATH"] = ":".join(dict.fromkeys([*folders, *_DEFAULT_PATH.split(":")]))
     kept["HOME"] = root_owned_folder(given.get("HOME", "")) or pwd.getpwuid(_ROOT).pw_dir
+    if rundir := root_owned_folder(given.get("OVS_RUNDIR", "")):
+        kept["OVS_RUNDIR"] = rundir
     if scratch := root_owned_folder(given.get("TMPDIR", ""), shared=True):
         kept["TMPDIR"] = scratch
     os.environ.clear()

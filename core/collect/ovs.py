@@ -1,4 +1,4 @@
-"""Read Open vSwitch's database with ovs-vsctl(8)."""
+"""Read Open vSwitch: its database with ovs-vsctl(8), flows with ovs-ofctl(8)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from core.model import OvsBridge, OvsInterface, OvsPort, Problem
+from core.model import OvsBridge, OvsController, OvsFlow, OvsInterface, OvsPort, Problem
 from core.tools import ToolFailed, find_tool, is_engine_enabled, run_tool
 
 TIMEOUT = 5  # seconds
 _CANT_READ = "can't read the Open vSwitch bridges"
 _PACKAGE = "openvswitch-switch"
 _TABLES = {
-    "Bridge": "name,datapath_type,fail_mode,stp_enable,rstp_enable,ports,external_ids",
-    "Port": "_uuid,name,tag,trunks,vlan_mode,bond_mode,interfaces",
+    "Bridge": "name,datapath_type,fail_mode,stp_enable,rstp_enable,ports,controller,protocols,external_ids",
+    "Port": "_uuid,name,tag,trunks,vlan_mode,bond_mode,lacp,bond_active_slave,interfaces,external_ids",
     "Interface": "_uuid,name,type,ifindex,ofport,mac_in_use,admin_state,link_state,options,error",
+    "Controller": "_uuid,target,is_connected,role",
 }
 Row = Mapping[str, Any]
 
@@ -51,10 +52,13 @@ def bridges(output: str) -> tuple[OvsBridge, ...]:
 
     Raises ValueError, KeyError or TypeError.
     """
-    bridge_rows, port_rows, interface_rows = (_rows(json.loads(line)) for line in output.splitlines())
+    tables = (_rows(json.loads(line)) for line in output.splitlines())
+    bridge_rows, port_rows, interface_rows, controller_rows = tables
     interfaces = {row["_uuid"]: _interface(row) for row in interface_rows}
     ports = {row["_uuid"]: _port(row, interfaces) for row in port_rows}
-    return tuple(sorted((_bridge(row, ports) for row in bridge_rows), key=lambda bridge: bridge.name))
+    controllers = {row["_uuid"]: _controller(row) for row in controller_rows}
+    found = (_bridge(row, ports, controllers) for row in bridge_rows)
+    return tuple(sorted(found, key=lambda bridge: bridge.name))
 
 
 def _rows(table: Row) -> list[Row]:
@@ -81,8 +85,9 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _bridge(row: Row, ports: Mapping[str, OvsPort]) -> OvsBridge:
+def _bridge(row: Row, ports: Mapping[str, OvsPort], controllers: Mapping[str, OvsController]) -> OvsBridge:
     found = [ports[uuid] for uuid in _as_list(row["ports"]) if uuid in ports]
+    own = [controllers[uuid] for uuid in _as_list(row["controller"]) if uuid in controllers]
     return OvsBridge(
         name=row["name"],
         datapath=row["datapath_type"] or "system",
@@ -90,19 +95,29 @@ def _bridge(row: Row, ports: Mapping[str, OvsPort]) -> OvsBridge:
         stp=bool(row["stp_enable"]),
         rstp=bool(row["rstp_enable"]),
         ports=tuple(sorted(found, key=lambda port: port.name)),
+        controllers=tuple(sorted(own, key=lambda controller: controller.target)),
+        protocols=tuple(sorted(_as_list(row["protocols"]))),
         external_ids=row["external_ids"],
     )
 
 
+def _controller(row: Row) -> OvsController:
+    return OvsController(row["target"], bool(row["is_connected"]), row["role"] or "")
+
+
 def _port(row: Row, interfaces: Mapping[str, OvsInterface]) -> OvsPort:
     found = [interfaces[uuid] for uuid in _as_list(row["interfaces"]) if uuid in interfaces]
+    active = row["bond_active_slave"] if len(found) > 1 else None
     return OvsPort(
         name=row["name"],
         tag=row["tag"],
         trunks=tuple(sorted(_as_list(row["trunks"]))),
         vlan_mode=row["vlan_mode"] or "",
         bond_mode=row["bond_mode"] or "",
+        lacp=row["lacp"] or "",
+        bond_active=next((one.name for one in found if active and one.mac == active), ""),
         interfaces=tuple(sorted(found, key=lambda interface: interface.name)),
+        external_ids=row["external_ids"],
     )
 
 
@@ -119,3 +134,47 @@ def _interface(row: Row) -> OvsInterface:
         options=row["options"],
         error=row["error"] or "",
     )
+
+
+# ---- Flows
+
+
+def read_flows(bridge: OvsBridge) -> tuple[OvsFlow, ...]:
+    """Return the flows of a bridge by table and priority. Raises ToolFailed.
+
+    ovs-ofctl must speak a version of OpenFlow that the bridge allows.
+    """
+    versions = ["-O", ",".join(bridge.protocols)] if bridge.protocols else []
+    command = ("ovs-ofctl", f"--timeout={TIMEOUT}", "--names", *versions, "dump-flows", "--", bridge.name)
+    return parse_flows(run_tool(*command, package=_PACKAGE))
+
+
+def parse_flows(output: str) -> tuple[OvsFlow, ...]:
+    """Parse the output of `ovs-ofctl dump-flows`; lines of another form are left out."""
+    found = [flow for line in output.splitlines() if (flow := _flow(line))]
+    return tuple(sorted(found, key=lambda flow: (flow.table, -flow.priority)))
+
+
+def _flow(line: str) -> OvsFlow | None:
+    head, separator, actions = line.partition(" actions=")
+    *statistics, last = head.strip().removesuffix(",").split(", ")
+    values = dict(each.partition("=")[::2] for each in statistics)
+    # The last part is the priority, unless it is the default, and the match; without both there is none.
+    if last.startswith("n_bytes="):
+        last, values = "", values | {"n_bytes": last.removeprefix("n_bytes=")}
+    first, _, rest = last.partition(",")
+    is_default = not first.startswith("priority=")
+    priority = _DEFAULT_PRIORITY if is_default else first.removeprefix("priority=")
+    try:
+        if not separator:
+            return None
+        return OvsFlow(
+            int(values.get("table", "0")), int(priority), last if is_default else rest, actions,
+            int(values["n_packets"]), int(values["n_bytes"]), float(values["duration"].removesuffix("s")),
+            values.get("cookie", ""),
+        )  # fmt: skip
+    except (KeyError, ValueError):
+        return None
+
+
+_DEFAULT_PRIORITY = 32768  # OFP_DEFAULT_PRIORITY of OpenFlow

@@ -31,7 +31,7 @@ def _link(topology: Topology, link: Link) -> Item:
 
 
 def _owners(topology: Topology, link: Link) -> Item:
-    master = topology.snapshot.link((link.ns, link.master)) if link.master is not None else None
+    master = topology.master_of(link)
     container, network = topology.container_of(link.ns), topology.network_of(link)
     return {
         "namespace": topology.label(link.ns),
@@ -58,7 +58,7 @@ def _peer(topology: Topology, link: Link | None) -> Item | None:
 def bridges(topology: Topology, scope: Scope) -> Iterator[Item]:
     """Export every bridge with its ports and its forwarding table."""
     for link in topology.snapshot.links():
-        if link.kind in ("bridge", "ovs-bridge") and (scope is None or link.ns in scope):
+        if topology.is_bridge(link) and (scope is None or link.ns in scope):
             fdb = (each for each in topology.snapshot.nets[link.ns].fdb if each.bridge == link.ifindex)
             yield {
                 **_link(topology, link),
@@ -245,6 +245,7 @@ TOPICS: Mapping[str, Mapping[str, Items]] = {
     "namespaces": {"namespaces": _dumped(namespaces)},
     "links": {"links": _dumped(links)},
     "bridges": {"bridges": _dumped(bridges), "ovs": _dumped(ovs)},
+    "ovs": {"ovs": _dumped(ovs)},
     "veths": {"veths": _dumped(veths)},
     "containers": {"containers": _dumped(containers)},
     "networks": {"networks": _dumped(networks)},
@@ -268,11 +269,11 @@ def document_lines(topology: Topology, topics: Collection[str], scope: Scope = N
     snapshot = topology.snapshot
     host = _ENCODE(plain(snapshot.host))
     yield f'{{"schema":{SCHEMA},"taken_at":{_ENCODE(snapshot.taken_at)},"host":{host}'
-    for topic in topics:
-        for name, items in TOPICS[topic].items():
-            yield f',\n"{name}":['
-            yield from _lines(items(topology, scope))
-            yield "\n]"
+    lists = {name: items for topic in topics for name, items in TOPICS[topic].items()}
+    for name, items in lists.items():
+        yield f',\n"{name}":['
+        yield from _lines(items(topology, scope))
+        yield "\n]"
     if set(topics) >= set(TOPICS):
         yield ',\n"findings":['
         yield from _lines(_ENCODE(finding_document(finding)) for finding in findings(topology))

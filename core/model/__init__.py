@@ -35,14 +35,12 @@ from core.model.link import (
     LinkTuning,
     Neighbour,
     NextHop,
-    OvsBridge,
-    OvsInterface,
-    OvsPort,
     PacketSizes,
     PolicyRule,
     PortVlan,
     Route,
 )
+from core.model.ovs import OvsBridge, OvsController, OvsFlow, OvsInterface, OvsPort
 from core.model.refs import (
     LinkKey,
     Problem,
@@ -55,6 +53,7 @@ from core.model.refs import (
     namespace_ref,
     nat_ref,
     network_ref,
+    ovs_ref,
 )
 from core.model.snapshot import (
     RECORDING_DEMAND,
@@ -122,6 +121,8 @@ __all__ = [
     "Network",
     "NextHop",
     "OvsBridge",
+    "OvsController",
+    "OvsFlow",
     "OvsInterface",
     "OvsPort",
     "PacketSizes",
@@ -146,4 +147,5 @@ __all__ = [
     "namespace_ref",
     "nat_ref",
     "network_ref",
+    "ovs_ref",
 ]

@@ -1,4 +1,4 @@
-"""Links, bridges, routes and neighbours (rtnetlink(7)), and Open vSwitch bridges."""
+"""Links, bridges, routes and neighbours (rtnetlink(7))."""
 
 from __future__ import annotations
 
@@ -212,55 +212,6 @@ class LinkTuning:
     changeable: tuple[str, ...] = ()
     wanted: tuple[str, ...] = ()
     rps_cpus: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class OvsInterface:
-    """One interface of an OVS port.
-
-    `kind` is "system" (a link that exists without it), "internal", "tap", "patch", "vxlan", "geneve", ...;
-    `ifindex` its link in ovs-vswitchd's namespace, None if it has none (patches); `error` is why it could
-    not be opened; `options` are the tunnel's or the patch's."""
-
-    name: str
-    kind: str = "system"
-    ifindex: int | None = None
-    ofport: int | None = None
-    mac: str = ""
-    admin_up: bool = False
-    carrier: bool = False
-    options: Mapping[str, str] = field(default_factory=dict)
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class OvsPort:
-    """One OVS port; a bond has several interfaces.
-
-    `tag` is its access VLAN, `trunks` the VLANs that it trunks (empty without a tag: all); `vlan_mode` and
-    `bond_mode` as in ovs-vswitchd.conf.db(5)."""
-
-    name: str
-    tag: int | None = None
-    trunks: tuple[int, ...] = ()
-    vlan_mode: str = ""
-    bond_mode: str = ""
-    interfaces: tuple[OvsInterface, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class OvsBridge:
-    """One OVS bridge; `datapath` is "system" (kernel) or "netdev" (user space).
-
-    Its own link is the port with its name."""
-
-    name: str
-    datapath: str = "system"
-    fail_mode: str = ""
-    stp: bool = False
-    rstp: bool = False
-    ports: tuple[OvsPort, ...] = ()
-    external_ids: Mapping[str, str] = field(default_factory=dict)
 
 
 # RTAX_* of linux/rtnetlink.h by ip-route(8)'s keywords; times in the kernel's units, as ip takes them bare.

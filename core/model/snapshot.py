@@ -11,8 +11,9 @@ from core.model.container import Container, Engine
 from core.model.drops import HeavyDrop
 from core.model.fastpath import FastPath, FastPathHealth
 from core.model.firewall import Firewall
-from core.model.link import FdbEntry, IpSettings, Link, LinkTuning, Neighbour, OvsBridge, PolicyRule, Route
+from core.model.link import FdbEntry, IpSettings, Link, LinkTuning, Neighbour, PolicyRule, Route
 from core.model.overlay import Frr
+from core.model.ovs import OvsBridge
 from core.model.refs import LinkKey, Problem, Ref
 
 

@@ -17,6 +17,8 @@ from core.model import (
     NatEntry,
     NetState,
     Network,
+    OvsBridge,
+    OvsPort,
     Ref,
     Snapshot,
 )
@@ -308,12 +310,34 @@ class Topology:
             for link in self.snapshot.links()
             if link.master is not None
         }
-        for bridge in self.snapshot.ovs:
-            own = self.ovs_link(bridge.name)
-            ports = (one.ifindex for port in bridge.ports for one in port.interfaces if one.ifindex)
-            if own is not None:
-                found |= {LinkKey(self.host, port): own.key for port in ports if port != own.ifindex}
+        for key, places in self._ovs_ports.items():
+            own = self.ovs_link(places[0][0].name)
+            if own is not None and key != own.key:
+                found[key] = own.key
         return found
+
+    @cached_property
+    def _ovs_ports(self) -> Mapping[LinkKey, tuple[tuple[OvsBridge, OvsPort], ...]]:
+        found: dict[LinkKey, dict[tuple[str, str], tuple[OvsBridge, OvsPort]]] = {}
+        for bridge in self.snapshot.ovs:
+            for port in bridge.ports:
+                for one in port.interfaces:
+                    if one.ifindex:
+                        places = found.setdefault(LinkKey(self.host, one.ifindex), {})
+                        places[bridge.name, port.name] = bridge, port
+        return {key: tuple(places.values()) for key, places in found.items()}
+
+    def ovs_ports_of(self, link: Link) -> tuple[tuple[OvsBridge, OvsPort], ...]:
+        """Return the ports of Open vSwitch that a link is, each with its bridge.
+
+        There are several for the link that tunnels of the kernel's datapath share ("vxlan_sys_4789")."""
+        return self._ovs_ports.get(link.key, ())
+
+    def ovs_bridge(self, link: Link) -> OvsBridge | None:
+        """Return the Open vSwitch bridge whose own link this is, None for other links."""
+        if link.ns != self.host:
+            return None
+        return next((bridge for bridge in self.snapshot.ovs if bridge.name == link.name), None)
 
     def ovs_link(self, bridge: str) -> Link | None:
         """Return the own link of an Open vSwitch bridge, None if there is none."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from core.collect import ovs
-from core.collect.ovs import read_ovs
+from core.collect.ovs import read_flows, read_ovs
 from core.model import OvsBridge, OvsPort
 from tests.kernel.reading import links_of
 from tests.support.host import ThrowawayHost
@@ -41,7 +41,8 @@ def switch(host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     inside = ["nsenter", f"--net=/run/netns/{host.name}"]
     server = start("ovsdb-server", database, f"--remote=p{address}", f"--pidfile={tmp_path}/server.pid")
     wait_until((tmp_path / "db.sock").exists)
-    switch = start(*inside, "ovs-vswitchd", address, "--disable-system")
+    pidfile = f"--pidfile={tmp_path}/ovs-vswitchd.pid"
+    switch = start(*inside, "ovs-vswitchd", address, "--disable-system", pidfile)
     wait_until(lambda: not read_ovs()[1])
     yield host
     for daemon in (switch, server):
@@ -136,6 +137,43 @@ def test_without_ovs_vsctl_there_are_no_bridges_and_no_problem(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert read_ovs() == ((), ())
+
+
+def test_controllers_bonds_and_ids(switch: ThrowawayHost) -> None:
+    vsctl(switch, "add-br br0 -- set bridge br0 datapath_type=netdev protocols=OpenFlow13,OpenFlow15")
+    vsctl(switch, "set-controller br0 tcp:127.0.0.1:6653 ptcp:16654:127.0.0.1")
+    vsctl(switch, "add-bond br0 bond0 in0 in1 bond_mode=active-backup lacp=off external_ids:cabinet=7"
+                  " -- set interface in0 type=internal -- set interface in1 type=internal")  # fmt: skip
+    for name in ("in0", "in1"):
+        switch.run(f"ip link set {name} up")
+    bridge = only_bridge()
+    assert [one.target for one in bridge.controllers] == ["ptcp:16654:127.0.0.1", "tcp:127.0.0.1:6653"]
+    assert not any(one.is_connected for one in bridge.controllers)
+    assert bridge.protocols == ("OpenFlow13", "OpenFlow15")
+    assert (port("bond0").is_bond, port("bond0").lacp) == (True, "off")
+    assert port("bond0").external_ids == {"cabinet": "7"}
+    wait_until(lambda: port("bond0").bond_active in ("in0", "in1"))
+    shown = switch.run("ovs-appctl bond/show bond0")
+    assert f"member {port('bond0').bond_active}: enabled\n  active member" in shown
+
+
+def test_flows_with_counters(switch: ThrowawayHost) -> None:
+    vsctl(switch, "add-br br0 -- set bridge br0 datapath_type=netdev protocols=OpenFlow13")
+    for flow in ("table=1,tcp,tp_dst=80,actions=drop", "table=1,actions=drop",
+                 "table=1,priority=7,actions=drop",
+                 "priority=9,in_port=LOCAL,idle_timeout=600,actions=resubmit(,1),NORMAL"):  # fmt: skip
+        switch.run(f"ovs-ofctl -O OpenFlow13 add-flow br0 {flow}")
+    switch.run("ip link set br0 up")
+    switch.run("ip addr add 10.0.0.1/24 dev br0")
+    switch.run("ping -c1 -W1 10.0.0.2", check=False)
+    flows = read_flows(only_bridge())
+    assert [(flow.table, flow.priority, flow.match, flow.actions) for flow in flows] == [
+        (0, 9, "in_port=LOCAL", "resubmit(,1),NORMAL"), (0, 0, "", "NORMAL"),
+        (1, 32768, "tcp,tp_dst=80", "drop"), (1, 32768, "", "drop"), (1, 7, "", "drop"),
+    ]  # fmt: skip
+    (printed,) = [line for line in switch.run("ovs-ofctl -O OpenFlow13 dump-flows br0").splitlines()
+                  if "priority=9" in line]  # fmt: skip
+    assert flows[0].packets > 0 and f"n_packets={flows[0].packets}, n_bytes={flows[0].bytes}" in printed
 
 
 @pytest.mark.parametrize("answer", ["", "no json", '{"data": []}\n{}\n{}', "[]\n[]\n[]", "1\n2\n3"])

@@ -18,6 +18,7 @@ from tui.cli.subcommands import Commands, add_command, add_group, add_yes
 
 TOPICS = (
     "namespaces", "links", "bridges", "veths", "containers", "networks", "nat", "conntrack", "routes",
+    "ovs",
 )  # fmt: skip
 EXAMPLES = """\
 examples:
@@ -181,6 +182,7 @@ def _add_show(show: argparse.ArgumentParser) -> None:
     show.add_argument(
         "--ns", metavar="NAME", help="only this namespace, given by name, container, systemd unit or inode"
     )
+    show.add_argument("--flows", metavar="BRIDGE", help="with ovs: the OpenFlow flows of that bridge")
     _add_from(show, argparse.SUPPRESS)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -15,13 +16,16 @@ from typing import TextIO
 
 from rich.cells import cell_len, set_cell_size
 
-from core.model import Part, Problem, Ref, Snapshot
+from core.codec import plain
+from core.model import OvsFlow, Part, Problem, Ref, Snapshot, ovs_ref
 from core.serialize import pack
-from core.text import safe
+from core.text import quoted, safe
+from core.tools import ToolFailed
 from core.topology import Topology
 from core.topology.related import is_in_scope
 from tui.cli.parser import TOPICS
 from tui.command import CHECK_FIRST, CommandError, load, save
+from tui.views import ovs_flows
 from tui.views.conntrack import ConntrackRows
 from tui.views.findings import empty_text
 from tui.views.formatting import wrapped
@@ -38,7 +42,7 @@ _NOTHING = ("", "–")
 _CONCERNS = {
     "docker": ("containers", "networks"),
     "podman": ("containers", "networks"),
-    "ovs": ("bridges",),
+    "ovs": ("bridges", "ovs"),
 }
 # Speeds need two readings of the counters; there was one.
 _SPEEDS = ("rate", "rx", "tx", "in", "out", "trend")
@@ -49,12 +53,13 @@ PARTS = {
     "namespaces": (Part.LINKS, Part.CONTAINERS),
     "links": (Part.LINKS, Part.CONTAINERS, Part.OVS),
     "bridges": (Part.LINKS, Part.CONTAINERS, Part.OVS, Part.FIREWALL),
-    "veths": (Part.LINKS, Part.CONTAINERS),
-    "containers": (Part.LINKS, Part.CONTAINERS, Part.FIREWALL),
-    "networks": (Part.LINKS, Part.CONTAINERS, Part.FIREWALL),
+    "veths": (Part.LINKS, Part.CONTAINERS, Part.OVS),
+    "containers": (Part.LINKS, Part.CONTAINERS, Part.OVS, Part.FIREWALL),
+    "networks": (Part.LINKS, Part.CONTAINERS, Part.OVS, Part.FIREWALL),
     "nat": (Part.LINKS, Part.CONTAINERS, Part.FIREWALL),
     "conntrack": (Part.LINKS, Part.CONTAINERS, Part.CONNTRACK),
     "routes": (Part.LINKS, Part.CONTAINERS),
+    "ovs": (Part.LINKS, Part.CONTAINERS, Part.OVS),
 }
 
 
@@ -126,7 +131,7 @@ def _write(
             output.stream.write("\n" * bool(place) + painted(view.title, "1", output) + "\n")
         output.stream.writelines(_head(rows if scope is None else _narrowed(rows, scope), output))
         shown = islice(_within(topology, rows, scope), most)
-        output.stream.writelines(_table(view, shown, empty, output))
+        output.stream.writelines(_table(view.columns, shown, empty, output))
         if most is not None and len(rows) > most:
             output.stream.write(f"... and {len(rows) - most} more\n")
 
@@ -194,20 +199,22 @@ def _lies_in(topology: Topology, ref: Ref, scope: Collection[int]) -> bool:
     if ref.kind == "network":
         network = topology.network(str(ref.key[0]))
         return network is not None and network.ns in scope
+    if ref.kind == "ovs":
+        return topology.host in scope
     if ref.kind == "nat":
         entry = topology.nat_entry(ref)
         return entry is not None and is_in_scope(topology, entry, scope)
     return ref.key[0] in scope
 
 
-def _table(view: ListView, rows: Iterator[Row], empty: str, output: Output) -> Iterator[str]:
+def _table(titled: Sequence[Column], rows: Iterator[Row], empty: str, output: Output) -> Iterator[str]:
     """Yield the lines of one list, heading first; `empty` if it has no rows."""
     first = list(islice(rows, _MEASURED))
     if not first:
         yield painted(empty, CODES["dim"], output) + "\n"
         return
-    columns = _columns(view.columns, first, output.width)
-    titles = tuple(Cell(column.title.upper()) for column in view.columns)
+    columns = _columns(titled, first, output.width)
+    titles = tuple(Cell(column.title.upper()) for column in titled)
     yield painted(_line(columns, titles, 0, replace(output, colour=False)), "1", output) + "\n"
     for row in chain(first, rows):
         yield _line(columns, row.cells, row.depth, output) + "\n"
@@ -286,6 +293,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
+    if options.flows:
+        return _show_flows(options)
     topics = TOPICS if options.topic == "all" else (options.topic,)
     parts = {part for topic in topics for part in PARTS[topic]}
     try:
@@ -293,6 +302,48 @@ def _show(options: argparse.Namespace) -> int:
     except UnknownNamespace as error:
         raise CommandError(str(error)) from None
     return 0
+
+
+def _show_flows(options: argparse.Namespace) -> int:
+    """Print the OpenFlow flows of one bridge of Open vSwitch. Raises CommandError."""
+    name, flows = _flows_of(options)
+    output = Output.of(sys.stdout, options.json)
+    if output.json:
+        from core.export.objects import SCHEMA
+
+        document = {"schema": SCHEMA, "bridge": name, "flows": [plain(flow) for flow in flows]}
+        output.stream.write(json.dumps(document, indent=1) + "\n")
+        return 0
+    rows = (Row(ovs_ref(name), ovs_flows.flow_cells(flow)) for flow in flows)
+    empty = f"{safe(name)} has no flow: it drops all packets."
+    output.stream.writelines(_table(ovs_flows.COLUMNS, rows, empty, output))
+    return 0
+
+
+def _flows_of(options: argparse.Namespace) -> tuple[str, tuple[OvsFlow, ...]]:
+    from core.collect.ovs import read_flows, read_ovs
+
+    name = safe(options.flows)
+    if options.topic not in ("ovs", "all") or options.source:
+        raise CommandError(
+            f"can't read the flows of {name}: they are read from this host, and only with the topic ovs. "
+            f"Try: vnet-tui show ovs --flows {quoted(options.flows)}"
+        )
+    bridges, problems = read_ovs()
+    if problems:
+        raise CommandError(safe(problems[0].sentence))
+    found = next((one for one in bridges if one.name == options.flows), None)
+    if found is None:
+        known = ", ".join(safe(one.name) for one in bridges) or "none"
+        raise CommandError(
+            f"can't read the flows of {name}: there is no such bridge of Open vSwitch (bridges: {known})"
+        )
+    try:
+        return found.name, read_flows(found)
+    except ToolFailed as failure:
+        raise CommandError(
+            f"can't read the flows of {name}: {safe(failure.why)}. Try: {safe(failure.try_)}"
+        ) from None
 
 
 def _snapshot(options: argparse.Namespace, parts: set[Part] | None = None) -> Snapshot:

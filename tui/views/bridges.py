@@ -8,9 +8,6 @@ from core.model import (
     Demand,
     FdbEntry,
     Link,
-    LinkKey,
-    OvsBridge,
-    OvsPort,
     Part,
     Ref,
     link_ref,
@@ -19,7 +16,7 @@ from core.model import (
 from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
-from tui.views import cells, links, networks
+from tui.views import cells, links, networks, ovs_ports
 from tui.views.cells import Line, bridge_lines
 from tui.views.fastpath import marked
 from tui.views.links import (
@@ -84,7 +81,7 @@ def _stp_and_vlans(topology: Topology, bridge: Link) -> tuple[Cell, Cell]:
 
     Open vSwitch always filters VLANs.
     """
-    settings, switch = bridge.bridge, ovs_of(topology, bridge)
+    settings, switch = bridge.bridge, topology.ovs_bridge(bridge)
     if switch is not None:
         return cells.on_off(switch.stp or switch.rstp), Cell("ovs")
     if settings is None:
@@ -92,25 +89,19 @@ def _stp_and_vlans(topology: Topology, bridge: Link) -> tuple[Cell, Cell]:
     return cells.on_off(settings.stp), cells.on_off(settings.vlan_filtering)
 
 
-def ovs_of(topology: Topology, bridge: Link) -> OvsBridge | None:
-    """Return the Open vSwitch bridge whose own link this is."""
-    if bridge.ns != topology.host:
-        return None
-    return next((switch for switch in topology.snapshot.ovs if switch.name == bridge.name), None)
-
-
 def _port_row(context: ViewContext, bridge: Link, port: Link) -> Row:
     topology = context.topology
     peer = topology.peer(port)
-    end = f"{peer.name} in {topology.label(peer.ns)}" if peer else port.kind
+    end = f"{peer.name} in {topology.label(peer.ns)}" if peer else ovs_ports.tunnels_of(topology, port)
     vlans = " ".join(vlan_range(vlan.vid, vlan.vid_end) for vlan in port.port.vlans) if port.port else ""
+    vlans = vlans or ovs_ports.vlans_of(topology, port)
     inside = topology.container_of(peer.ns) if peer else None
     return Row(
         link_ref(port.key),
         (
             cells.text(port.name),
             port_state(port) if port.port and port.admin_up else cells.state(port),
-            cells.text(end), cells.text(port_flags(port)), Cell(""), Cell(""), cells.text(vlans),
+            cells.text(end or port.kind), cells.text(port_flags(port)), Cell(""), Cell(""), cells.text(vlans),
             cells.number(port.mtu, "" if port.mtu == bridge.mtu else "warn"),
             *cells.traffic_cells(context.traffic_of(port.key)),
         ),
@@ -180,32 +171,14 @@ def _port_line(topology: Topology, port: Link) -> Line:
 
 def _ovs_sections(topology: Topology, bridge: Link) -> tuple[Section, ...]:
     """Return the sections with the bridge's entry in Open vSwitch's database."""
-    switch = ovs_of(topology, bridge)
+    switch = topology.ovs_bridge(bridge)
     if switch is None:
         return ()
-    lines: list[Line] = [
-        ("datapath", Cell("in user space" if switch.datapath == "netdev" else "the kernel's"), None),
-        ("without controller", cells.text(switch.fail_mode or "standalone"), None),
-        ("spanning tree", Cell("RSTP") if switch.rstp else cells.on_off(switch.stp), None),
-        *((safe(key), cells.text(value), None) for key, value in switch.external_ids.items()),
-    ]
-    ports = (_ovs_line(topology, port) for port in switch.ports if port.name != switch.name)
-    return (*cells.section("Open vSwitch", lines), *cells.section("Open vSwitch ports", ports))
-
-
-def _ovs_line(topology: Topology, port: OvsPort) -> Line:
-    words = [f"VLAN {port.tag}"] if port.tag is not None else []
-    words += [f"trunk {' '.join(map(str, port.trunks))}"] if port.trunks else []
-    words += [word for word in (port.vlan_mode, f"bond {port.bond_mode}" if port.bond_mode else "") if word]
-    for one in port.interfaces:
-        words.append(" ".join((one.kind, *(f"{key}={value}" for key, value in one.options.items()))))
-    error = next((one.error for one in port.interfaces if one.error), "")
-    ifindex = next((one.ifindex for one in port.interfaces if one.ifindex), None)
-    target = link_ref(LinkKey(topology.host, ifindex)) if ifindex else None
+    ports = (ovs_ports.port_line(topology, port) for port in switch.ports if port.name != switch.name)
     return (
-        safe(port.name),
-        cells.text(", ".join([*words, *([error] if error else [])]), "bad" if error else ""),
-        target,
+        *cells.section("Open vSwitch", ovs_ports.bridge_lines(switch)),
+        *cells.section("OpenFlow controllers", ovs_ports.controller_lines(switch)),
+        *cells.section("Open vSwitch ports", ports),
     )
 
 

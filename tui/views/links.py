@@ -8,7 +8,7 @@ from core.model import Demand, Link, LinkKey, Ref, link_ref, namespace_ref
 from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
-from tui.views import cells, formatting
+from tui.views import cells, formatting, ovs_ports
 from tui.views.cells import Line, link_lines
 from tui.views.lists import ListRows
 from tui.views.rows import Cell, Column, Detail, ListView, Row, Section, Tone, ViewContext
@@ -40,13 +40,13 @@ def _ordered(context: ViewContext, ns: int) -> list[Link]:
 
 
 def _row(context: ViewContext, link: Link) -> Row:
-    master = context.topology.master_of(link)
+    master = ovs_ports.master_text(context.topology, link)
     rate = context.rate(link.key)
     return Row(
         link_ref(link.key),
         (
             cells.text(link.name), cells.text(context.topology.label(link.ns)), cells.text(link.kind),
-            cells.state(link), cells.text(master.name if master else ""), cells.text(cells.addresses(link)),
+            cells.state(link), cells.text(master), cells.text(cells.addresses(link)),
             cells.number(link.mtu), cells.text(link.mac), cells.bits(rate.rx_bps if rate else None),
             cells.bits(rate.tx_bps if rate else None), cells.traffic_cells(context.traffic_of(link.key))[1],
         ),
@@ -69,6 +69,8 @@ def terms(topology: Topology, link: Link) -> dict[str, str]:
         "mac": link.mac,
         "mtu": str(link.mtu),
         "alias": safe(link.alias),
+        "vlan": ovs_ports.vlans_of(topology, link),
+        "tunnel": safe(ovs_ports.tunnels_of(topology, link)),
     }
 
 
@@ -120,6 +122,7 @@ def common_sections(
             "Addresses", ((f"IPv{one.family}", cells.text(str(one)), None) for one in link.addresses)
         ),
         *cells.section("Bridge port", port_lines(link)),
+        *cells.section("Open vSwitch port", ovs_ports.link_lines(topology, link)),
         *cells.section(traffic, rate_lines(link.key, rates)),
         *cells.section("Hardware", _hardware(link)),
     )

@@ -26,6 +26,7 @@ from tui.views import (
     nat,
     networks,
     overview,
+    ovs,
     routes,
     veths,
 )
@@ -64,6 +65,7 @@ VIEWS: tuple[View, ...] = (
     View(None, namespaces.VIEW),
     View(None, links.VIEW),
     View(None, routes.VIEW),
+    View(None, ovs.VIEW),
     View(None, fastpath.VIEW),
     View(None, drops.VIEW),
     View(None, diff.VIEW),
@@ -76,12 +78,12 @@ _HOMES = {
     "namespace": "namespaces", "container": "containers", "network": "networks", "nat": "nat",
     "finding": "doctor", "flow": "flows", "flow group": "flows", "fast": "fastpath", "drop": "drops",
     "conntrack": "conntrack", "route": "routes", "rule": "routes", "neighbour": "routes", "event": "events",
-    "difference": "diff",
+    "difference": "diff", "ovs": "ovs",
 }  # fmt: skip
 _DETAILS: Mapping[str, DetailOf] = {
     "namespace": namespaces.detail, "container": containers.detail, "network": networks.detail,
     "nat": nat.detail, "conntrack": conntrack.detail, "route": routes.detail, "rule": routes.detail,
-    "neighbour": routes.detail,
+    "neighbour": routes.detail, "ovs": ovs.detail,
 }  # fmt: skip
 _CONTEXT_DETAILS: Mapping[str, Callable[[ViewContext, Ref], Detail]] = {
     "event": events.detail, "fast": fastpath.detail, "drop": drops.detail,

@@ -9,7 +9,7 @@ from core.peers import PAIR_KINDS
 from core.rates import LinkRate, Rates
 from core.text import safe
 from core.topology import Topology
-from tui.views import cells, links
+from tui.views import cells, links, ovs_ports
 from tui.views.cells import Line
 from tui.views.formatting import NOT_EQUAL
 from tui.views.links import common_sections, link_of, missing_detail, speed_lines
@@ -57,14 +57,13 @@ def _rank(topology: Topology, link: Link) -> tuple[bool, bool, LinkKey]:
 
 def _row(context: ViewContext, a: Link, b: Link | None) -> Row:
     topology, rate = context.topology, context.rate(a.key)
-    master = topology.master_of(a)
     back = _reverse(context.rate(b.key)) if b and rate is None else None
     rate = rate or back
     return Row(
         link_ref(a.key),
         (
             cells.text(cells.name_and_namespace(topology, a)), _state(a, b),
-            cells.text(master.name if master else ""),
+            cells.text(ovs_ports.master_text(topology, a)),
             *(_peer_cell(topology, b) if b else (Cell("unknown", "dim"), cells.NONE, cells.NONE)),
             mtu(a, b), cells.bits(rate.tx_bps if rate else None), cells.bits(rate.rx_bps if rate else None),
             cells.trend(rate.history, rate.rx_bps + rate.tx_bps) if rate else cells.NONE,
