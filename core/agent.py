@@ -14,7 +14,16 @@ from core.collect import engines
 from core.model import Container
 from core.netlink.events import EVERYTHING, EventSocket
 from core.netlink.netns import NamespaceGone
-from core.operations import CreateVeth, NetnsTarget, Operation, PersistAttachment, SetLink, SetRules
+from core.operations import (
+    HOST,
+    CreateVeth,
+    NetnsTarget,
+    Operation,
+    OvsAddPort,
+    PersistAttachment,
+    SetLink,
+    SetRules,
+)
 from core.operations.attachments import read_attachments, remove_attachment
 from core.operations.executor import Executor, Lines, expected_lines, present_lines
 from core.operations.frr import restore_group
@@ -215,7 +224,7 @@ def _is_attached(steps: tuple[Operation, ...]) -> bool:
 def _has_bridge(steps: tuple[Operation, ...]) -> bool:
     """Return whether the network's bridge exists: after a reboot it may not."""
     masters = [(step.place, step.value) for step in steps if isinstance(step, SetLink) and _enslaves(step)]
-    return _all_exist(masters)
+    return _all_exist([*masters, *((HOST, step.bridge) for step in steps if isinstance(step, OvsAddPort))])
 
 
 def _enslaves(step: SetLink) -> bool:

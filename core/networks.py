@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 
-from core.model import Firewall, Link, Namespace, Network, Snapshot
+from core.model import Firewall, Link, Namespace, Network, OvsBridge, Snapshot
 from core.nat.filters import is_isolated
 from core.nat.packets import (
     PlacedRule,
@@ -21,7 +21,7 @@ from core.nat.packets import (
     split,
 )
 from core.nat.raw_entries import host_netns
-from core.text import parse_tag
+from core.text import TABLE, parse_tag
 
 _DRIVER_KINDS = {
     "host": "host",
@@ -30,7 +30,6 @@ _DRIVER_KINDS = {
     "ipvlan": "ipvlan",
     "overlay": "overlay",
 }
-_BRIDGE_KINDS = ("bridge", "ovs-bridge")
 _NIC_KINDS = ("physical", "bond", "team", "vlan")
 _FORWARDING = "net.ipv4.ip_forward"
 _SANDBOX = re.compile(r"/netns/([^/]+)$")
@@ -40,14 +39,13 @@ def all_networks(snapshot: Snapshot) -> tuple[Network, ...]:
     """List all networks of a snapshot.
 
     First the engines' with bridge, MTU and kind completed, then one of engine "kernel" for each other bridge
-    of each namespace, with id "kernel:INODE:IFINDEX" and the name of its tag, or of the bridge. A veth pair
-    without a bridge isn't a network."""
+    of each namespace and of Open vSwitch, with id "kernel:INODE:IFINDEX" and the name of its tag, or of the
+    bridge. A veth pair without a bridge isn't a network."""
     builder = _NetworkBuilder(snapshot)
     owned = [builder.complete(network) for engine in snapshot.engines.values() for network in engine.networks]
     taken = {(network.ns, network.bridge) for network in owned if network.bridge}
-    bridges = [
-        link for link in snapshot.links() if link.kind in _BRIDGE_KINDS and (link.ns, link.name) not in taken
-    ]
+    found = [link for link in snapshot.links() if link.kind == "bridge" or builder.ovs_of(link)]
+    bridges = [link for link in found if (link.ns, link.name) not in taken]
     return (*owned, *(builder.of_bridge(bridge) for bridge in bridges))
 
 
@@ -91,6 +89,17 @@ class _NetworkBuilder:
         self.snapshot = snapshot
         self.host = host_netns(snapshot)
         self._source_nat: dict[int, tuple[PlacedRule, ...]] = {}
+        self._ovs = {bridge.name: bridge for bridge in snapshot.ovs}
+
+    def ovs_of(self, link: Link) -> OvsBridge | None:
+        """Return the Open vSwitch bridge whose own link this is."""
+        return self._ovs.get(link.name) if link.ns == self.host else None
+
+    def _name(self, bridge: Link) -> str:
+        """Return the name of a bridge's network: that of its tag, or the bridge's."""
+        ovs = self.ovs_of(bridge)
+        tag = parse_tag(ovs.external_ids.get(TABLE, "") if ovs else bridge.alias) or {}
+        return (tag.get("net") or (bridge.name,))[0]
 
     def complete(self, network: Network) -> Network:
         """Complete an engine's network with its bridge, MTU and kind."""
@@ -110,7 +119,7 @@ class _NetworkBuilder:
         found = Network(
             "kernel",
             f"kernel:{bridge.ns}:{bridge.ifindex}",
-            _name(bridge),
+            self._name(bridge),
             ns=bridge.ns,
             bridge=bridge.name,
             subnets=tuple(dict.fromkeys(str(ipaddress.ip_interface(str(one)).network) for one in addresses)),
@@ -144,6 +153,8 @@ class _NetworkBuilder:
     def _kind(self, network: Network, bridge: Link | None) -> str:
         if network.driver in _DRIVER_KINDS:
             return _DRIVER_KINDS[network.driver]
+        if bridge is not None and self.ovs_of(bridge):
+            return "ovs"
         if network.internal:
             return "internal"
         return self._kind_by_ports(bridge) or self._kind_by_rules(network, bridge)
@@ -187,11 +198,6 @@ class _NetworkBuilder:
         if firewall.ns not in self._source_nat:
             self._source_nat[firewall.ns] = tuple(_source_nat(firewall))
         return self._source_nat[firewall.ns]
-
-
-def _name(bridge: Link) -> str:
-    """Return the name of a bridge's network."""
-    return ((parse_tag(bridge.alias) or {}).get("net") or (bridge.name,))[0]
 
 
 def _source_nat(firewall: Firewall) -> Iterator[PlacedRule]:

@@ -51,6 +51,7 @@ class _BackgroundReads:
         # An engine without a socket fails at once.
         self.engines = [pool.submit(read).result if has_socket(kind) else read for kind, read in engines]
         self.frr = pool.submit(frr.read_frr).result if Part.FRR in wanted else None
+        self.ovs = pool.submit(ovs.read_ovs).result if Part.OVS in wanted else lambda: ((), ())
         self._firewall: Future[dict[int, Firewall]] | None = None
         if Part.HOST_FIREWALL in wanted and Part.FIREWALL not in wanted:
             host = Namespace(inode_of(HOST_PATH), is_host=True, entry=THREAD_PATH)
@@ -87,7 +88,7 @@ def _read_parts(background: _BackgroundReads, wanted: set[Part], deep: bool) -> 
     if Part.LISTENERS in wanted:
         fields["listeners"] = sockets.read_all_listeners(found)
     if Part.OVS in wanted:
-        fields["ovs"], part_problems[Part.OVS] = ovs.read_ovs()
+        fields["ovs"], part_problems[Part.OVS] = background.ovs()
     if background.frr:
         fields["frr"], part_problems[Part.FRR] = background.frr()
     host = read_host(Part.LISTENERS in wanted)

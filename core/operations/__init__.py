@@ -19,6 +19,7 @@ from core.operations.forwarding import AddFdb, AddPolicyRule, DeleteFdb, DeleteP
 from core.operations.frr import AnnounceMac, ConfigureFrr, WithdrawMac
 from core.operations.links import CreateBridge, CreateVeth, CreateVxlan, DeleteLink, SetLink
 from core.operations.namespaces import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace
+from core.operations.ovs import OvsAddBridge, OvsAddPort, OvsDeleteBridge, OvsDeletePort, OvsSetMtu
 from core.operations.settings import SetDockerDns, SetRules, SetSysctl
 from core.operations.tuning import SetOffloads, SetSizes, SetSteering
 from core.operations.values import HOST, NetnsTarget
@@ -58,6 +59,11 @@ __all__ = [
     "LeaveNamespace",
     "NetnsTarget",
     "Operation",
+    "OvsAddBridge",
+    "OvsAddPort",
+    "OvsDeleteBridge",
+    "OvsDeletePort",
+    "OvsSetMtu",
     "PersistAttachment",
     "SetBridge",
     "SetDockerDns",

@@ -19,7 +19,7 @@ from core.operations import (
     PersistAttachment,
     SetLink,
 )
-from core.plan import evpn, ipam, validate
+from core.plan import evpn, ipam, ovs, validate
 from core.plan.builder import CannotPlan, PlanBuilder, Target, plan_steps, require, when
 from core.plan.docker import attach_by_docker, detach_by_docker, find_docker_network
 from core.plan.overlay import warn_of_range
@@ -90,24 +90,28 @@ def plan_attach(request: Attach, builder: PlanBuilder) -> str:
         if docker is not None:
             return attach_by_docker(request, docker, builder)
     target, network = builder.target(request.container), builder.network(request.network)
-    attach(target, network, request.addresses, request.link, builder)
+    attach(target, network, request.addresses, request.link, builder, request.vlan)
     return f"attach {safe(target.name)} to {network.name}"
 
 
 def attach(
-    target: Target, network: VnetNetwork, addresses: tuple[str, ...], link: str, builder: PlanBuilder
-) -> VnetMember:
+    target: Target, network: VnetNetwork, addresses: tuple[str, ...], link: str, builder: PlanBuilder,
+    vlan: int = 0,
+) -> VnetMember:  # fmt: skip
     """Add the steps that connect a container to a bridge of vnet by a veth pair."""
     attached = any(_is_of(member, target, network.name) for member in builder.vnet.members)
     require(when(attached, f"{safe(target.name)} is already attached to {network.name}"))
     inner = link or _free_link(target)
     require(
         validate.link_name(inner),
+        ovs.vlan_fault(vlan, network),
         when(inner in target.links, f"{safe(target.name)} already has a link {safe(inner)}"),
     )
     previous = persistent_addresses(target, network, builder)
     chosen = _addresses(target, network, addresses or previous, builder)
-    member = VnetMember(target.uid, network.name, _port_name(target.name, builder), inner, chosen)
+    if vlan:
+        builder.warn(f"{safe(target.name)} reaches only containers of {network.name} in VLAN {vlan}")
+    member = VnetMember(target.uid, network.name, _port_name(target.name, builder), inner, chosen, vlan)
     if len(member.tag().encode()) > ALIAS_BYTES:
         raise CannotPlan([f"the name of {safe(target.name)} is too long for the tag of its link"])
     steps = tuple(_attach_steps(member, target, network, builder))
@@ -130,8 +134,9 @@ def _attach_steps(
     port, inner, place = member.port, member.link, target.place
     mac = container_mac(member.addresses) if network.evpn else ""
     yield CreateVeth(port, inner, peer_place=place, mtu=network.mtu, peer_mac=mac, alias=member.tag())
-    yield SetLink(port, "master", network.bridge, "")
+    yield ovs.connect_port(network, port, member.vlan)
     yield SetLink(port, "up", "up", "down")
+    yield from ovs.inner_steps(network, inner, place)
     yield from (AddAddress(inner, address, place) for address in member.addresses)
     yield SetLink(inner, "up", "up", "down", place)
     yield from _routes(member, target, network, builder)
@@ -143,8 +148,11 @@ def _routes(
 ) -> Iterator[AddRoute]:
     """Yield a default route for each address family that has none.
 
-    On an internal network only the routes to the networks that it is joined with.
+    On an internal network only the routes to the networks that it is joined with. A container in a VLAN gets
+    none, as the host isn't in it.
     """
+    if member.vlan:
+        return
     if network.kind == "internal":
         for other in joined_with(network, builder):
             yield from missing_routes(network, other, target, member.link)
@@ -313,6 +321,8 @@ def detach_member(member: VnetMember, builder: PlanBuilder) -> None:
     network = builder.vnet.networks.get(member.network)
     if network and network.evpn:
         builder.add(*evpn.withdraw(member, network, builder))
+    if inner is not None:
+        builder.add(*ovs.disconnect_steps(member, builder.netns_target(inner.ns), builder))
     delete_pair(builder, port)
     builder.drop_member(member)
     builder.used.difference_update(addresses)

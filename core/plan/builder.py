@@ -165,6 +165,8 @@ class PlanBuilder:
     def host_names(self) -> set[str]:
         """Return the names of the host's links, with those that the steps so far create."""
         names = {link.name for link in self.host.links.values()}
+        # A port of Open vSwitch keeps its name when its link is gone.
+        names |= {port.name for bridge in self.snapshot.ovs for port in bridge.ports}
         return names | {name for link in self.host.links.values() for name in link.altnames}
 
     @cached_property

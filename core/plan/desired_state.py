@@ -402,6 +402,7 @@ def _differs(network: CreateNetwork, found: VnetNetwork, topology: Topology) -> 
     other = any(value and value != existing[key] for key, value in desired.items())
     gateways = {str(ipaddress.ip_address(one)) for one in network.gateways}
     translated = network.nat66 != found.nat66 and found.kind != "overlay"
+    other = other or network.datapath.replace("system", "") != found.datapath
     return other or translated or not gateways <= set(found.gateways)
 
 
@@ -420,7 +421,7 @@ def _prefix(text: str) -> str:
 def _same_end(request: Attach, member: VnetMember) -> bool:
     plain = {one.partition("/")[0] for one in member.addresses}
     desired = {str(ipaddress.ip_address(one)) for one in request.addresses}
-    return desired <= plain and request.link in ("", member.link)
+    return desired <= plain and request.link in ("", member.link) and request.vlan == member.vlan
 
 
 def _port_id(request: Publish) -> str:

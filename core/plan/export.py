@@ -27,6 +27,7 @@ def export(topology: Topology) -> str:
             "kind": network.kind, "subnets": network.subnets, "gateways": network.gateways,
             "mtu": network.mtu, "bridge": network.bridge, "uplink": network.uplink,
             "nat66": network.nat66, "vlan_filtering": _filters(network.bridge, topology),
+            "datapath": network.datapath,
         } | tunnel_values(network, topology)  # fmt: skip
         parts.append(_table(f"[network.{_key(network.name)}]", values))
     parts += _docker_networks(topology)
@@ -36,7 +37,8 @@ def export(topology: Topology) -> str:
         plain = tuple(one.partition("/")[0] for one in member.addresses)
         container = topology.containers.get(member.container)
         label = f"{container.runtime}:{container.name}" if container else member.container
-        values = {"container": label, "network": member.network, "addresses": plain, "link": member.link}
+        values = {"container": label, "network": member.network, "addresses": plain, "link": member.link,
+                  "vlan": member.vlan}  # fmt: skip
         parts.append(_table("[[attach]]", values))
     for port in {one.port_id: one for one in existing.ports}.values():
         container = topology.containers.get(port.container)

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 from core.model import BridgePort, BridgeSettings, Link, LinkKey
 from core.operations import CreateVeth, NetnsTarget, PersistAttachment, SetBridge, SetLink, SetPort
-from core.plan import validate
+from core.plan import ovs, validate
 from core.plan.attachments import forget_attachment, persist_attachment
 from core.plan.builder import CannotPlan, PlanBuilder, plan_steps, require, when
 from core.plan.connectivity import is_critical_link
@@ -69,7 +69,7 @@ def _change_mtu(link: Link, mtu: int, place: NetnsTarget, builder: PlanBuilder) 
     peer = builder.topology.peer(link)
     if peer and peer.mtu != mtu:
         builder.warn(f"its peer {safe(peer.name)} keeps the MTU {peer.mtu}: larger packets are dropped there")
-    builder.add(SetLink(link.name, "mtu", str(mtu), str(link.mtu), place))
+    builder.add(ovs.mtu_step(link, mtu, place, builder))
 
 
 def _change_alias(link: Link, alias: str, place: NetnsTarget, builder: PlanBuilder) -> None:
@@ -110,6 +110,7 @@ def _rename(link: Link, name: str, place: NetnsTarget, builder: PlanBuilder) -> 
         validate.link_name(name),
         when(any(one.name == name for one in net.links.values()), f"there is already a link {safe(name)}"),
         when(link.kind == "loopback", "the loopback link can't be renamed"),
+        when(builder.topology.ovs_ports_of(link), "Open vSwitch would lose it: its ports have fixed names"),
         when(_is_inner_end(link, builder), "the tag of its peer contains its name"),
     )
     networks = [one for one in builder.vnet.networks.values() if one.bridge == link.name]
@@ -175,7 +176,7 @@ def plan_change_mtu(request: ChangeMtu, builder: PlanBuilder) -> str:
     require(validate.mtu(request.mtu, ipv6=any(":" in one for one in network.subnets)))
     builder.warn(validate.mtu_of_path(request.mtu, uplink[0].name, uplink[0].mtu) if uplink else "")
     steps = [
-        SetLink(link.name, "mtu", str(request.mtu), str(link.mtu), builder.netns_target(link.ns))
+        ovs.mtu_step(link, request.mtu, builder.netns_target(link.ns), builder)
         for link in _links(network, builder)
         if link.mtu != request.mtu
     ]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from core.model import Link, Network
 from core.nat.packets import Kind
 from core.operations import AddAddress, CreateBridge, DeleteRoute, SetLink
-from core.plan import evpn, ipam, overlay, validate
+from core.plan import evpn, ipam, overlay, ovs, validate
 from core.plan.attachments import (
     detach_member,
     forget_attachment,
@@ -24,7 +24,7 @@ from core.plan.docker import create_docker_network, find_docker_network, remove_
 from core.plan.ports import restore_ports
 from core.plan.requests import CreateNetwork, Join, RemoveNetwork, Separate
 from core.plan.tags import ALIAS_BYTES, VnetNetwork, pair
-from core.plan.teardown import delete_bridge, release_port, static_routes
+from core.plan.teardown import delete_bridge, empty_link, release_port, static_routes
 from core.plan.uplink import bridge_nic, restore_nic
 from core.plan.vxlan import gateway_mac
 from core.text import safe
@@ -37,6 +37,7 @@ def plan_create_network(request: CreateNetwork, builder: PlanBuilder) -> str:
         return create_docker_network(request, builder)
     if request.kind == "overlay":
         request = overlay.complete(request, builder)
+    ovs.check_request(request, builder)
     network = design(request, builder)
     if network.kind == "nic-bridged":
         bridge_nic(network, request, builder)
@@ -77,6 +78,7 @@ def design(request: CreateNetwork, builder: PlanBuilder) -> VnetNetwork:
     network = VnetNetwork(
         request.name, request.kind, bridge, subnets, gateways, request.nat66, request.uplink, mtu,
         request.vni, overlay.choose_ranges(request, subnets) if is_overlay else (), request.evpn,
+        request.datapath.replace("system", ""),
     )  # fmt: skip
     if len(network.tag().encode()) > ALIAS_BYTES:
         raise CannotPlan(["the names are too long for the tag of the bridge. Try: shorter names"])
@@ -176,14 +178,17 @@ def _create(network: VnetNetwork, request: CreateNetwork, builder: PlanBuilder) 
         when(request.uplink, "only a NIC-bridged network has an uplink"),
         when(request.nat66 and not has_ipv6_nat, "NAT66 needs a NAT network with an IPv6 subnet"),
     )
-    made = CreateBridge(
-        network.bridge,
-        mac=_mac(network, builder),
-        mtu=network.mtu,
-        alias=network.tag(),
-        vlan_filtering=request.vlan_filtering,
-    )
-    builder.add(made)
+    if network.kind == ovs.KIND:
+        builder.add(ovs.create_bridge(network, _mac(network, builder)))
+    else:
+        made = CreateBridge(
+            network.bridge,
+            mac=_mac(network, builder),
+            mtu=network.mtu,
+            alias=network.tag(),
+            vlan_filtering=request.vlan_filtering,
+        )
+        builder.add(made)
     for subnet, gateway in zip(network.subnets, network.gateways, strict=True):
         builder.add(AddAddress(network.bridge, f"{gateway}/{ipaddress.ip_network(subnet).prefixlen}"))
         builder.used.add(gateway)
@@ -201,11 +206,11 @@ def _reattach_members(network: VnetNetwork, builder: PlanBuilder) -> None:
     subnets, addresses = set(map(ipaddress.ip_network, network.subnets)), set()
     for member in builder.vnet.members:
         port = builder.link(member.port)
-        if member.network != network.name or port is None or port.master is not None:
+        if member.network != network.name or port is None or builder.topology.master_of(port) is not None:
             continue
         label = _label(member.container, builder)
         if {ipaddress.ip_interface(one).network for one in member.addresses} <= subnets:
-            builder.add(SetLink(port.name, "master", network.bridge, ""))
+            builder.add(ovs.connect_port(network, port.name, member.vlan))
             builder.add_side_effect(f"{label} is attached again: the bridge of its network was deleted")
             addresses |= {one.partition("/")[0] for one in member.addresses}
         else:
@@ -257,6 +262,9 @@ def plan_remove_network(request: RemoveNetwork, builder: PlanBuilder) -> str:
         overlay.delete_tunnel(tunnel, builder)
     if network.kind == "nic-bridged":
         restore_nic(network, bridge, builder)
+    elif network.kind == ovs.KIND:
+        empty_link(builder, bridge)
+        ovs.delete_bridge(builder, bridge)
     else:
         delete_bridge(builder, bridge)
     _free(network, builder)
@@ -287,6 +295,9 @@ def _forget_persistent(network: VnetNetwork, builder: PlanBuilder) -> None:
 
 def _release_others(network: VnetNetwork, bridge: Link, tunnel: Link | None, builder: PlanBuilder) -> None:
     """Detach ports that vnet didn't attach."""
+    if network.kind == ovs.KIND:
+        ovs.release_others(network, builder)
+        return
     ports = {member.port for member in builder.before.members} | ({tunnel.name} if tunnel else set())
     for port in builder.topology.ports_of(bridge.key):
         if port.name not in ports and port.name != network.uplink:

@@ -85,7 +85,7 @@ def _choose_endpoint(target: Target, request: Publish, builder: PlanBuilder) -> 
         raise CannotPlan([f"{reason}. Try: vnet-tui attach {quoted(target.name)} {network}"])
     reachable = [endpoint for endpoint in endpoints if not endpoint.internal]
     if not reachable:
-        reason = f"{name} is only on an internal network, which can't be reached"
+        reason = f"{name} is only on an internal network, or in a VLAN, which can't be reached"
         raise CannotPlan([f"{reason}. Try: vnet-tui attach {quoted(target.name)} NETWORK"])
     usable = [endpoint for endpoint in reachable if _endpoint_addresses(request, endpoint)]
     if not usable:
@@ -99,7 +99,9 @@ def _endpoints(target: Target, builder: PlanBuilder) -> Iterator[_Endpoint]:
         network = builder.vnet.networks.get(member.network)
         if member.container == target.uid and network and member.addresses:
             plain = tuple(one.partition("/")[0] for one in member.addresses)
-            yield _Endpoint(network.name, network.bridge, network.kind == "internal", plain)
+            # The host isn't in a container's VLAN.
+            internal = network.kind == "internal" or bool(member.vlan)
+            yield _Endpoint(network.name, network.bridge, internal, plain)
     container = builder.topology.containers.get(target.uid)
     if container is None:
         return
@@ -256,6 +258,9 @@ def _hairpin(ports: Iterable[VnetPort], on: bool, builder: PlanBuilder) -> None:
     """
     addresses = {port.address for port in ports}
     for member in builder.vnet.members:
+        network = builder.vnet.networks.get(member.network)
+        if network and network.kind == "ovs":
+            continue  # its packets come back by the bridge's own link
         if addresses & {one.partition("/")[0] for one in member.addresses}:
             link = builder.link(member.port)
             before = bool(link and link.port and link.port.hairpin)

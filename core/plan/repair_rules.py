@@ -148,7 +148,7 @@ def _(step: FixMasquerade, builder: PlanBuilder) -> None:
 
 def _write_own_rules(network: VnetNetwork, subnet: str, builder: PlanBuilder) -> None:
     """Plan to write vnet's own rules again, if they masquerade the network."""
-    is_masqueraded = network.kind == "nat" and (":" not in subnet or network.nat66)
+    is_masqueraded = network.is_translated and (":" not in subnet or network.nat66)
     reason = f"vnet-tui doesn't masquerade {subnet}, as {safe(network.name)} was made"
     require(when(not is_masqueraded, f"{reason}. Try: a network of the kind nat"))
     before = rules.render(builder.before) if builder.before.table else rules.EMPTY

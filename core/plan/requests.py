@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from core.model import LinkKey, Ref
 from core.model.fix import Step
 
-KINDS = ("nat", "internal", "routed", "nic-bridged", "overlay")
+KINDS = ("nat", "internal", "routed", "nic-bridged", "overlay", "ovs")
+DATAPATHS = ("system", "netdev")
 MODELS = ("closed", "bridged", "joined", "open")
 PROTOCOLS = ("tcp", "udp", "sctp")
 
@@ -20,6 +21,7 @@ class CreateNetwork:
     is chosen, and with `ipv6` a free IPv6 subnet as well. `gateways` are in the order of `subnets`; the
     default is the first address. `mtu` 0 takes the MTU of the default route's link. `bridge` "" is "br-NAME".
     `uplink` is the link that becomes the port of a NIC-bridged network. `engine` is "vnet" or "docker".
+    `datapath` is one of DATAPATHS for an OVS network, "" for "system".
 
     Of an overlay: `vni` is its number and `subnets` are the same on all hosts (0 and none: both follow from
     the name). `remotes` are the addresses of the other hosts, `local` that of this host ("": the one that it
@@ -47,6 +49,7 @@ class CreateNetwork:
     peers: tuple[str, ...] = ()
     asn: int = 0
     reflector: bool = False
+    datapath: str = ""
 
     @property
     def other_hosts(self) -> tuple[str, ...]:
@@ -112,13 +115,14 @@ class Attach:
     """Attach a container (name, "runtime:name" or id) to a network.
 
     `addresses`: at most one of each family, without prefix length; missing ones are chosen. `link` "" is the
-    first free "ethN".
+    first free "ethN". `vlan` is its VLAN on an OVS network, 0 for none.
     """
 
     container: str
     network: str
     addresses: tuple[str, ...] = ()
     link: str = ""
+    vlan: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,14 @@
 Aliases of links (core.text): a network's bridge has "vnet:net=NAME kind=nat subnet=... gateway=...", an
 overlay's tunnel "vnet:tunnel=NAME", the host's end of an attachment "vnet:of=RUNTIME:ID net=NAME link=eth0
 address=...", the loopback link of a namespace that vnet made "vnet:name=NAME", with one `name` for each of
-its names.
+its names. The tag of an OVS bridge is its external id "vnet", because its link is new after each restart of
+Open vSwitch.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -25,7 +28,7 @@ class VnetNetwork:
 
     `gateways` are in the order of `subnets`, `uplink` is the port if NIC-bridged. Of an overlay: `vni`, and
     `ranges` are the parts of `subnets` that this host assigns, in the same order. With `evpn` FRRouting tells
-    its hosts of each other.
+    its hosts of each other. `datapath` is an OVS bridge's ("" for "system").
     """
 
     name: str
@@ -39,11 +42,12 @@ class VnetNetwork:
     vni: int = 0
     ranges: tuple[str, ...] = ()
     evpn: bool = False
+    datapath: str = ""
 
     @property
     def is_translated(self) -> bool:
         """Return whether its containers reach the outside by source NAT."""
-        return self.kind in ("nat", "overlay")
+        return self.kind in ("nat", "overlay", "ovs")
 
     def tag(self) -> str:
         """Return the alias of its bridge."""
@@ -66,7 +70,7 @@ class VnetMember:
     """An attachment that vnet made.
 
     `container` is a uid, `port` the host's end, `link` the name of the link in the container; `addresses`
-    have a prefix length.
+    have a prefix length; `vlan` is 0 for none.
     """
 
     container: str
@@ -74,10 +78,12 @@ class VnetMember:
     port: str
     link: str
     addresses: tuple[str, ...] = ()
+    vlan: int = 0
 
     def tag(self) -> str:
         """Return the alias of the host's end."""
         values = [("of", self.container), ("net", self.network), ("link", self.link)]
+        values += [("vlan", str(self.vlan))] if self.vlan else []
         return format_tag([*values, *(("address", address) for address in self.addresses)])
 
 
@@ -137,10 +143,12 @@ def vnet_state(snapshot: Snapshot, host: int) -> VnetState:
     tagged = (
         [(link, values) for link in net.links.values() if (values := parse_tag(link.alias))] if net else []
     )
+    bridges = [(link, values) for link, values in tagged if link.kind == "bridge"]
+    bridges += _ovs_bridges(snapshot, host)
     firewall = snapshot.firewalls.get(host)
     rules = [rule for rule in firewall.rules if rule.table == TABLE] if firewall else []
     return VnetState(
-        networks={network.name: network for network in _networks(tagged)},
+        networks={network.name: network for network in _networks(bridges, snapshot)},
         members=tuple(_members(tagged)),
         ports=tuple(_ports(rules)),
         joined=frozenset(_joined(rules)),
@@ -149,9 +157,38 @@ def vnet_state(snapshot: Snapshot, host: int) -> VnetState:
     )
 
 
-def _networks(tagged: list[tuple[Link, TagValues]]) -> Iterator[VnetNetwork]:
+def _ovs_bridges(snapshot: Snapshot, host: int) -> Iterator[tuple[Link, TagValues]]:
+    """Yield the links and tags of OVS bridges; the index is 0 if the link is missing.
+
+    Who may change the database of Open vSwitch isn't always root: a malformed tag is none.
+    """
+    net = snapshot.nets.get(host)
+    links = {link.name: link for link in net.links.values()} if net else {}
+    for bridge in snapshot.ovs:
+        values = parse_tag(bridge.external_ids.get(TABLE, ""))
+        if values and values.get("kind") == ("ovs",) and _is_sound(bridge.name, values):
+            yield links.get(bridge.name) or Link(host, 0, bridge.name, "ovs-port"), values
+
+
+_SOUND_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
+
+
+def _is_sound(bridge: str, values: TagValues) -> bool:
+    """Return whether names and addresses can be written into firewall rules."""
+    subnets, gateways = values.get("subnet", ()), values.get("gateway", ())
+    try:
+        inside = [ipaddress.ip_network(one) for one in subnets]
+        addresses = [ipaddress.ip_address(one) for one in gateways]
+    except ValueError:
+        return False
+    named = all(_SOUND_NAME.match(one) for one in (bridge, *values.get("net", ())))
+    return named and len(inside) == len(addresses)
+
+
+def _networks(tagged: list[tuple[Link, TagValues]], snapshot: Snapshot) -> Iterator[VnetNetwork]:
+    datapaths = {bridge.name: bridge.datapath for bridge in snapshot.ovs}
     for link, values in tagged:
-        if link.kind == "bridge" and "net" in values:
+        if "net" in values:
             subnets = values.get("subnet", ())
             yield VnetNetwork(
                 values["net"][0],
@@ -165,6 +202,7 @@ def _networks(tagged: list[tuple[Link, TagValues]]) -> Iterator[VnetNetwork]:
                 _number(values.get("vni", ("",))[0]),
                 values.get("range", ()),
                 "evpn" in values,
+                datapaths.get(link.name, "").replace("system", ""),
             )
 
 
@@ -175,8 +213,11 @@ def _number(text: str) -> int:
 def _members(tagged: list[tuple[Link, TagValues]]) -> Iterator[VnetMember]:
     for link, values in tagged:
         if "of" in values and "net" in values:
-            inner = values.get("link", ("",))[0]
-            yield VnetMember(values["of"][0], values["net"][0], link.name, inner, values.get("address", ()))
+            inner, vlan = values.get("link", ("",))[0], _number(values.get("vlan", ("",))[0])
+            yield VnetMember(
+                values["of"][0], values["net"][0], link.name, inner, values.get("address", ()),
+                vlan,
+            )  # fmt: skip
 
 
 def _containers(snapshot: Snapshot) -> Iterator[tuple[str, int]]:

@@ -26,6 +26,7 @@ from core.operations import (
     SetLink,
     SetPort,
 )
+from core.plan import ovs
 from core.plan.builder import CannotPlan, PlanBuilder, Target
 from core.plan.tuning import PLAIN_SIZE, resize
 from core.text import safe
@@ -255,6 +256,9 @@ def permanent_neighbours(builder: PlanBuilder, link: Link, place: NetnsTarget) -
 
 def release_port(builder: PlanBuilder, link: Link, place: NetnsTarget) -> None:
     """Plan to detach a link from its master, after resetting its port flags and VLANs."""
+    if (release := ovs.port_release(builder, link)) is not None:
+        builder.add(release)
+        return
     master = builder.snapshot.link((link.ns, link.master)) if link.master is not None else None
     if master is None:
         return

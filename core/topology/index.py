@@ -154,6 +154,8 @@ def names_in(topology: Topology, ns: int) -> dict[bytes, str]:
 
 
 BRIDGE_KINDS = frozenset({"bridge", "ovs-bridge"})
+# Interfaces of Open vSwitch with a link of their own name.
+_NAMED = frozenset({"system", "internal", "tap"})
 
 
 class Topology:
@@ -322,7 +324,9 @@ class Topology:
         for bridge in self.snapshot.ovs:
             for port in bridge.ports:
                 for one in port.interfaces:
-                    if one.ifindex:
+                    link = self.snapshot.link((self.host, one.ifindex or 0))
+                    # ovs-vswitchd may run in another namespace; tunnels share a link of another name.
+                    if link and one.ifindex and (one.name == link.name or one.kind not in _NAMED):
                         places = found.setdefault(LinkKey(self.host, one.ifindex), {})
                         places[bridge.name, port.name] = bridge, port
         return {key: tuple(places.values()) for key, places in found.items()}

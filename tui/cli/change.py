@@ -125,7 +125,8 @@ def request_of(options: argparse.Namespace, topology: Topology) -> Request:
         case "tune":
             return _tune(options, topology)
         case "attach":
-            return Attach(options.container, options.network, tuple(options.address), options.link)
+            addresses = tuple(options.address)
+            return Attach(options.container, options.network, addresses, options.link, options.vlan)
         case "detach":
             return Detach(options.container, options.network)
         case _:
@@ -139,7 +140,7 @@ def _network(options: argparse.Namespace) -> Request:
                 options.name, options.kind, tuple(options.subnet), tuple(options.gateway), options.ipv6,
                 options.mtu, options.bridge, options.uplink, options.nat66, options.vlan_filtering,
                 options.engine, options.vni, tuple(options.remotes), options.local, tuple(options.ranges),
-                options.evpn, tuple(options.peers), options.asn, options.reflector,
+                options.evpn, tuple(options.peers), options.asn, options.reflector, options.datapath,
             )  # fmt: skip
         case "join":
             return _join(options)

@@ -10,7 +10,7 @@ import argparse
 from tui.cli.subcommands import Commands, add_command, add_group, add_yes
 
 # Values of core.plan.requests, repeated here because importing it takes time.
-KINDS = ("nat", "internal", "routed", "nic-bridged", "overlay")
+KINDS = ("nat", "internal", "routed", "nic-bridged", "overlay", "ovs")
 MODELS = ("closed", "bridged", "joined", "open")
 # As core.plan.tuning has them.
 PLAIN_SIZE, USUAL_SIZE = 65536, 262144
@@ -58,13 +58,18 @@ def _network(actions: Commands) -> None:
     create.add_argument(
         "--kind", choices=KINDS, default="nat",
         help="nat: masqueraded (default); internal: no traffic to or from outside; routed: without NAT; "
-        "nic-bridged: on the LAN of a NIC; overlay: the same network on several hosts, by VXLAN",
+        "nic-bridged: on the LAN of a NIC; overlay: the same network on several hosts, by VXLAN; "
+        "ovs: as nat, on a bridge of Open vSwitch",
     )  # fmt: skip
     _subnets(create)
     create.add_argument("--bridge", default="", help="the name of its bridge (default: br-NETWORK)")
     create.add_argument("--uplink", metavar="LINK", default="", help="the NIC to attach, if nic-bridged")
     create.add_argument("--nat66", action="store_true", help="masquerade IPv6 too")
     create.add_argument("--vlan-filtering", action="store_true", help="turn on the bridge's VLAN filtering")
+    create.add_argument(
+        "--datapath", choices=("system", "netdev"), default="",
+        help="of an ovs network: the kernel's (default), or in user space",
+    )  # fmt: skip
     create.add_argument(
         "--engine", choices=("vnet", "docker"), default="vnet",
         help="create a network of vnet-tui or of Docker (default vnet)",
@@ -177,6 +182,7 @@ def _members(commands: Commands) -> None:
     attach.add_argument(
         "--link", default="", help="the link's name in the container (default: the first free ethN)"
     )
+    attach.add_argument("--vlan", metavar="TAG", type=int, default=0, help="its VLAN on an ovs network")
     _member(commands, "detach", "detach a container from a network")
     move = _member(commands, "move", "move a container to another network")
     move.add_argument("to", metavar="TO", help="the network to attach it to")

@@ -36,14 +36,14 @@ from tui.command import CommandError
 # of the host, the latter also the ports in use; only deleting a namespace needs the rules of other
 # namespaces.
 type Parts = Sequence[Part]
-LIGHT: Parts = (Part.WIRING, Part.CONTAINERS, Part.FILTERS, Part.FRR)
-RULED: Parts = (Part.WIRING, Part.CONTAINERS, Part.HOST_FIREWALL, Part.FRR)
+LIGHT: Parts = (Part.WIRING, Part.CONTAINERS, Part.OVS, Part.FILTERS, Part.FRR)
+RULED: Parts = (Part.WIRING, Part.CONTAINERS, Part.OVS, Part.HOST_FIREWALL, Part.FRR)
 PUBLISHING: Parts = (*RULED, Part.LISTENERS)
 TUNED: Parts = (*RULED, Part.TUNING)
-TRACKED: Parts = (Part.WIRING, Part.CONTAINERS, Part.FIREWALL, Part.TUNING)
-WHOLE: Parts = (Part.WIRING, Part.CONTAINERS, Part.FIREWALL, Part.LISTENERS, Part.FRR)
+TRACKED: Parts = (Part.WIRING, Part.CONTAINERS, Part.OVS, Part.FIREWALL, Part.TUNING)
+WHOLE: Parts = (Part.WIRING, Part.CONTAINERS, Part.OVS, Part.FIREWALL, Part.LISTENERS, Part.FRR)
 # Repairs may concern forwarding tables, policy rules and the firewall of every namespace.
-REPAIR: Parts = (Part.LINKS, Part.CONTAINERS, Part.FIREWALL)
+REPAIR: Parts = (Part.LINKS, Part.CONTAINERS, Part.OVS, Part.FIREWALL)
 
 type Planner = Callable[[Topology], Plan | Refused]
 # Show a plan; returns whether to apply it.
