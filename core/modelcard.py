@@ -41,6 +41,10 @@ class _CardBuilder:
         self.peers = peers
         self.containers: tuple[Container, ...] = tuple(snapshot.containers())
         self._hosts = {**snapshot.host.namespaces, "net": snapshot.host.netns}
+        self._ovs = {
+            LinkKey(snapshot.host.netns, one.ifindex): bridge.name
+            for bridge in snapshot.ovs for port in bridge.ports for one in port.interfaces if one.ifindex
+        }  # fmt: skip
         self._by_namespace: dict[tuple[str, int], list[Container]] = {}
         self._by_name: dict[str, list[Container]] = {}
         for container in self.containers:
@@ -165,7 +169,7 @@ class _CardBuilder:
     def _is_routed(self, link: Link) -> bool:
         """Return whether a link's peer is known and isn't a bridge port."""
         peer = self.snapshot.link(self.peers[link.key]) if link.key in self.peers else None
-        return peer is not None and peer.master is None
+        return peer is not None and peer.master is None and peer.key not in self._ovs
 
     def _connection(self, link: Link) -> str:
         """Describe in a sentence what a link connects a container to."""
@@ -179,6 +183,8 @@ class _CardBuilder:
     def _peer_end(self, peer: Link) -> str:
         bridge = self.snapshot.link((peer.ns, peer.master)) if peer.master is not None else None
         where = self._location(peer.ns)
+        if peer.key in self._ovs:
+            return f"to port {peer.name} of the Open vSwitch bridge {self._ovs[peer.key]} {where}"
         if bridge is None:
             return f"to {peer.name} {where}, which isn't a bridge port: traffic is routed there"
         return f"to port {peer.name} of {bridge.kind} {bridge.name} {where}"

@@ -34,7 +34,7 @@ from core.topology import Topology
 OUTSIDE = Endpoint("the outside")
 _OUTSIDE_PORT = 443
 _MOST_NAMED = 4
-_NEEDED = (Part.LINKS, Part.FIREWALL, Part.CONTAINERS, Part.NAMESPACES)
+_NEEDED = (Part.LINKS, Part.FIREWALL, Part.CONTAINERS, Part.NAMESPACES, Part.OVS)
 _COUNTER = re.compile(r" \([\d,]+ packets\)$")  # findings are kept while only counters differ
 # First words of what is wrong that are no names.
 _WORDS = frozenset({"nothing", "no", "a", "the", "packets", "port", "wrong", "blackhole", "unreachable"})

@@ -141,8 +141,7 @@ class OvsDeleteBridge(_OvsOperation):
 class OvsAddPort(_OvsOperation):
     """Make a link of the host a port of a bridge.
 
-    `tag` is its VLAN (0 for none), `trunks` are the VLANs that it trunks. An entry of that name that lost its
-    link, with an earlier run of a container, is replaced.
+    `tag` is its VLAN (0 for none), `trunks` are the VLANs that it trunks.
     """
 
     bridge: str
@@ -151,7 +150,7 @@ class OvsAddPort(_OvsOperation):
     trunks: tuple[int, ...] = ()
 
     def _words(self) -> tuple[str, ...]:
-        words = ["--if-exists", "del-port", self.bridge, self.port, "--", "add-port", self.bridge, self.port]
+        words = ["add-port", self.bridge, self.port]
         words += [f"tag={self.tag}"] if self.tag else []
         words += [f"trunks={','.join(map(str, self.trunks))}"] if self.trunks else []
         return tuple(words)
@@ -237,11 +236,17 @@ def _vsctl(*words: str) -> str:
     if "database connection failed" in done.stderr:
         raise OSError(errno.ECONNREFUSED, _NOT_RUNNING)
     if done.returncode:
-        is_gone = re.match(r"no (bridge|port|interface|row) ", why)
-        raise OSError(errno.ENOENT if is_gone else errno.EIO, why or "ovs-vsctl failed")
+        raise OSError(_errno(why), why or f"ovs-vsctl ended with {done.returncode}")
     if "Error detected while setting up" in done.stderr:
         raise _NotSetUp(errno.EIO, why)
     return done.stdout
+
+
+def _errno(why: str) -> int:
+    """Return the errno of a message: undoing what is undone already succeeds."""
+    if re.match(r"no (bridge|port|interface|row) ", why):
+        return errno.ENOENT
+    return errno.EEXIST if "already exists" in why else errno.EIO
 
 
 def _reason(errors: str) -> str:

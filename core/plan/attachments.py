@@ -111,12 +111,17 @@ def attach(
     chosen = _addresses(target, network, addresses or previous, builder)
     if vlan:
         builder.warn(f"{safe(target.name)} reaches only containers of {network.name} in VLAN {vlan}")
-    member = VnetMember(target.uid, network.name, _port_name(target.name, builder), inner, chosen, vlan)
+    member = VnetMember(
+        target.uid, network.name, _port_name(target.name, network, builder), inner, chosen, vlan
+    )
     if len(member.tag().encode()) > ALIAS_BYTES:
         raise CannotPlan([f"the name of {safe(target.name)} is too long for the tag of its link"])
     steps = tuple(_attach_steps(member, target, network, builder))
+    replaced = ovs.replaced_port(network, member.port)
+    if member.port in ovs.lost_ports(network, builder):
+        builder.add(*replaced)
     builder.add(*steps)
-    persist_steps(target, network, steps, builder)
+    persist_steps(target, network, (*replaced, *steps), builder)
     builder.host_names.add(member.port)
     target.links.add(inner)
     target.destinations.update(network.subnets)
@@ -222,7 +227,7 @@ def _free_link(target: Target) -> str:
     return next(name for number in count() if (name := f"eth{number}") not in target.links)
 
 
-def _port_name(container: str, builder: PlanBuilder) -> str:
+def _port_name(container: str, network: VnetNetwork, builder: PlanBuilder) -> str:
     """Return a free name for the host's end: "v-CONTAINER".
 
     It is shortened and numbered if needed.
@@ -231,7 +236,8 @@ def _port_name(container: str, builder: PlanBuilder) -> str:
     size = validate.NAME_BYTES - len("v-")
     ends = chain([""], (f"-{number}" for number in count(2)))
     names = (f"v-{base[: size - len(end)]}{end}" for end in ends)
-    return next(name for name in names if name not in builder.host_names)
+    taken = builder.host_names - ovs.lost_ports(network, builder)
+    return next(name for name in names if name not in taken)
 
 
 def _addresses(

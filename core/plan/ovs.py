@@ -128,6 +128,26 @@ def _again(bridge: OvsBridge, port: OvsPort) -> OvsAddPort:
     return OvsAddPort(bridge.name, port.name, port.tag or 0, port.trunks)
 
 
+def lost_ports(network: VnetNetwork, builder: PlanBuilder) -> set[str]:
+    """Return the ports of an OVS network's bridge that lost their links."""
+    bridge = _bridge(network.bridge, builder)
+    used = {member.port for member in builder.vnet.members}
+    return {port.name for port in (bridge.ports if bridge else ()) if is_lost(port)} - used
+
+
+def replaced_port(network: VnetNetwork, port: str) -> tuple[Operation, ...]:
+    """Return the operation that removes a port's entry, which outlives its link.
+
+    ovs-vswitchd would send by the old link, so it must not be replaced in one transaction.
+    """
+    return (OvsDeletePort(network.bridge, port),) if network.kind == KIND else ()
+
+
+def is_lost(port: OvsPort) -> bool:
+    """Return whether the link of a port is gone, such as that of an ended container."""
+    return all(one.kind in _PLAIN and one.ifindex is None for one in port.interfaces)
+
+
 def release_others(network: VnetNetwork, builder: PlanBuilder) -> None:
     """Plan to detach the ports of a network's bridge that vnet didn't attach."""
     bridge = _bridge(network.bridge, builder)
@@ -137,7 +157,7 @@ def release_others(network: VnetNetwork, builder: PlanBuilder) -> None:
             continue
         if not _can_restore(port):
             raise CannotPlan([_irreplaceable(bridge, port)])
-        if not port.error:  # else it lost its link, with a container
+        if not is_lost(port):
             builder.add_side_effect(
                 f"{safe(port.name)}, which vnet-tui didn't attach, is detached from {network.bridge}"
             )

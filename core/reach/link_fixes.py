@@ -101,7 +101,7 @@ def attach_port(topology: Topology, port: Link) -> Fix | None:
 def lost_bridge(topology: Topology, port: Link) -> Link | None:
     """Return the bridge of a loose veth: one with an address in its peer's subnet."""
     peer, net = topology.peer(port), topology.snapshot.nets.get(port.ns)
-    if peer is None or net is None or peer.ns == port.ns or port.master is not None:
+    if peer is None or net is None or peer.ns == port.ns or topology.master_of(port) is not None:
         return None
     if any(one.scope == "global" for one in port.addresses):
         return None

@@ -93,6 +93,8 @@ class Segments:
         if link.kind == "bridge":
             vlan = _own_vlan(link)
             yield from self._flood(replace(at, vlan=vlan), link, None)
+        elif self._topology.ovs_bridge(link) is not None:
+            yield from self._switch(at, link, None)
         elif link.kind in _MACVLAN:
             yield from self._macvlan(at)
         elif link.kind == "vlan":
@@ -117,8 +119,13 @@ class Segments:
             if len(visited) < _MOST_BRIDGES and bridge.key not in visited:
                 yield from self._enter(at, bridge, link)
             return
+        if bridge is not None and self._topology.ovs_bridge(bridge) is not None:
+            visited = {crossing.bridge.key for crossing in at.crossings}
+            if len(visited) < _MOST_BRIDGES and bridge.key not in visited:
+                yield from self._switch(at, bridge, link)
+            return
         if bridge is not None:
-            yield replace(at, outside=True)  # a port of Open vSwitch or a bond, whose way isn't known
+            yield replace(at, outside=True)  # a port of a bond, whose way isn't known
             return
         for child in self._children_of(link):
             if _tag(child) == at.vlan:
@@ -150,6 +157,50 @@ class Segments:
             )  # fmt: skip
             out = Attachment(port, at.outside, (*at.links, port), (*at.crossings, crossing), obstacle, tagged)
             yield from self._send(out)
+
+    def _switch(self, at: Attachment, own: Link, entry: Link | None) -> Iterator[Attachment]:
+        """Yield where a frame may arrive that a bridge of Open vSwitch forwards.
+
+        The flows decide, which a snapshot doesn't contain: `transmit` makes the answer uncertain. It may also
+        leave by a tunnel, which has no link.
+        """
+        vlan = self._ovs_tag(entry or own) or at.vlan
+        here = replace(at, vlan=vlan, crossings=(*at.crossings, Crossing(own, entry, None)))
+        if entry is not None:
+            yield from self._arrive_at_switch(replace(here, link=own, links=(*at.links, own)), own)
+        for port in self._ports_of(own):
+            if entry is not None and port.key == entry.key:
+                continue
+            tag = self._ovs_tag(port)
+            fault = self._other_vlan(port, own, vlan) if tag and vlan != tag else None
+            crossings = (*at.crossings, Crossing(own, entry, port))
+            obstacle = at.obstacle or self.down(port) or fault
+            left = _UNTAGGED if tag else vlan
+            yield from self._send(Attachment(port, at.outside, (*at.links, port), crossings, obstacle, left))
+        yield replace(here, link=own, outside=True)
+
+    def _arrive_at_switch(self, at: Attachment, own: Link) -> Iterator[Attachment]:
+        for child in self._children_of(own):
+            if _tag(child) == at.vlan:
+                yield self._through(replace(at, vlan=_UNTAGGED), child)
+        fault = self._other_vlan(own, own, at.vlan) if at.vlan != self._ovs_tag(own) else None
+        yield replace(at, vlan=_UNTAGGED).blocked(self.down(own) or fault)
+
+    def _ovs_tag(self, port: Link) -> int:
+        """Return the access VLAN of a port of Open vSwitch, 0 for none."""
+        tags = {port.tag for _, port in self._topology.ovs_ports_of(port)}
+        return next(iter(tags)) or _UNTAGGED if len(tags) == 1 else _UNTAGGED
+
+    def _other_vlan(self, port: Link, bridge: Link, vlan: int) -> Hop:
+        """Return the hop of a port of Open vSwitch that is in another VLAN."""
+        own = self._ovs_tag(port)
+        names = [f"VLAN {one}" if one else "no VLAN" for one in (own, vlan)]
+        text = (
+            f"{port.name} of {bridge.name} is in {names[0]}, the frames are in {names[1]}: only a flow of "
+            "its own could forward them"
+        )
+        evidence = (f"ovs-vsctl get port {port.name} tag: {own or '[]'}",)
+        return Hop("bridge", self._place(port), text, "unknown", evidence, link_ref(port.key), subject=text)
 
     def _ports_of(self, bridge: Link) -> Sequence[Link]:
         """Return the ports of a bridge that may lead to a wanted namespace."""

@@ -12,6 +12,7 @@ from core.reach.hooks import HookedPacket, Stopped
 from core.reach.packet import Hook, Packet, parse_address
 from core.reach.segment import Attachment
 from core.reach.texts import evidence_of
+from core.text import quoted
 
 # The hooks of a frame on a bridge, by whether it enters and leaves by a port.
 _BRIDGE_HOOKS = {
@@ -65,10 +66,19 @@ class SegmentPacket(HookedPacket):
             self._to_owner(link, address, usable, entry)
         elif owners:
             self._obstacle(owners[0])
+        elif outside and (switched := next((one for one in outside if self._is_switched(one)), None)):
+            self._obstacle(switched)
+            self._cross(link, switched)
+            raise Stopped
         elif outside:
             self._outside(link, address, outside, entry)
         else:
             self._unanswered(link, address, entry)
+
+    def _is_switched(self, attachment: Attachment) -> bool:
+        """Return whether frames pass Open vSwitch on the way to an attachment."""
+        topology = self.index.topology
+        return any(topology.ovs_bridge(one.bridge) is not None for one in attachment.crossings)
 
     def _answers(self, attachment: Attachment, address: str) -> bool:
         """Return whether the namespace of an attachment answers ARP or ND for an address."""
@@ -257,6 +267,9 @@ class SegmentPacket(HookedPacket):
     def _cross_bridge(self, bridge: Link, entry: Link | None, exit_: Link | None) -> None:
         names = " to ".join(one.name for one in (entry, exit_) if one is not None)
         place = self.index.topology.label(bridge.ns)
+        if self.index.topology.ovs_bridge(bridge) is not None:
+            self._switch(bridge, names, place)
+            return
         self.hops.append(Hop("bridge", place, f"bridge {bridge.name}: {names}", ref=link_ref(bridge.key)))
         here, self.ns = self.ns, bridge.ns
         evaluator = self.index.evaluator(bridge.ns)
@@ -276,6 +289,16 @@ class SegmentPacket(HookedPacket):
                 packet = self._in_bridge_input(bridge) if name == "input" else self.packet
                 self._decide(evaluator.evaluate_bridge(packet, at), at)
         self.ns = here
+
+    def _switch(self, bridge: Link, names: str, place: str) -> None:
+        """Cross a bridge of Open vSwitch, whose flows aren't known."""
+        text = f"{bridge.name} is a bridge of Open vSwitch, and its flows decide"
+        command = f"vnet-tui show ovs --flows {quoted(bridge.name)}"
+        self.hops.append(
+            Hop(
+                "bridge", place, f"{text}: {names}", "unknown", (command,), link_ref(bridge.key), subject=text
+            )
+        )
 
     def _in_bridge_input(self, bridge: Link) -> Packet:
         """Return the packet as the input hook of a bridge sees it, translated."""

@@ -49,7 +49,7 @@ class _Readings:
     def topology(self) -> Topology:
         """Return the topology, a new one every few seconds."""
         if self._topology is None or time.monotonic() - self._read_at > _TOPOLOGY_EVERY:
-            self._topology = Topology(read_snapshot({Part.LINKS, Part.CONTAINERS}))
+            self._topology = Topology(read_snapshot({Part.LINKS, Part.CONTAINERS, Part.OVS}))
             self._read_at = time.monotonic()
             self.known.add(self._topology)
             self.counter.set_owners(self._topology.reachable_addresses())

@@ -69,7 +69,7 @@ class _FlowReadings:
 
         if self._topology is None or (self.live and time.monotonic() - self._read_at > _TOPOLOGY_EVERY):
             if self._topology is not None:
-                self.snapshot = read_snapshot({Part.LINKS, Part.CONTAINERS})
+                self.snapshot = read_snapshot({Part.LINKS, Part.CONTAINERS, Part.OVS})
             self._topology, self._read_at = Topology(self.snapshot), time.monotonic()
         if self.sockets:
             table = replace(table, sockets=self.reader.read(self.snapshot.namespaces))
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     seconds = _seconds(options)
     readings = _FlowReadings(
-        read_snapshot({Part.LINKS, Part.CONTAINERS}), live=True, sockets=_needs_sockets(options)
+        read_snapshot({Part.LINKS, Part.CONTAINERS, Part.OVS}), live=True, sockets=_needs_sockets(options)
     )
     table, began = readings.measure(), time.monotonic()
     if options.follow:

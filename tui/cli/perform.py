@@ -14,10 +14,10 @@ from core.collect.processes import remote_session
 from core.collect.snapshot import read_snapshot
 from core.model import Part
 from core.operations import AddAddress, Operation, PersistAttachment, attachments
-from core.plan import Plan, Refused, plan_all
+from core.plan import Plan, Refused, plan_all, vnet_state
 from core.plan.requests import Request
 from core.state import StateError, planning_lock
-from core.text import TABLE, safe
+from core.text import TABLE, safe, unescape
 from core.topology import Topology
 from tui.cli.console import (
     OR_DRY_RUN,
@@ -188,6 +188,7 @@ def _require_vnet_rules(topology: Topology) -> None:
     """
     firewall = topology.snapshot.firewalls.get(topology.host)
     known = any(chain.table == TABLE for chain in firewall.chains) if firewall else False
+    _require_ovs(topology)
     try:
         tables = () if known else read_tables()
     except PermissionError:
@@ -196,6 +197,25 @@ def _require_vnet_rules(topology: Topology) -> None:
         reasons = "; ".join(f"{one.what}: {one.why}" for one in firewall.problems) if firewall else ""
         why = f" ({safe(reasons)})" if reasons else ""
         raise CommandError(f"can't change networks: vnet-tui's own rules couldn't be read{why}")
+
+
+def _require_ovs(topology: Topology) -> None:
+    """Raise CommandError if Open vSwitch can't be read and a network may be on it.
+
+    The rules of that network would be removed.
+    """
+    problem = next((one for one in topology.snapshot.problems if one.part == Part.OVS), None)
+    firewall = topology.snapshot.firewalls.get(topology.host)
+    if problem is None or firewall is None:
+        return
+    vnet = vnet_state(topology.snapshot, topology.host)
+    comments = (one.comment.split(" ") for one in firewall.rules if one.table == TABLE)
+    names = {unescape(words[2]) for words in comments if words[:2] == [TABLE, "in"] and len(words) == 3}
+    if unknown := sorted(names - set(vnet.networks)):
+        raise CommandError(
+            f"can't change networks: {', '.join(map(safe, unknown))} may be on a bridge of Open vSwitch, "
+            f"which can't be read: {safe(problem.why)}. Try: {safe(problem.try_)}"
+        )
 
 
 def run_plan(plan: Plan, progress: Callable[[Operation], None] = lambda _: None) -> run.Outcome:

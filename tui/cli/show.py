@@ -56,7 +56,7 @@ PARTS = {
     "veths": (Part.LINKS, Part.CONTAINERS, Part.OVS),
     "containers": (Part.LINKS, Part.CONTAINERS, Part.OVS, Part.FIREWALL),
     "networks": (Part.LINKS, Part.CONTAINERS, Part.OVS, Part.FIREWALL),
-    "nat": (Part.LINKS, Part.CONTAINERS, Part.FIREWALL),
+    "nat": (Part.LINKS, Part.CONTAINERS, Part.OVS, Part.FIREWALL),
     "conntrack": (Part.LINKS, Part.CONTAINERS, Part.CONNTRACK),
     "routes": (Part.LINKS, Part.CONTAINERS),
     "ovs": (Part.LINKS, Part.CONTAINERS, Part.OVS),

@@ -21,7 +21,7 @@ from tui.views.formatting import ascii_only
 if TYPE_CHECKING:
     from core.probe.verify import Verification
 
-PARTS = (Part.LINKS, Part.CONTAINERS, Part.FIREWALL, Part.CONNTRACK, Part.LISTENERS)
+PARTS = (Part.LINKS, Part.CONTAINERS, Part.OVS, Part.FIREWALL, Part.CONNTRACK, Part.LISTENERS)
 SCHEMA = 1
 _WIDTH = 100  # of output that isn't a terminal
 

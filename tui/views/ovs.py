@@ -110,6 +110,8 @@ _SHOWN = ("remote_ip", "peer", "key")
 def _state(port: OvsPort) -> Cell:
     if port.error:
         return Cell("broken", "bad")
+    if any(one.kind == "system" and one.ifindex is None for one in port.interfaces):
+        return Cell("no link", "bad")
     if any(one.admin_up and one.carrier for one in port.interfaces):
         return Cell("up", "ok")
     return Cell("down", "warn")
