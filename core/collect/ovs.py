@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from core.model import OvsBridge, OvsController, OvsFlow, OvsInterface, OvsPort, Problem
@@ -137,6 +138,39 @@ def _interface(row: Row) -> OvsInterface:
 
 
 # ---- Flows
+
+
+def with_normal(found: tuple[OvsBridge, ...]) -> tuple[OvsBridge, ...]:
+    """Find out of each bridge whether it switches as usual."""
+    is_open = bool(found) and not _has_protected_ports()
+    return tuple(replace(bridge, normal=is_open and _is_normal(bridge)) for bridge in found)
+
+
+def _is_normal(bridge: OvsBridge) -> bool:
+    if bridge.stp or bridge.rstp or any(port.vlan_mode for port in bridge.ports):
+        return False
+    try:
+        flows = read_flows(bridge)
+    except ToolFailed:
+        return False
+    return [(flow.table, flow.match, flow.actions) for flow in flows] == [(0, "", "NORMAL")]
+
+
+def _has_protected_ports() -> bool:
+    """Return whether a port is protected, or that isn't known: those don't reach each other."""
+    command = (
+        "ovs-vsctl",
+        f"--timeout={TIMEOUT}",
+        "--bare",
+        "--columns=name",
+        "find",
+        "Port",
+        "protected=true",
+    )
+    try:
+        return bool(run_tool(*command, package=_PACKAGE).strip())
+    except ToolFailed:
+        return True
 
 
 def read_flows(bridge: OvsBridge) -> tuple[OvsFlow, ...]:

@@ -89,6 +89,8 @@ def _read_parts(background: _BackgroundReads, wanted: set[Part], deep: bool) -> 
         fields["listeners"] = sockets.read_all_listeners(found)
     if Part.OVS in wanted:
         fields["ovs"], part_problems[Part.OVS] = background.ovs()
+    if Part.OVS_FLOWS in wanted:
+        fields["ovs"] = ovs.with_normal(fields.get("ovs", ()))
     if background.frr:
         fields["frr"], part_problems[Part.FRR] = background.frr()
     host = read_host(Part.LISTENERS in wanted)

@@ -74,7 +74,8 @@ class OvsBridge:
     """One OVS bridge; `datapath` is "system" (kernel) or "netdev" (user space).
 
     Its own link is the port with its name. `protocols` are the OpenFlow versions that it allows, by default
-    all."""
+    all. `normal`: it switches as a bridge of the kernel does, as no flow and no setting says otherwise; None
+    if that wasn't read."""
 
     name: str
     datapath: str = "system"
@@ -85,6 +86,7 @@ class OvsBridge:
     controllers: tuple[OvsController, ...] = ()
     protocols: tuple[str, ...] = ()
     external_ids: Mapping[str, str] = field(default_factory=dict)
+    normal: bool | None = None
 
     def port(self, name: str) -> OvsPort | None:
         """Return the port of that name."""

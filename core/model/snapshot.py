@@ -92,6 +92,8 @@ class Part(StrEnum):
     TUNING = "tuning"
     WIRING = "wiring"
     HOST_FIREWALL = "host firewall"
+    # Read for answers and lists: whether bridges of Open vSwitch have other flows than usual.
+    OVS_FLOWS = "ovs flows"
     FILTERS = "filters"
 
 

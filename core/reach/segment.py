@@ -14,7 +14,8 @@ from operator import itemgetter
 from core.model import FdbEntry, Link, LinkKey, PortVlan, link_ref
 from core.model.fix import Fix, FixBridge, FixFdb, FixPort, FixVlan
 from core.reach import link_fixes
-from core.reach.answer import Hop
+from core.reach.answer import Hop, Verdict
+from core.text import quoted
 from core.topology import Topology
 
 _MOST_BRIDGES = 8
@@ -161,8 +162,8 @@ class Segments:
     def _switch(self, at: Attachment, own: Link, entry: Link | None) -> Iterator[Attachment]:
         """Yield where a frame may arrive that a bridge of Open vSwitch forwards.
 
-        The flows decide, which a snapshot doesn't contain: `transmit` makes the answer uncertain. It may also
-        leave by a tunnel, which has no link.
+        Unless it is known to switch as usual, its flows decide: `transmit` makes the answer uncertain. The
+        frame may also leave by a tunnel, which has no link.
         """
         vlan = self._ovs_tag(entry or own) or at.vlan
         here = replace(at, vlan=vlan, crossings=(*at.crossings, Crossing(own, entry, None)))
@@ -176,8 +177,20 @@ class Segments:
             crossings = (*at.crossings, Crossing(own, entry, port))
             obstacle = at.obstacle or self.down(port) or fault
             left = _UNTAGGED if tag else vlan
-            yield from self._send(Attachment(port, at.outside, (*at.links, port), crossings, obstacle, left))
-        yield replace(here, link=own, outside=True)
+            out = Attachment(port, at.outside, (*at.links, port), crossings, obstacle, left)
+            sent = tuple(self._send(out))
+            yield from sent
+            if not sent and (peer := self._topology.peer(port)) is not None:  # it takes no tagged frames
+                yield self._through(out, peer).blocked(self._other_vlan(port, own, vlan))
+        if not self._ends_here(own):
+            yield replace(here, link=own, outside=True)
+
+    def _ends_here(self, own: Link) -> bool:
+        """Return whether all ways of a bridge of Open vSwitch are known."""
+        bridge = self._topology.ovs_bridge(own)
+        if bridge is None or not bridge.normal:
+            return False
+        return all(one.ifindex for port in bridge.ports for one in port.interfaces if not one.error)
 
     def _arrive_at_switch(self, at: Attachment, own: Link) -> Iterator[Attachment]:
         for child in self._children_of(own):
@@ -193,14 +206,14 @@ class Segments:
 
     def _other_vlan(self, port: Link, bridge: Link, vlan: int) -> Hop:
         """Return the hop of a port of Open vSwitch that is in another VLAN."""
-        own = self._ovs_tag(port)
+        own, switch = self._ovs_tag(port), self._topology.ovs_bridge(bridge)
+        certain = switch is not None and bool(switch.normal)
         names = [f"VLAN {one}" if one else "no VLAN" for one in (own, vlan)]
-        text = (
-            f"{port.name} of {bridge.name} is in {names[0]}, the frames are in {names[1]}: only a flow of "
-            "its own could forward them"
-        )
-        evidence = (f"ovs-vsctl get port {port.name} tag: {own or '[]'}",)
-        return Hop("bridge", self._place(port), text, "unknown", evidence, link_ref(port.key), subject=text)
+        text = f"{port.name} of {bridge.name} is in {names[0]}, the frames are in {names[1]}"
+        text += "" if certain else ": only a flow of its own could forward them"
+        evidence = (f"ovs-vsctl get port {quoted(port.name)} tag: {own or '[]'}",)
+        verdict: Verdict = "stop" if certain else "unknown"
+        return Hop("bridge", self._place(port), text, verdict, evidence, link_ref(port.key), subject=text)
 
     def _ports_of(self, bridge: Link) -> Sequence[Link]:
         """Return the ports of a bridge that may lead to a wanted namespace."""

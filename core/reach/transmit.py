@@ -69,6 +69,7 @@ class SegmentPacket(HookedPacket):
         elif outside and (switched := next((one for one in outside if self._is_switched(one)), None)):
             self._obstacle(switched)
             self._cross(link, switched)
+            self._add("bridge", f"may leave by a tunnel of {switched.link.name}", "unknown")
             raise Stopped
         elif outside:
             self._outside(link, address, outside, entry)
@@ -291,7 +292,13 @@ class SegmentPacket(HookedPacket):
         self.ns = here
 
     def _switch(self, bridge: Link, names: str, place: str) -> None:
-        """Cross a bridge of Open vSwitch, whose flows aren't known."""
+        """Cross a bridge of Open vSwitch, which may have any flows."""
+        found = self.index.topology.ovs_bridge(bridge)
+        if found is not None and found.normal:
+            self.hops.append(
+                Hop("bridge", place, f"Open vSwitch {bridge.name}: {names}", ref=link_ref(bridge.key))
+            )
+            return
         text = f"{bridge.name} is a bridge of Open vSwitch, and its flows decide"
         command = f"vnet-tui show ovs --flows {quoted(bridge.name)}"
         self.hops.append(

@@ -5,9 +5,10 @@ The datapath is in user space.
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,41 +19,24 @@ from core.collect.ovs import read_flows, read_ovs
 from core.model import OvsBridge, OvsPort
 from tests.kernel.reading import links_of
 from tests.support.host import ThrowawayHost
-from tests.support.waiting import PATIENCE, wait_until
+from tests.support.ovs import switch_of
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
-
-SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
-
-
-def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
-    """Start a daemon of Open vSwitch in the foreground."""
-    return subprocess.Popen(
-        [*arguments, "--log-file=/dev/null"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
 
 
 @pytest.fixture
 def switch(host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThrowawayHost]:
     """Create a host with a running Open vSwitch, found through OVS_RUNDIR."""
     monkeypatch.setenv("OVS_RUNDIR", str(tmp_path))
-    database, address = tmp_path / "conf.db", f"unix:{tmp_path}/db.sock"
-    subprocess.run(["ovsdb-tool", "create", database, SCHEMA], check=True, capture_output=True)
-    inside = ["nsenter", f"--net=/run/netns/{host.name}"]
-    server = start("ovsdb-server", database, f"--remote=p{address}", f"--pidfile={tmp_path}/server.pid")
-    wait_until((tmp_path / "db.sock").exists)
-    pidfile = f"--pidfile={tmp_path}/ovs-vswitchd.pid"
-    switch = start(*inside, "ovs-vswitchd", address, "--disable-system", pidfile)
-    wait_until(lambda: not read_ovs()[1])
-    yield host
-    for daemon in (switch, server):
-        daemon.terminate()
-        daemon.wait(timeout=PATIENCE)
+    with switch_of(host, tmp_path):
+        yield host
 
 
-def vsctl(host: ThrowawayHost, arguments: str) -> str:
+def vsctl(host: ThrowawayHost, arguments: str | list[str]) -> str:
     """Run ovs-vsctl on the host's own database."""
-    return host.run(f"ovs-vsctl --timeout=60 {arguments}")
+    words = arguments if isinstance(arguments, list) else shlex.split(arguments)
+    return host.run(["ovs-vsctl", "--timeout=60", *words])
 
 
 def only_bridge() -> OvsBridge:
@@ -174,6 +158,35 @@ def test_flows_with_counters(switch: ThrowawayHost) -> None:
     (printed,) = [line for line in switch.run("ovs-ofctl -O OpenFlow13 dump-flows br0").splitlines()
                   if "priority=9" in line]  # fmt: skip
     assert flows[0].packets > 0 and f"n_packets={flows[0].packets}, n_bytes={flows[0].bytes}" in printed
+
+
+def test_show_lists_all_of_it(switch: ThrowawayHost) -> None:
+    vsctl(switch, "add-br br0 -- set bridge br0 datapath_type=netdev")
+    vsctl(switch, "add-port br0 vx0 tag=30 -- set interface vx0 type=vxlan options:remote_ip=192.0.2.9"
+                  " options:key=77 options:local_ip=192.0.2.1")  # fmt: skip
+    vsctl(switch, "add-bond br0 bond0 in0 in1 -- set interface in0 type=internal"
+                  " -- set interface in1 type=internal")  # fmt: skip
+    vsctl(switch, "add-port br0 gone trunks=5,6")
+    vsctl(switch, ["set-controller", "br0", "unix:/tmp/\x1b[31mred"])
+    shown = switch.vnet("show", "ovs")
+    rows = {line.split()[0]: line for line in shown.stdout.splitlines()}
+    assert "\x1b" not in shown.stdout and "netdev" in rows["br0"]
+    for text in ("vxlan", "30", "192.0.2.9", "77", "local_ip=192.0.2.1"):
+        assert text in rows["vx0"]
+    assert "bond" in rows["bond0"] and "internal" in rows["in0"]
+    assert "trunk 5 6" in rows["gone"] and "No such device" in rows["gone"]
+    assert any("not connected" in line for line in shown.stdout.splitlines())
+    (bridge,) = json.loads(switch.vnet("show", "ovs", "--json").stdout)["ovs"]
+    assert {one["name"] for one in bridge["ports"]} == {"br0", *vsctl(switch, "list-ports br0").split()}
+    assert len(bridge["controllers"]) == 1
+    vsctl(switch, "del-controller br0")
+    switch.run("ovs-ofctl add-flow br0 priority=5,tcp,tp_dst=80,actions=drop")
+    printed = switch.vnet("show", "ovs", "--flows", "br0").stdout
+    assert "tcp,tp_dst=80" in printed and "drop" in printed and "NORMAL" in printed
+    document = json.loads(switch.vnet("show", "ovs", "--flows", "br0", "--json").stdout)
+    assert [(flow["priority"], flow["actions"]) for flow in document["flows"]] == [(5, "drop"), (0, "NORMAL")]
+    refused = switch.vnet("show", "ovs", "--flows", "br9")
+    assert (refused.returncode, "can't read the flows of br9" in refused.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("answer", ["", "no json", '{"data": []}\n{}\n{}', "[]\n[]\n[]", "1\n2\n3"])

@@ -5,6 +5,7 @@ The datapath is in user space.
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 from collections.abc import Iterator
@@ -261,3 +262,51 @@ def test_recover_undoes_a_killed_change(shop: Machine, command: str) -> None:
         while (last := read_json(shop, "history")["changes"][0])["end"] == "done" and last["title"] == title:
             ok(shop, "undo")  # it was killed after its last step
         assert ovs_state(shop) == before, f"killed at {at} of {calls}"
+
+
+def verdict(machine: Machine, source: str, target: str) -> str:
+    """Return the verdict of `why`, and its sentence."""
+    done = machine.vnet("why", source, target, "--json")
+    assert "Traceback" not in done.stderr
+    answer = json.loads(done.stdout)
+    return f"{answer['verdict']}: {answer['sentence']}"
+
+
+def test_why_agrees_with_real_packets(shop: Machine) -> None:
+    for source in ("web", "log", "api"):
+        for target in ("db", "log", "app"):
+            if source != target:
+                found = verdict(shop, source, target)
+                assert found.startswith("pass") == pings(shop, source, address(shop, target)), found
+                assert found.startswith(("pass", "stop")), found
+    assert verdict(shop, "api", "host").startswith("pass") and pings(shop, "api", "10.91.0.1")
+    assert verdict(shop, "web", "host").startswith("stop") and not pings(shop, "web", "10.91.0.1")
+
+
+def test_why_is_uncertain_about_flows(shop: Machine) -> None:
+    shop.run("ovs-ofctl add-flow br-shop priority=9,icmp,actions=drop")
+    assert not pings(shop, "api", address(shop, "app"))
+    for source, target in (("api", "app"), ("api", "host"), ("web", "db"), ("web", "log"), ("host", "api")):
+        found = verdict(shop, source, target)
+        assert found.startswith("unknown") and ("flow" in found), (source, target, found)
+    shop.run("ovs-ofctl del-flows br-shop icmp")
+    assert verdict(shop, "api", "app").startswith("pass")
+    shop.run("ip addr flush dev eth0", inside="app")
+    shop.run("ip addr add 10.91.0.99/24 dev eth0", inside="db")
+    vsctl(shop, "add-port br-shop vx0 -- set interface vx0 type=vxlan options:remote_ip=192.0.2.9")
+    found = shop.vnet("why", "api", "10.91.0.77", "--json").stdout
+    assert json.loads(found)["verdict"] == "unknown", "it may be behind the tunnel"
+
+
+def test_vlans_are_no_finding(shop: Machine) -> None:
+    found = read_json(shop, "doctor")["findings"]
+    assert [
+        one["sentence"] for one in found if "VLAN" in one["sentence"] or "br-shop" in one["sentence"]
+    ] == []
+
+
+def test_containers_on_it_are_bridged(shop: Machine) -> None:
+    (card,) = [
+        one["card"] for one in read_json(shop, "show containers")["containers"] if one["name"] == "web"
+    ]
+    assert card["model"] == "bridged" and "Open vSwitch bridge br-shop" in card["why"]

@@ -64,6 +64,7 @@ BY_PATH = {
     "kernels/": (*_HOST_TOOLS, "fastpath", "bpftool"),
     "kernel/test_accelerate": ("fastpath", "bpftool"),
     "kernel/test_drops": ("bcc",),
+    "kernel/test_ovs_network": ("ovs-vswitchd", "ovsdb-server", "busybox"),
     "kernel/test_fastpath": ("fastpath", "bpftool"),
     "kernel/test_show_unprivileged": ("nobody",),
 }

@@ -1,12 +1,17 @@
-"""Start Open vSwitch on a small machine, with the datapath in user space."""
+"""Start Open vSwitch with the datapath in user space, on a machine or a host."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from tests.support.host import ThrowawayHost
 from tests.support.machine import Machine, machine_state
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
 _RUN = "/run/openvswitch"
@@ -53,3 +58,31 @@ def ovs_state(machine: Machine) -> dict[str, Any]:
         printed = json.loads(vsctl(machine, f"--format=json --columns={columns} list {table}"))
         found[f"ovs {table}"] = sorted(printed["data"], key=repr)
     return found
+
+
+@contextmanager
+def switch_of(host: ThrowawayHost, folder: Path) -> Iterator[None]:
+    """Run Open vSwitch on a throw-away host; OVS_RUNDIR must be the folder."""
+    database, address = folder / "conf.db", f"unix:{folder}/db.sock"
+    subprocess.run(["ovsdb-tool", "create", database, SCHEMA], check=True, capture_output=True)
+    inside = ["nsenter", f"--net=/run/netns/{host.name}"]
+    server = _start("ovsdb-server", database, f"--remote=p{address}", f"--pidfile={folder}/server.pid")
+    wait_until((folder / "db.sock").exists)
+    pidfile = f"--pidfile={folder}/ovs-vswitchd.pid"
+    switch = _start(*inside, "ovs-vswitchd", address, "--disable-system", pidfile)
+    wait_until(
+        lambda: not subprocess.run(["ovs-appctl", "version"], check=False, capture_output=True).returncode
+    )
+    try:
+        yield
+    finally:
+        for daemon in (switch, server):
+            daemon.terminate()
+            daemon.wait(timeout=PATIENCE)
+
+
+def _start(*arguments: str | Path) -> subprocess.Popen[bytes]:
+    """Start a daemon in the foreground."""
+    return subprocess.Popen(
+        [*arguments, "--log-file=/dev/null"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )

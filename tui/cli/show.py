@@ -59,7 +59,7 @@ PARTS = {
     "nat": (Part.LINKS, Part.CONTAINERS, Part.OVS, Part.FIREWALL),
     "conntrack": (Part.LINKS, Part.CONTAINERS, Part.CONNTRACK),
     "routes": (Part.LINKS, Part.CONTAINERS),
-    "ovs": (Part.LINKS, Part.CONTAINERS, Part.OVS),
+    "ovs": (Part.LINKS, Part.CONTAINERS, Part.OVS, Part.OVS_FLOWS),
 }
 
 

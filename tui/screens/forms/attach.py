@@ -12,7 +12,7 @@ from core.plan.requests import Attach, Detach, Move
 from core.text import safe
 from core.topology import Topology
 from tui.command import CommandError
-from tui.screens.forms.change import Form, FormState, Values, form_about, words
+from tui.screens.forms.change import Form, FormState, Values, form_about, number, words
 from tui.widgets.form import Field
 
 # Docker's networks that nothing can be attached to, or detached from.
@@ -141,6 +141,7 @@ def attach_form(ref: Ref | None) -> Form:
         Field("network", "network", "no network yet: Esc, then n creates one"),
         Field("address", "address", "a free address"),
         Field("link", "link name", "the first free ethN"),
+        Field("vlan", "VLAN", "none: with the host", hidden=True),
     )
     return form_about(ref, "Attach a container", fields, _fill_attach, _attach)
 
@@ -174,14 +175,16 @@ def _fill_attach(topology: Topology, values: Values, ref: Ref | None) -> FormSta
     container = values.get("container", label)
     networks = every.get(container, networks_for(topology, None))
     network = values.get("network", chosen.network_in(networks))
+    # Docker names the link inside itself.
+    hidden = {"link"} if _is_dockers(network, topology) else set()
+    hidden |= set() if _is_on_ovs(network, topology) else {"vlan"}
     return FormState(
         {
             "container": container, "network": network, "address": free_address(topology, network),
-            "link": _link(topology, containers.get(container)),
+            "link": _link(topology, containers.get(container)), "vlan": "",
         },
         {"container": tuple(containers), "network": networks},
-        # Docker names the link inside itself.
-        frozenset({"link"} if _is_dockers(network, topology) else ()),
+        frozenset(hidden),
     )  # fmt: skip
 
 
@@ -215,6 +218,11 @@ def _fill_move(topology: Topology, values: Values, ref: Ref | None) -> FormState
 
 def _is_dockers(network: str, topology: Topology) -> bool:
     return network in docker_networks(topology) and network not in vnet_networks(topology)
+
+
+def _is_on_ovs(network: str, topology: Topology) -> bool:
+    found = vnet_state(topology.snapshot, topology.host).networks.get(network)
+    return found is not None and found.kind == "ovs"
 
 
 def _link(topology: Topology, container: Container | None) -> str:
@@ -258,7 +266,10 @@ def _attach(values: Values, topology: Topology) -> Attach:
     if not values["network"]:
         why = f"there is no network for it ({_describe_networks(topology)})"
         raise CommandError(f"can't attach {values['container']}: {why}. Try: n, which creates one")
-    return Attach(container, values["network"], words(values["address"]), values.get("link", ""))
+    return Attach(
+        container, values["network"], words(values["address"]), values.get("link", ""),
+        number(values.get("vlan", ""), "VLAN", 10),
+    )  # fmt: skip
 
 
 def _detach(values: Values, topology: Topology) -> Detach:

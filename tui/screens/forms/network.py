@@ -9,6 +9,7 @@ from core.model.fix import Fix
 from core.plan import ipam, vnet_state
 from core.plan.ports import free_port
 from core.plan.requests import (
+    DATAPATHS,
     KINDS,
     MODELS,
     PROTOCOLS,
@@ -57,6 +58,7 @@ def network_form() -> Form:
         Field("nat66", "masquerade IPv6", options=("no", "yes"), hidden=True),
         Field("mtu", "MTU", "the uplink's"),
         Field("vlans", "VLAN filtering", options=("no", "yes")),
+        Field("datapath", "datapath", options=DATAPATHS, hidden=True),
         Field("engine", "engine", options=("vnet", "docker"), hidden=True),
     )
     return Form("New network", "light", lambda values, topology: (_request(values),), fields, _fill)
@@ -72,14 +74,17 @@ def _fill(topology: Topology, values: Values) -> FormState:
     card = way[0].name if way and way[0].name in cards else next(iter(cards), "")
     docker = topology.snapshot.engines.get("docker")
     hidden = {"subnet", "gateway", "ipv6", "nat66"} if kind == "nic-bridged" else {"uplink"}
-    hidden |= set() if kind == "nat" and values.get("ipv6", "none") not in ("", "none") else {"nat66"}
+    translated = kind in ("nat", "ovs") and values.get("ipv6", "none") not in ("", "none")
+    hidden |= set() if translated else {"nat66"}
     hidden |= {"engine"} if is_overlay else {"remotes", "vni"}
+    hidden |= {"vlans"} if kind == "ovs" else {"datapath"}
     hidden |= set() if docker and docker.state == "ok" else {"engine"}
     return FormState(
         {
             "name": name, "kind": "nat", "uplink": card, "subnet": subnet,
             "gateway": _gateway(subnet), "ipv6": "none", "nat66": "no", "vlans": "no", "engine": "vnet",
             "remotes": "", "vni": str(vni_by_name(named)) if is_overlay else "",
+            "datapath": DATAPATHS[0],
         },
         {"uplink": cards, "ipv6": ("none", free6) if free6 else ("none",)},
         frozenset(hidden),
@@ -129,10 +134,11 @@ def _request(values: Values) -> CreateNetwork:
         mtu=number(values["mtu"], "MTU", 1400),
         uplink=values.get("uplink", ""),
         nat66=values.get("nat66") == "yes",
-        vlan_filtering=values["vlans"] == "yes",
+        vlan_filtering=values.get("vlans") == "yes",
         engine=values.get("engine", "vnet"),
         vni=number(values.get("vni", ""), "VNI", 100),
         remotes=words(values.get("remotes", "")),
+        datapath=values.get("datapath", ""),
     )
 
 

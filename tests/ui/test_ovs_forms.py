@@ -1,0 +1,57 @@
+"""Create a network on Open vSwitch, and attach containers, by the forms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.host import ThrowawayHost
+from tests.support.ovs import switch_of
+from tests.ui.change_forms import BRIDGE, NET, apply_form, host_dashboard, keys, shows, values
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def switch(
+    inside_host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ThrowawayHost]:
+    """Create a host with a running Open vSwitch, and enter it."""
+    monkeypatch.setenv("OVS_RUNDIR", str(tmp_path))
+    with switch_of(inside_host, tmp_path):
+        yield inside_host
+
+
+async def test_create_and_attach_with_a_vlan(switch: ThrowawayHost) -> None:
+    name = switch.namespace("web")
+    async with host_dashboard() as person:
+        await keys(person, "n")
+        await keys(person, *NET, "tab", *"ovs")
+        assert "datapath" in values(person) and "vlans" not in values(person)
+        following = list(values(person)).index("datapath") - list(values(person)).index("kind")
+        await keys(person, *["tab"] * following, *"netdev")
+        assert values(person)["datapath"] == "netdev"
+        await shows(person, f"ovs-vsctl add-br {BRIDGE}")
+        await apply_form(person)
+        assert switch.run("ovs-vsctl list-br").split() == [BRIDGE]
+        await keys(person, "a")
+        await keys(person, *name, "tab", *NET, "tab", "tab", "tab", *"12")
+        assert values(person)["vlan"] == "12"
+        await shows(person, "tag=12")
+        await apply_form(person)
+        (port,) = switch.run(f"ovs-vsctl list-ports {BRIDGE}").split()
+        assert switch.run(f"ovs-vsctl get port {port} tag").strip() == "12"
+
+
+async def test_other_networks_have_no_vlan_field(switch: ThrowawayHost) -> None:
+    name = switch.namespace("web")
+    async with host_dashboard() as person:
+        await keys(person, "n")
+        await keys(person, *NET)
+        assert "datapath" not in values(person)
+        await apply_form(person)
+        await keys(person, "a")
+        await keys(person, *name, "tab", *NET)
+        assert "vlan" not in values(person)
