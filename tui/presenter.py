@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from textual.message import Message
 
 from core.diagnose import Finding
-from core.model import RECORDING_DEMAND, WATCHED_PARTS, Change, Demand, FastPath, Problem, Ref
+from core.model import RECORDING_DEMAND, WATCHED_PARTS, Change, Demand, FastPath, OvsBridge, Problem, Ref
 from core.text import safe
 from core.update import Update
 from tui.baseline import Baseline
@@ -232,6 +232,23 @@ class Presenter:
         except CommandError as error:
             return [[(safe(str(error)), "warn")]]
         return [*verification_lines(found, width), [], *path_lines(topology, found.result, width, wraps=True)]
+
+    def ovs_flow_reader(self, bridge: OvsBridge) -> FlowTracer:
+        """Return what reads the OpenFlow flows of a bridge. Call it on a thread."""
+
+        def read(stopped: Callable[[], bool]) -> Callable[[int], list[AnswerLine]]:
+            from core.collect.ovs import read_flows
+            from core.tools import ToolFailed
+            from tui.views.ovs_flows import flow_lines
+
+            try:
+                flows = read_flows(bridge)
+            except ToolFailed as failure:
+                text = safe(f"can't read the flows of {bridge.name}: {failure.why}. Try: {failure.try_}")
+                return lambda width: [[(line, "warn")] for line in wrapped(text, width)]
+            return lambda width: [*flow_lines(bridge, flows, width)]
+
+        return read
 
     def flow_tracer(self, ns: int, entry: ConntrackEntry) -> FlowTracer:
         """Return what traces a flow, by its conntrack entry in `ns`. Call it on a thread."""

@@ -157,7 +157,7 @@ def _is_normal(bridge: OvsBridge) -> bool:
 
 
 def _has_protected_ports() -> bool:
-    """Return whether a port is protected, or that isn't known: those don't reach each other."""
+    """Return whether protected ports, which don't reach each other, may exist."""
     command = (
         "ovs-vsctl",
         f"--timeout={TIMEOUT}",

@@ -92,7 +92,7 @@ def disconnect_steps(member: VnetMember, place: NetnsTarget, builder: PlanBuilde
 
 
 def port_release(builder: PlanBuilder, link: Link) -> OvsDeletePort | None:
-    """Return the operation that detaches a link from Open vSwitch; None if it isn't its port.
+    """Return the operation that detaches a link from Open vSwitch, if it is a port.
 
     Raises CannotPlan if an undo couldn't restore the port, and if it may be one but wasn't read.
     """
@@ -165,7 +165,7 @@ def release_others(network: VnetNetwork, builder: PlanBuilder) -> None:
 
 
 def delete_bridge(builder: PlanBuilder, link: Link) -> None:
-    """Plan to delete an OVS bridge whose own link is empty and whose ports are detached."""
+    """Plan to delete an OVS bridge without ports, whose own link is empty."""
     bridge = builder.topology.ovs_bridge(link)
     if bridge is None:
         raise CannotPlan([unreadable(builder) or f"{safe(link.name)} is no bridge of Open vSwitch"])
@@ -180,7 +180,7 @@ def _bridge(name: str, builder: PlanBuilder) -> OvsBridge | None:
 
 
 def mtu_step(link: Link, mtu: int, place: NetnsTarget, builder: PlanBuilder) -> Operation:
-    """Return the operation that sets a link's MTU, as Open vSwitch needs it for a bridge."""
+    """Return the operation that sets the MTU of a link or an OVS bridge."""
     if builder.topology.ovs_bridge(link) is not None:
         return OvsSetMtu(link.name, mtu, link.mtu)
     return SetLink(link.name, "mtu", str(mtu), str(link.mtu), place)

@@ -17,7 +17,7 @@ WIDE = (130, 40)
 # Other test hosts on this machine may be visible: names must be unique.
 NET = f"w{os.getpid()}"
 BRIDGE = f"br-{NET}"
-PARTS = (Part.LINKS, Part.CONTAINERS, Part.HOST_FIREWALL)
+PARTS = (Part.LINKS, Part.CONTAINERS, Part.OVS, Part.HOST_FIREWALL)
 
 
 @asynccontextmanager

@@ -9,7 +9,18 @@ import pytest
 
 from tests.support.host import ThrowawayHost
 from tests.support.ovs import switch_of
-from tests.ui.change_forms import BRIDGE, NET, apply_form, host_dashboard, keys, shows, values
+from tests.ui.change_forms import (
+    BRIDGE,
+    NET,
+    apply_form,
+    closed,
+    dialog_shows,
+    host_dashboard,
+    keys,
+    select,
+    shows,
+    values,
+)
 
 pytestmark = pytest.mark.root
 
@@ -55,3 +66,22 @@ async def test_other_networks_have_no_vlan_field(switch: ThrowawayHost) -> None:
         await keys(person, "a")
         await keys(person, *name, "tab", *NET)
         assert "vlan" not in values(person)
+
+
+async def test_flows_of_a_bridge_are_shown_with_counters(switch: ThrowawayHost) -> None:
+    switch.run("ovs-vsctl add-br br0 -- set bridge br0 datapath_type=netdev")
+    switch.run("ovs-ofctl add-flow br0 priority=5,tcp,tp_dst=4711,actions=drop")
+    switch.run(
+        "ovs-vsctl add-port br0 vx0 tag=30 -- set interface vx0 type=vxlan options:remote_ip=192.0.2.9"
+    )
+    async with host_dashboard() as person:
+        await select(person, "ovs", "br0")
+        await shows(person, "vx0", "192.0.2.9", "30")
+        await person.press("x")
+        await shows(person, "tcp,tp_dst=4711", "0 packets", "NORMAL")
+        await person.press("escape")
+        await closed(person)
+        await select(person, "bridges", "br0")
+        switch.run("ovs-vsctl del-br br0")
+        await person.press("x")
+        await dialog_shows(person, "can't read the flows of br0")

@@ -99,6 +99,8 @@ WHOLE = {
 }  # fmt: skip
 # Classes whose text is only a reason, and where "can't VERB OBJECT: " is written before it.
 FRAMED = {
+    "_NoAnswer": "core/apply/run.py _sentence",
+    "_NotSetUp": "core/apply/run.py _sentence",
     "AlreadyRunning": "bpf/supervisor.py _print_error",
     "BadFile": "tui/cli/files.py _read",
     "BtfError": "tui/cli/fastpath_session.py _start",

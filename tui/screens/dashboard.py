@@ -417,13 +417,17 @@ class Dashboard(Layout):
             self.post_message(self.DemoAsked())
 
     def action_shell(self) -> None:
-        """Open a shell in the selected container or namespace, or trace the selected flow."""
-        if self.ref is not None and self.ref.kind in ("flow", "conntrack"):
-            from tui.screens.trace import open_trace
+        """Open a shell, trace the selected flow, or show the flows of an OVS bridge."""
+        from tui.screens.trace import open_ovs_flows, open_trace, ovs_bridge_of
 
+        topology = self.presenter.context.topology
+        if self.ref is not None and self.ref.kind in ("flow", "conntrack"):
             open_trace(self, self.presenter, self.ref)
             return
-        target = shell_target(self.presenter.context.topology, self.ref)
+        if (bridge := ovs_bridge_of(topology, self.ref)) is not None:
+            open_ovs_flows(self, self.presenter, bridge)
+            return
+        target = shell_target(topology, self.ref)
         if not self.presenter.source.live:
             self.notify("can't open a shell: this isn't a live host", markup=False)
         elif refusal := self.navigation.refusal("open a shell"):

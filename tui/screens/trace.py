@@ -1,4 +1,4 @@
-"""Show the packets of a flow at each link that they pass, over the dashboard."""
+"""Show a flow's packets at each link, or an OVS bridge's flows, over the dashboard."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from textual.binding import Binding
 
 from core.capture.targets import flow_name
 from core.flows import ConntrackEntry, entry_of
-from core.model import Ref
+from core.model import OvsBridge, Ref
 from core.text import safe
+from core.topology import Topology
 from core.topology.related import entry_table
 from tui.presenter import Presenter
 from tui.screens.capture import flow_entry
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 _WIDTH = 130
 
 
-def _waiting(width: int) -> list[Line]:
-    return [[("waiting for packets of this flow, at most 5 s …", "dim")]]
+_WAITING = "waiting for packets of this flow, at most 5 s …"
 
 
 def open_trace(screen: Layout, presenter: Presenter, ref: Ref) -> None:
@@ -37,7 +37,27 @@ def open_trace(screen: Layout, presenter: Presenter, ref: Ref) -> None:
     elif entry is None:
         screen.notify("can't trace the flow: it no longer exists. Try: :flows", markup=False)
     else:
-        screen.app.push_screen(TraceOverlay(flow_name(entry), presenter.flow_tracer(int(ref.key[0]), entry)))
+        tracer = presenter.flow_tracer(int(ref.key[0]), entry)
+        screen.app.push_screen(TraceOverlay(f"Trace {safe(flow_name(entry))}", tracer))
+
+
+def ovs_bridge_of(topology: Topology, ref: Ref | None) -> OvsBridge | None:
+    """Return the Open vSwitch bridge that is selected, as a link or with one of its ports."""
+    if ref is not None and ref.kind == "ovs":
+        return next((one for one in topology.snapshot.ovs if one.name == ref.key[0]), None)
+    if ref is None or ref.kind != "link":
+        return None
+    link = topology.snapshot.link((int(ref.key[0]), int(ref.key[1])))
+    return topology.ovs_bridge(link) if link else None
+
+
+def open_ovs_flows(screen: Layout, presenter: Presenter, bridge: OvsBridge) -> None:
+    """Read the OpenFlow flows of a bridge and show them."""
+    if not presenter.source.live:
+        screen.notify("can't read flows: this isn't a live host", markup=False)
+        return
+    title, reader = f"OpenFlow flows of {safe(bridge.name)}", presenter.ovs_flow_reader(bridge)
+    screen.app.push_screen(TraceOverlay(title, reader, "reading flows …"))
 
 
 def _entry(presenter: Presenter, ref: Ref) -> ConntrackEntry | None:
@@ -49,15 +69,18 @@ def _entry(presenter: Presenter, ref: Ref) -> ConntrackEntry | None:
 
 
 class TraceOverlay(Overlay):
-    """One packet of each direction at each link; `t` traces again."""
+    """What a thread finds out about a flow or about flows; `t` starts it again."""
 
     BINDINGS = [Binding("t", "trace", "Trace", show=False), Binding("x", "dismiss", show=False)]
 
-    def __init__(self, name: str, tracer: FlowTracer) -> None:
-        self._tracer, self._cancelled = tracer, Event()
+    def __init__(self, title: str, tracer: FlowTracer, waiting: str = _WAITING) -> None:
+        self._tracer, self._cancelled, self._waiting = tracer, Event(), waiting
         self._is_tracing = False
-        self._make_lines: Callable[[int], list[Line]] = _waiting
-        super().__init__(f" Trace {safe(name)} ", self._lay_out, _WIDTH)
+        self._make_lines: Callable[[int], list[Line]] = self._wait_lines
+        super().__init__(f" {title} ", self._lay_out, _WIDTH)
+
+    def _wait_lines(self, width: int) -> list[Line]:
+        return [[(self._waiting, "dim")]]
 
     def _lay_out(self, width: int) -> list[Line]:
         return self._make_lines(width)
@@ -76,7 +99,7 @@ class TraceOverlay(Overlay):
         if self._is_tracing:
             return
         self._is_tracing = True
-        self._show(_waiting)
+        self._show(self._wait_lines)
         make_lines = await asyncio.to_thread(self._tracer, self._cancelled.is_set)
         self._is_tracing = False
         if not self._cancelled.is_set():

@@ -1,9 +1,13 @@
-"""Columns and cells of OpenFlow flows with their counters."""
+"""Columns, cells and lines of OpenFlow flows with their counters."""
 
 from __future__ import annotations
 
-from core.model import OvsFlow
+from collections.abc import Iterator, Sequence
+
+from core.model import OvsBridge, OvsFlow
+from core.text import safe
 from tui.views import cells, formatting
+from tui.views.answers import AnswerLine
 from tui.views.rows import Cell, Column
 
 COLUMNS = (
@@ -24,3 +28,18 @@ def flow_cells(flow: OvsFlow) -> tuple[Cell, ...]:
         Cell(formatting.size(flow.bytes), sort=flow.bytes), Cell(formatting.duration(flow.duration)),
         cells.text(flow.match or "all"), cells.text(flow.actions),
     )  # fmt: skip
+
+
+def flow_lines(bridge: OvsBridge, flows: Sequence[OvsFlow], width: int) -> Iterator[AnswerLine]:
+    """Yield the flows of a bridge as wrapped lines: counters, then match and actions."""
+    if not flows:
+        yield [(f"{safe(bridge.name)} has no flow: it drops all packets", "warn")]
+    for flow in flows:
+        counters = f"{formatting.several(flow.packets, 'packet')}, {formatting.size(flow.bytes)}"
+        age = formatting.duration(flow.duration)
+        yield [
+            (f"table {flow.table}, priority {flow.priority}  ", "dim"),
+            (counters, "" if flow.packets else "dim"), (f"  for {age}", "dim"),
+        ]  # fmt: skip
+        for text in (f"match {flow.match or 'all'}", f"actions {flow.actions}"):
+            yield from ([(f"  {part}", "")] for part in formatting.wrapped(safe(text), max(10, width - 2)))
