@@ -10,6 +10,7 @@ import re
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from core.operations.base import LinkOperation, Operation
 from core.operations.executor import Executor, run_holding_lock
@@ -37,9 +38,10 @@ class _NotSetUp(OSError):
 
 
 class _OvsOperation(Operation):
-    """An operation that one run of ovs-vsctl executes."""
+    """An operation that one run of ovs-vsctl executes; its database is a file."""
 
     __slots__ = ()
+    survives_reboot: ClassVar[bool] = True
 
     def _words(self) -> tuple[str, ...]:
         """Return the arguments of ovs-vsctl."""

@@ -10,6 +10,7 @@ from core.model import (
     Change,
     LinkKey,
     OvsBridge,
+    OvsController,
     OvsInterface,
     OvsPort,
     PublishedPort,
@@ -417,6 +418,51 @@ def test_open_vswitch_bridges_are_bridges_with_ports() -> None:
     assert the_row(context, "veths", "ct:x")["master"] == "ovsbr VLAN 7"
     leads = [label for label, _ in related(context.topology, container_ref("netns", "x"))]
     assert "bridge ovsbr" in leads
+
+
+def test_tunnels_of_the_kernels_datapath_have_their_remotes() -> None:
+    host = HostBuilder()
+    system = host.link(HOST, "ovs-system", "ovs-port")
+    own = host.link(HOST, "br-int", "ovs-port")
+    shared = host.link(HOST, "vxlan_sys_4789", "vxlan", master=system.ifindex)
+    veth = host.link(HOST, "v-x", "veth", master=system.ifindex)
+    tunnels = [
+        OvsPort(
+            f"vx{number}", tag=number,
+            interfaces=(
+                OvsInterface(
+                    f"vx{number}", "vxlan", shared.ifindex,
+                    options={"remote_ip": f"192.0.2.{number}", "key": "\x1b[31m7"},
+                ),
+            ),
+        )
+        for number in (8, 9)
+    ]  # fmt: skip
+    ports = (
+        OvsPort("br-int", interfaces=(OvsInterface("br-int", "internal", own.ifindex),)),
+        OvsPort("v-x", trunks=(5, 6), interfaces=(OvsInterface("v-x", "system", veth.ifindex),)),
+        *tunnels,
+    )
+    switch = OvsBridge(
+        "br-int", ports=ports, controllers=(OvsController("tcp:192.0.2.3:6653", True, "master"),)
+    )
+    context = context_of(host.snapshot(ovs=(switch,)))
+    assert the_row(context, "links", "name:v-x")["master"] == "br-int VLAN trunk 5 6"
+    assert the_row(context, "links", "vlan:9")["name"] == "vxlan_sys_4789"
+    (row,) = [row for row in all_rows(rows_of(context, "bridges")) if row.cells[0].text == "vxlan_sys_4789"]
+    assert cells(context, "bridges", row)["vlan"] == "8; 9"
+    other = cells(context, "bridges", row)["net"]
+    assert "vx8: vxlan to 192.0.2.8 key=" in other and "vx9: vxlan to 192.0.2.9" in other
+    assert "\x1b" not in other
+    listed = {row.cells[0].text: row for row in all_rows(rows_of(context, "ovs"))}
+    assert list(listed) == ["br-int", "tcp:192.0.2.3:6653", "v-x", "vx8", "vx9"]
+    assert cells(context, "ovs", listed["vx9"])["end"] == "192.0.2.9"
+    assert the_row(context, "ovs", "end:192.0.2.8")["name"] == "vx8"
+    for row in listed.values():
+        assert registry.detail(context, row.ref).title
+    bridge = lines_of(registry.detail(context, listed["br-int"].ref))
+    assert bridge["tcp:192.0.2.3:6653"] == "connected master"
+    assert the_row(context, "networks", "name:br-int")["kind"] == "ovs"
 
 
 def test_ports_published_only_by_rules_are_shown() -> None:

@@ -55,6 +55,11 @@ def test_the_users_settings_are_kept() -> None:
     assert given.items() <= cleaned(**given).items()
 
 
+def test_the_folder_of_open_vswitch_is_kept_if_it_is_roots(users: Path, tmp_path: Path) -> None:
+    assert "OVS_RUNDIR" not in cleaned(OVS_RUNDIR=str(users))
+    assert cleaned(OVS_RUNDIR=str(tmp_path))["OVS_RUNDIR"] == str(tmp_path.resolve())
+
+
 def test_path_keeps_only_folders_of_root(users: Path, tmp_path: Path) -> None:
     given = f"{users}:.::{tmp_path}:/nowhere:/usr/sbin:/tmp:/usr/bin"
     assert cleaned(PATH=given)["PATH"] == f"{tmp_path.resolve()}:/usr/sbin:/usr/bin:/sbin:/bin"

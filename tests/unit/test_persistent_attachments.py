@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from core.model import Route
+import pytest
+
+from core.model import OvsBridge, OvsInterface, OvsPort, Route
 from core.operations import (
     AddAddress,
     AddRoute,
     ForgetAttachment,
     NetnsTarget,
     Operation,
+    OvsAddPort,
+    OvsDeletePort,
     PersistAttachment,
     undo_of,
 )
-from core.plan import Plan, Refused, plan, plan_all
+from core.plan import Plan, Refused, plan, plan_all, vnet_state
 from core.plan.requests import Attach, CreateNetwork, Detach, Join, Move, RemoveNetwork, Request, Separate
 from core.topology import Topology
 from tests.support.host_builder import HOST, HostBuilder
@@ -148,3 +152,36 @@ def test_routes_to_joined_networks_are_persistent() -> None:
     assert attachment_steps(again)[-1] == lab
     there = planned(Join("lab", "shop"), persistent=(lab,))
     assert not [step for step in there.steps if isinstance(step, AddRoute)], "it is on shop itself"
+
+
+def test_on_open_vswitch_the_entry_of_the_last_run_is_removed_first() -> None:
+    made = HostBuilder()
+    made.link(HOST, "br-sw", "tun", ["10.9.0.1/24"])
+    made.namespace(APP, pids=(APP,))
+    made.container("docker", "app", APP, id="app0", pid=APP)
+    tag = "vnet:net=sw kind=ovs subnet=10.9.0.0/24 gateway=10.9.0.1"
+    lost = OvsPort("v-app", interfaces=(OvsInterface("v-app"),))
+    switch = OvsBridge("br-sw", "netdev", ports=(lost,), external_ids={"vnet": tag})
+    found = plan(Attach("app", "sw", vlan=7), Topology(made.snapshot(ovs=(switch,))))
+    assert isinstance(found, Plan), found
+    want = found.steps[-1]
+    assert isinstance(want, PersistAttachment)
+    assert (want.steps[0], want.steps[2]) == (
+        OvsDeletePort("br-sw", "v-app"), OvsAddPort("br-sw", "v-app", 7)
+    )  # fmt: skip
+    assert want.steps[0] in found.steps
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        'vnet:net=sw kind=ovs subnet=10.9.0.0/24"; gateway=10.9.0.1', "vnet:net=s%22w kind=ovs",
+        "vnet:net=sw kind=nat subnet=10.9.0.0/24 gateway=10.9.0.1", "net=sw", "vnet:kind=ovs",
+        "vnet:net=sw kind=ovs subnet=10.9.0.0/24",
+    ],
+)  # fmt: skip
+def test_a_malformed_tag_in_the_database_is_none(tag: str) -> None:
+    made = HostBuilder()
+    made.link(HOST, "br-sw", "tun", ["10.9.0.1/24"])
+    snapshot = made.snapshot(ovs=(OvsBridge("br-sw", external_ids={"vnet": tag}),))
+    assert vnet_state(snapshot, HOST).networks == {}

@@ -1,4 +1,4 @@
-"""Show a flow's packets at each link, or an OVS bridge's flows, over the dashboard."""
+"""Show the packets of a flow, or the flows of an OVS bridge, over the dashboard."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def open_trace(screen: Layout, presenter: Presenter, ref: Ref) -> None:
 
 
 def ovs_bridge_of(topology: Topology, ref: Ref | None) -> OvsBridge | None:
-    """Return the Open vSwitch bridge that is selected, as a link or with one of its ports."""
+    """Return the Open vSwitch bridge that a link is, or that a port belongs to."""
     if ref is not None and ref.kind == "ovs":
         return next((one for one in topology.snapshot.ovs if one.name == ref.key[0]), None)
     if ref is None or ref.kind != "link":
