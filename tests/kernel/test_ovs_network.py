@@ -1,7 +1,4 @@
-"""Check networks on bridges of Open vSwitch, with real daemons and packets.
-
-The datapath is in user space.
-"""
+"""Check networks on bridges of Open vSwitch, with real daemons and packets."""
 
 from __future__ import annotations
 
@@ -17,12 +14,12 @@ from core.operations import OvsAddBridge
 from core.operations.executor import Executor
 from tests.support.killing import COUNTED, KILL_AT
 from tests.support.machine import Machine, link, ok, read_json, refused, uplink
-from tests.support.ovs import ovs_state, start_database, start_switch, stop, vsctl
+from tests.support.ovs import DATAPATH, ovs_state, start_database, start_switch, stop, vsctl
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
-CREATE = "network create shop --kind ovs --datapath netdev --subnet 10.91.0.0/24"
+CREATE = f"network create shop --kind ovs --datapath {DATAPATH} --subnet 10.91.0.0/24"
 
 
 @pytest.fixture
@@ -67,11 +64,12 @@ def tags(machine: Machine) -> dict[str, str]:
 
 def test_a_network_is_a_bridge_with_a_gateway(empty: Machine) -> None:
     printed = ok(empty, f"{CREATE} --mtu 1400 --dry-run")
-    assert "ovs-vsctl add-br br-shop -- set bridge br-shop datapath_type=netdev" in printed
+    in_user_space = " -- set bridge br-shop datapath_type=netdev" if DATAPATH == "netdev" else ""
+    assert f"ovs-vsctl add-br br-shop{in_user_space} -- set" in printed
     before = ovs_state(empty)
     ok(empty, f"{CREATE} --mtu 1400")
     assert vsctl(empty, "list-br").split() == ["br-shop"]
-    assert vsctl(empty, "get bridge br-shop datapath_type").strip() == "netdev"
+    assert vsctl(empty, "get bridge br-shop datapath_type").strip('"\n') == DATAPATH.replace("system", "")
     own = link(empty, "br-shop")
     assert (own["mtu"], "UP" in own["flags"]) == (1400, True)
     assert [one["local"] for one in own["addr_info"] if one["scope"] == "global"] == ["10.91.0.1"]
@@ -121,7 +119,7 @@ def _talk(machine: Machine, serve: str, server: str, client: str, to: str, port:
 )  # fmt: skip
 def test_undo_restores_all(shop: Machine, command: str) -> None:
     ok(shop, "container create spare")
-    ok(shop, "network create side --kind ovs --datapath netdev --subnet 10.92.0.0/24")
+    ok(shop, f"network create side --kind ovs --datapath {DATAPATH} --subnet 10.92.0.0/24")
     before = ovs_state(shop)
     ok(shop, command)
     assert ovs_state(shop) != before
@@ -132,7 +130,7 @@ def test_undo_restores_all(shop: Machine, command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["network create new --kind ovs --datapath netdev --subnet 10.93.0.0/24 --mtu 1400",
+    "command", [f"network create new --kind ovs --datapath {DATAPATH} --subnet 10.93.0.0/24 --mtu 1400",
                 "attach spare shop --vlan 7", "detach web shop", "network rm shop --yes"],
 )  # fmt: skip
 def test_printed_commands_do_the_same(shop: Machine, command: str) -> None:
@@ -153,7 +151,7 @@ def test_an_exported_network_is_applied(shop: Machine) -> None:
     ok(shop, "detach log shop")
     text = ok(shop, "export")
     before = ovs_state(shop)
-    assert 'datapath = "netdev"' in text and "vlan = 10" in text
+    assert ('datapath = "netdev"' in text) == (DATAPATH == "netdev") and "vlan = 10" in text
     file = shop.folder / "net.toml"
     file.write_text(text)
     assert "nothing to do" in ok(shop, f"apply {file} --yes")
@@ -174,7 +172,8 @@ def test_without_a_daemon_nothing_is_changed(empty: Machine) -> None:
     stop(empty, "ovs-vswitchd")
     words = CREATE.split()
     reason = "Open vSwitch isn't running. Try: systemctl start openvswitch-switch"
-    assert f"can't create the Open vSwitch bridge br-shop in user space: {reason}" in refused(empty, *words)
+    error = refused(empty, *words)
+    assert "can't create the Open vSwitch bridge br-shop" in error and reason in error
     assert ovs_state(empty) == before
     stop(empty, "ovsdb-server")
     assert refused(empty, *words) == f"vnet-tui: can't create the network shop: {reason}\n"
@@ -198,6 +197,7 @@ def test_other_networks_keep_their_rules_while_it_is_stopped(shop: Machine) -> N
     ok(shop, "network create other")
 
 
+@pytest.mark.skipif(DATAPATH == "system", reason="the kernel has a datapath")
 def test_a_missing_kernel_datapath_is_explained(empty: Machine) -> None:
     before = ovs_state(empty)
     error = refused(empty, "network", "create", "shop", "--kind", "ovs")
@@ -222,7 +222,7 @@ def test_what_an_undo_could_not_restore_is_kept(shop: Machine) -> None:
 
 def test_a_port_that_lost_its_link_does_not_disturb(shop: Machine) -> None:
     shop.run("ip link del v-web")
-    wait_until(lambda: vsctl(shop, "get interface v-web ifindex").strip() == "0")
+    wait_until(lambda: vsctl(shop, "get interface v-web ifindex").strip() in ("0", "[]"))
     ok(shop, "attach web shop --vlan 20")
     assert tags(shop)["v-web"] == "20"
     assert pings(shop, "web", address(shop, "log"))
@@ -240,7 +240,7 @@ def test_the_network_survives_a_restart_of_the_daemon(shop: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["network create new --kind ovs --datapath netdev --subnet 10.93.0.0/24",
+    "command", [f"network create new --kind ovs --datapath {DATAPATH} --subnet 10.93.0.0/24",
                 "attach spare shop --vlan 7", "detach web shop", "network rm shop --yes"],
 )  # fmt: skip
 def test_recover_undoes_a_killed_change(shop: Machine, command: str) -> None:

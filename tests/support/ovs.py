@@ -1,8 +1,12 @@
-"""Start Open vSwitch with the datapath in user space, on a machine or a host."""
+"""Start Open vSwitch on a machine or a host.
+
+The datapath is in user space, or with VNET_OVS_DATAPATH=system the kernel's, on kernels that have it.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +18,7 @@ from tests.support.machine import Machine, machine_state
 from tests.support.waiting import PATIENCE, wait_until
 
 SCHEMA = "/usr/share/openvswitch/vswitch.ovsschema"
+DATAPATH = os.environ.get("VNET_OVS_DATAPATH", "netdev")
 _RUN = "/run/openvswitch"
 _TABLES = {
     "bridge": "name,datapath_type,external_ids,other_config,fail_mode",
@@ -31,8 +36,9 @@ def start_database(machine: Machine) -> None:
 
 
 def start_switch(machine: Machine) -> None:
-    """Start ovs-vswitchd, which has no kernel datapath."""
-    machine.run(f"ovs-vswitchd unix:{_RUN}/db.sock --disable-system {_daemon('ovs-vswitchd')}")
+    """Start ovs-vswitchd."""
+    datapaths = "--disable-system" if DATAPATH == "netdev" else ""
+    machine.run(f"ovs-vswitchd unix:{_RUN}/db.sock {datapaths} {_daemon('ovs-vswitchd')}")
     wait_until(lambda: machine.run("ovs-appctl version", check=False))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from core.model import Problem
+from core.model import OvsBridge, OvsInterface, OvsPort, Problem
 from core.serialize import pack, to_json, unpack
 from tests.support import forkserver
 from tests.support.needs import AS_NOBODY, lacking
@@ -52,7 +52,13 @@ def dump() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         path = Path(folder) / "host.vnet"
-        path.write_bytes(pack(small_host()))
+        ports = (
+            OvsPort(
+                "vx0", 30, interfaces=(OvsInterface("vx0", "vxlan", options={"remote_ip": "192.0.2.9"}),)
+            ),
+            OvsPort("gone", trunks=(5, 6), interfaces=(OvsInterface("gone", error="no such device " * 9),)),
+        )
+        path.write_bytes(pack(replace(small_host(), ovs=(OvsBridge("br-int", ports=ports),))))
         yield path
 
 

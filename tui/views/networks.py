@@ -17,7 +17,7 @@ from core.model import (
     network_ref,
 )
 from core.rates import Rates
-from core.text import parse_tag, safe
+from core.text import TABLE, parse_tag, safe
 from core.topology import Topology
 from tui.views import cells, findings
 from tui.views.cells import Line, bridge_lines
@@ -149,7 +149,9 @@ def _identity(topology: Topology, network: Network) -> Iterator[Line]:
         yield "parent", cells.text(network.parent), link_ref(parent.key) if parent else None
     if mtu(topology, network):
         yield "MTU", cells.number(mtu(topology, network)), None
-    by_vnet = bridge is not None and "net" in (parse_tag(bridge.alias) or ())
+    switch = topology.ovs_bridge(bridge) if bridge else None
+    tag = switch.external_ids.get(TABLE, "") if switch else bridge.alias if bridge else ""
+    by_vnet = "net" in (parse_tag(tag) or ())
     yield "created by", cells.text("vnet" if by_vnet else f"{network.engine}, driver {network.driver}"), None
     yield "id", cells.text(network.id), None
 
