@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from core.model import OvsBridge, OvsInterface, OvsPort, Problem
+from core.model import OvsBridge, OvsInterface, OvsPort, Problem, Snapshot
 from core.serialize import pack, to_json, unpack
 from tests.support import forkserver
 from tests.support.needs import AS_NOBODY, lacking
@@ -46,19 +46,22 @@ def run(
     )  # fmt: skip
 
 
+def sample() -> Snapshot:
+    """Return a small host with a bridge of Open vSwitch."""
+    ports = (
+        OvsPort("vx0", 30, interfaces=(OvsInterface("vx0", "vxlan", options={"remote_ip": "192.0.2.9"}),)),
+        OvsPort("gone", trunks=(5, 6), interfaces=(OvsInterface("gone", error="no such device " * 9),)),
+    )
+    return replace(small_host(), ovs=(OvsBridge("br-int", ports=ports),))
+
+
 @pytest.fixture
 def dump() -> Iterator[Path]:
     """Return a dump of a small host, readable by all users."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         path = Path(folder) / "host.vnet"
-        ports = (
-            OvsPort(
-                "vx0", 30, interfaces=(OvsInterface("vx0", "vxlan", options={"remote_ip": "192.0.2.9"}),)
-            ),
-            OvsPort("gone", trunks=(5, 6), interfaces=(OvsInterface("gone", error="no such device " * 9),)),
-        )
-        path.write_bytes(pack(replace(small_host(), ovs=(OvsBridge("br-int", ports=ports),))))
+        path.write_bytes(pack(sample()))
         yield path
 
 
@@ -323,7 +326,7 @@ def test_a_dump_of_a_dump(dump: Path, tmp_path: Path) -> None:
     assert first.startswith(f"wrote {copy}, ") and "in place of the file" not in first
     assert f", in place of the file that was there; {CHECK_FIRST}\n" in second
     assert copy.stat().st_mode & 0o777 == 0o600
-    assert to_json(unpack(copy.read_bytes())) == to_json(small_host())
+    assert to_json(unpack(copy.read_bytes())) == to_json(sample())
     assert [path.name for path in tmp_path.iterdir()] == ["copy.vnet"]
 
 
@@ -331,7 +334,7 @@ def test_a_dump_of_a_dump(dump: Path, tmp_path: Path) -> None:
 def test_a_dump_into_a_pipe(dump: Path, name: str) -> None:
     words = [*PROGRAM, "--from", str(dump), "dump", name]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, check=True)
-    assert to_json(unpack(done.stdout)) == to_json(small_host())
+    assert to_json(unpack(done.stdout)) == to_json(sample())
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
