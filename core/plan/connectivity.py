@@ -84,12 +84,15 @@ def warn_of_filters(
 ) -> None:
     """Warn if another table drops forwarded packets: vnet's accept can't override it.
 
-    Without `subnets` both address families count. With br_netfilter bridged packets are checked as well.
+    Without `subnets` both address families count. With br_netfilter bridged packets are checked as well, but
+    not those of Open vSwitch.
     """
     evaluator = builder.topology.policy_evaluator
     if evaluator is None:
         return
-    if builder.snapshot.host.sysctls.get(BRIDGE_NF_SYSCTL) == "1" and not published and not to:
+    is_switch = any(one.bridge == bridge and one.kind == "ovs" for one in builder.vnet.networks.values())
+    is_filtered = builder.snapshot.host.sysctls.get(BRIDGE_NF_SYSCTL) == "1" and not is_switch
+    if is_filtered and not published and not to:
         kinds = (*kinds, "same")
     found = builder.topology.uplink(builder.topology.host)
     path = ForwardPath(bridge, found[0].name if found else "", tuple(subnets), published, to)

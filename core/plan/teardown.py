@@ -260,7 +260,7 @@ def release_port(builder: PlanBuilder, link: Link, place: NetnsTarget) -> None:
         builder.add(release)
         return
     master = builder.snapshot.link((link.ns, link.master)) if link.master is not None else None
-    if master is None:
+    if master is None or builder.topology.ovs_bridge(link) is not None:
         return
     if link.port:
         # Unpublishing a port may have reset some of them.
