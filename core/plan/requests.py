@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from core.model import LinkKey, Ref
 from core.model.fix import Step
 
-KINDS = ("nat", "internal", "routed", "nic-bridged", "overlay", "ovs")
+KINDS = ("nat", "internal", "routed", "nic-bridged", "ovs", "overlay")
 DATAPATHS = ("system", "netdev")
 MODELS = ("closed", "bridged", "joined", "open")
 PROTOCOLS = ("tcp", "udp", "sctp")

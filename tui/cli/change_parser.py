@@ -10,7 +10,7 @@ import argparse
 from tui.cli.subcommands import Commands, add_command, add_group, add_yes
 
 # Values of core.plan.requests, repeated here because importing it takes time.
-KINDS = ("nat", "internal", "routed", "nic-bridged", "overlay", "ovs")
+KINDS = ("nat", "internal", "routed", "nic-bridged", "ovs", "overlay")
 MODELS = ("closed", "bridged", "joined", "open")
 # As core.plan.tuning has them.
 PLAIN_SIZE, USUAL_SIZE = 65536, 262144
