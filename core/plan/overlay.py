@@ -305,7 +305,7 @@ def _known(network: VnetNetwork, tunnel: Link, builder: PlanBuilder) -> tuple[st
 
 
 def _warn_of_hosts(network: VnetNetwork, local: str, hosts: Sequence[str], builder: PlanBuilder) -> None:
-    """Warn of further hosts that assign the same addresses, or whose path has a smaller MTU."""
+    """Warn of hosts that assign the same addresses, or with a smaller MTU."""
     for subnet, own in zip(network.subnets, network.ranges, strict=True):
         for host in hosts:
             if range_of(subnet, host) == own:

@@ -27,8 +27,8 @@ class VnetNetwork:
     """A network that vnet made.
 
     `gateways` are in the order of `subnets`, `uplink` is the port if NIC-bridged. Of an overlay: `vni`, and
-    `ranges` are the parts of `subnets` that this host assigns, in the same order. With `evpn` FRRouting tells
-    its hosts of each other. `datapath` is an OVS bridge's ("" for "system").
+    `ranges` are the parts of `subnets` that this host assigns, in the same order. With `evpn` its hosts
+    find each other by FRRouting. `datapath` is an OVS bridge's ("" for "system").
     """
 
     name: str

@@ -220,7 +220,7 @@ def test_traffic_goes_on_without_zebra_and_without_vnet_tui(pair: Fabric) -> Non
 
 
 def test_the_agent_configures_frr_again_after_a_restart(pair: Fabric) -> None:
-    """Killed daemons forget what isn't in their files; nobody types it again."""
+    """Killed daemons forget what isn't in their files."""
     one, other = pair.hosts
     pair.join()
     container(one, "a", "blue")

@@ -128,10 +128,10 @@ async def test_while_parts_are_missing_it_shows_progress_and_no_findings() -> No
     whole = small_host()
     early = replace(whole, engines={}, pending=frozenset({"containers", "firewall"}))
     async with dashboard(early) as person:
-        assert "reading 4 of 6" in person.lines[0]
+        assert "reading 5 of 7" in person.lines[0]
         assert "live" not in person.lines[0] and "finding" not in person.lines[0]
         await person.press("!")
-        assert "Still reading: 4 of 6" in person.text and "No findings" not in person.text
+        assert "Still reading: 5 of 7" in person.text and "No findings" not in person.text
         await person.press("escape")
         await person.feed(whole)
         assert "live" in person.lines[0] and "findings" in person.lines[0]
