@@ -11,6 +11,8 @@ from core.model.refs import LinkKey
 
 Scalar = str | int | bool
 LONG_AGO = 1
+# The MAC of the entries of a VXLAN link's flood list.
+ALL_ZERO = "00:00:00:00:00:00"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from core.collect.routes import RULE_ACTIONS, protocol_number, table_number
 from core.model import PolicyRule
+from core.model.link import ALL_ZERO
 from core.netlink.client import Netlink, attribute
 from core.operations.base import Operation
 from core.operations.executor import Executor, inside
@@ -158,7 +159,6 @@ _SELF, _MASTER = 0x02, 0x04
 _STATES = {"permanent": 0x80, "static": 0x42, "learned": 0x02}
 _FLAGS = {"extern_learn": 0x10, "sticky": 0x40, "router": 0x80}
 FDB_FLAGS = frozenset(_FLAGS)
-ALL_ZERO = "00:00:00:00:00:00"
 
 
 @recorded()

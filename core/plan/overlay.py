@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from core.model import Link
+from core.model.link import ALL_ZERO
 from core.operations import AddFdb, CreateVxlan, DeleteFdb, DeleteLink, SetLink, SetPort
-from core.operations.forwarding import ALL_ZERO
 from core.operations.links import VXLAN_PORT
+from core.overlay import OVERHEAD
 from core.plan import evpn, ipam, validate
 from core.plan.builder import CannotPlan, PlanBuilder, plan_steps, require, when
 from core.plan.requests import CreateNetwork, JoinOverlay, LeaveOverlay, RemoveNetwork
@@ -20,7 +21,6 @@ from core.plan.tags import VnetNetwork
 from core.plan.teardown import empty_link
 from core.plan.vxlan import (
     MOST_VNI,
-    OVERHEAD,
     range_of,
     subnet_by_name,
     underlay_mtu,

@@ -22,8 +22,6 @@ _SUBNETS4, _SUBNET4_BITS = ipaddress.IPv4Network("10.128.0.0/9"), 20
 _SUBNETS6, _SUBNET6_BITS = ipaddress.IPv6Network("fdf0::/16"), 64
 # A subnet has at most 2**8 ranges, one for each host.
 _MOST_RANGE_BITS = 8
-# Bytes of the outer headers: Ethernet, IP, UDP, VXLAN.
-OVERHEAD = {4: 14 + 20 + 8 + 8, 6: 14 + 40 + 8 + 8}
 
 
 def vni_by_name(name: str) -> int:
