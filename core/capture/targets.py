@@ -86,7 +86,7 @@ def target_of(topology: Topology, ref: Ref, ports: bool = False, entry: Any = No
         case "link":
             link = topology.snapshot.link((int(ref.key[0]), int(ref.key[1])))
             return _target(topology, f"link {link.name}", [link]) if link else _gone("link")
-        case "neighbour" | "fdb":
+        case "neighbour" | "fdb" | "vtep":
             return target_of(topology, Ref("link", ref.key[:2]))
         case "container":
             container = topology.containers.get(":".join(map(str, ref.key)))

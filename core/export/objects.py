@@ -12,6 +12,7 @@ from core.diagnose.subjects import sources
 from core.export import flows
 from core.model import Conntrack, Container, Link, LinkKey, NetState
 from core.model.finding import Finding
+from core.overlay import Overlay, OverlayHost, overlays
 from core.topology import Topology
 from core.topology.related import is_in_scope
 
@@ -201,6 +202,58 @@ def neighbours(topology: Topology, scope: Scope) -> Iterator[Item]:
             yield {**where, **plain(neighbour), "link": _name(net, neighbour.ifindex)}
 
 
+def overlay(topology: Topology, scope: Scope) -> Iterator[Item]:
+    """Export every overlay with its hosts, and each MAC of each host."""
+    for one in overlays(topology):
+        if scope is None or one.link.ns in scope:
+            yield _overlay(topology, one)
+
+
+def _overlay(topology: Topology, one: Overlay) -> Item:
+    # Imported when first needed: the dashboard's first paint doesn't look up routes.
+    from core.reach.underlay import underlay_of
+
+    underlay = underlay_of(topology, one)
+    return {
+        "ns": one.link.ns,
+        "namespace": topology.label(one.link.ns),
+        "ifindex": one.link.ifindex,
+        "link": one.link.name,
+        "vni": one.vni or None,
+        "owner": one.owner or None,
+        "network": one.network.id if one.network else None,
+        "name": one.name,
+        "bridge": one.bridge.name if one.bridge else None,
+        "local": one.local or None,
+        "port": one.port,
+        "mtu": one.link.mtu,
+        "underlay": {"link": underlay.link.name, "mtu": underlay.mtu} if underlay.link else None,
+        "unreachable": list(underlay.unreachable),
+        "hosts": [_overlay_host(one, host) for host in one.hosts],
+    }
+
+
+def _overlay_host(one: Overlay, host: OverlayHost) -> Item:
+    return {
+        "address": host.address or None,
+        "local": host.is_local,
+        "source": host.source,
+        "flood": host.flooded if one.has_flood_list and not host.is_local else None,
+        "prefixes": list(host.prefixes),
+        "macs": [
+            {
+                "mac": mac.mac,
+                "addresses": list(mac.addresses),
+                "source": mac.source,
+                "container": mac.container or None,
+                "ifindex": mac.link.ifindex if mac.link else None,
+                "gateway": mac.is_gateway,
+            }
+            for mac in host.macs
+        ],
+    }
+
+
 _MAX_SOURCES = 10
 
 
@@ -256,6 +309,7 @@ TOPICS: Mapping[str, Mapping[str, Items]] = {
         "rules": _dumped(rules),
         "neighbours": _dumped(neighbours),
     },
+    "overlay": {"overlay": _dumped(overlay)},
 }
 
 

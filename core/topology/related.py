@@ -75,6 +75,7 @@ def _of_link(topology: Topology, ref: Ref) -> Iterator[Relation]:
     if peer is not None:
         yield from _owner(topology, peer)
     yield from _network(topology.network_of(link))
+    yield from _overlay(link)
     yield _namespace(topology, link.ns)
 
 
@@ -110,6 +111,8 @@ def _of_network(topology: Topology, ref: Ref) -> Iterator[Relation]:
     bridge = topology.bridge_link(network)
     if bridge is not None:
         yield f"bridge {bridge.name}", link_ref(bridge.key)
+        for port in topology.ports_of(bridge.key):
+            yield from _overlay(port)
     yield from map(_container, topology.members(network))
     yield from _connections(mask_by_network(topology, network), "net", network.name)
 
@@ -151,6 +154,24 @@ def _of_namespace(topology: Topology, ref: Ref) -> Iterator[Relation]:
             yield f"link {link.name}", link_ref(link.key)
 
 
+def _of_vtep(topology: Topology, ref: Ref) -> Iterator[Relation]:
+    """Relate a host of an overlay: key of namespace, tunnel link and address."""
+    link = topology.snapshot.link((int(ref.key[0]), int(ref.key[1])))
+    if link is not None:
+        yield from _network(topology.network_of(link))
+        yield from _bridge(topology, link)
+        yield f"link {link.name}", link_ref(link.key)
+        if ref.key[2]:
+            yield from _overlay(link)
+        yield _namespace(topology, link.ns)
+
+
+def _overlay(link: Link) -> Iterator[Relation]:
+    """Relate a VXLAN link to the row of its overlay."""
+    if link.kind == "vxlan":
+        yield f"overlay of {link.name}", Ref("vtep", (*link.key, ""))
+
+
 def _of_link_entry(topology: Topology, ref: Ref) -> Iterator[Relation]:
     """Relate routes, rules, neighbours and FDB entries: keys of namespace and ifindex."""
     ns, ifindex = int(ref.key[0]), int(ref.key[1])
@@ -174,6 +195,7 @@ _FINDERS: dict[str, Callable[[Topology, Ref], Iterable[Relation]]] = {
     "rule": _of_link_entry,
     "neighbour": _of_link_entry,
     "fdb": _of_link_entry,
+    "vtep": _of_vtep,
 }
 
 

@@ -18,7 +18,7 @@ from tui.cli.subcommands import Commands, add_command, add_group, add_yes
 
 TOPICS = (
     "namespaces", "links", "bridges", "veths", "containers", "networks", "nat", "conntrack", "routes",
-    "ovs",
+    "ovs", "overlay",
 )  # fmt: skip
 EXAMPLES = """\
 examples:

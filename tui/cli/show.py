@@ -60,6 +60,7 @@ PARTS = {
     "conntrack": (Part.LINKS, Part.CONTAINERS, Part.CONNTRACK),
     "routes": (Part.LINKS, Part.CONTAINERS),
     "ovs": (Part.LINKS, Part.CONTAINERS, Part.OVS, Part.OVS_FLOWS),
+    "overlay": (Part.LINKS, Part.CONTAINERS, Part.FIREWALL),
 }
 
 

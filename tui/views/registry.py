@@ -25,6 +25,7 @@ from tui.views import (
     namespaces,
     nat,
     networks,
+    overlay,
     overview,
     ovs,
     routes,
@@ -66,6 +67,7 @@ VIEWS: tuple[View, ...] = (
     View(None, links.VIEW),
     View(None, routes.VIEW),
     View(None, ovs.VIEW),
+    View(None, overlay.VIEW),
     View(None, fastpath.VIEW),
     View(None, drops.VIEW),
     View(None, diff.VIEW),
@@ -78,12 +80,12 @@ _HOMES = {
     "namespace": "namespaces", "container": "containers", "network": "networks", "nat": "nat",
     "finding": "doctor", "flow": "flows", "flow group": "flows", "fast": "fastpath", "drop": "drops",
     "conntrack": "conntrack", "route": "routes", "rule": "routes", "neighbour": "routes", "event": "events",
-    "difference": "diff", "ovs": "ovs",
+    "difference": "diff", "ovs": "ovs", "vtep": "overlay",
 }  # fmt: skip
 _DETAILS: Mapping[str, DetailOf] = {
     "namespace": namespaces.detail, "container": containers.detail, "network": networks.detail,
     "nat": nat.detail, "conntrack": conntrack.detail, "route": routes.detail, "rule": routes.detail,
-    "neighbour": routes.detail, "ovs": ovs.detail,
+    "neighbour": routes.detail, "ovs": ovs.detail, "vtep": overlay.detail,
 }  # fmt: skip
 _CONTEXT_DETAILS: Mapping[str, Callable[[ViewContext, Ref], Detail]] = {
     "event": events.detail, "fast": fastpath.detail, "drop": drops.detail,
