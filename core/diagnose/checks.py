@@ -13,6 +13,7 @@ from core.diagnose import (
     forwarding,
     leftovers,
     links,
+    overlay,
     paths,
     published,
     subnets,
@@ -41,6 +42,13 @@ _THEN: tuple[Check, ...] = (
     published.masqueraded_clients,
     published.direct_access,
     published.shadowed_listeners,
+    overlay.too_large_mtus,
+    overlay.left_out_hosts,
+    overlay.stale_neighbours,
+    overlay.duplicates,
+    overlay.equal_vnis,
+    overlay.unreachable_hosts,
+    overlay.blocked_tunnels,
 )
 _CHANGING: tuple[Check, ...] = (
     connections.stale_connections,

@@ -18,11 +18,11 @@ class Finding:
 
     `kind` is "mtu", "overlap", "dead join", "link", "port", "bridge", "dropped", "forward", "bypass",
     "engine rules", "way out", "conntrack", "storm", "route", "forwarding", "rp_filter", "neighbour",
-    "address", "nat", "listener", "orphan", "drops", "checksum" or "fast path"; `ref` is the object that has
-    it; `short` and `sentence` describe it; `related` are the other objects concerned, for an overlap the
-    other side first; `advice` is a remedy, "" if none is known; `evidence` are the rules, routes and settings
-    that show it; `fix` is the remedy as a change that can be applied, None if there is none. Names are
-    untrusted text, verbatim."""
+    "address", "nat", "listener", "orphan", "drops", "checksum", "overlay" or "fast path"; `ref` is the object
+    that has it; `short` and `sentence` describe it; `related` are the other objects concerned, for an overlap
+    the other side first; `advice` is a remedy, "" if none is known; `evidence` are the rules, routes and
+    settings that show it; `fix` is the remedy as a change that can be applied, None if there is none. Names
+    are untrusted text, verbatim."""
 
     kind: str
     ref: Ref
