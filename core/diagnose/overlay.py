@@ -11,6 +11,7 @@ from core.model.fix import Fix, FixFdb, FixLink, FixNeighbour
 from core.model.link import ALL_ZERO
 from core.overlay import Overlay, OverlayHost, host_ref, local_ends, overlays, usable
 from core.reach.underlay import blocked_tunnel, underlay_of
+from core.reach.why import index_of
 from core.text import quoted
 from core.topology import Topology
 
@@ -24,7 +25,7 @@ _MANAGED = ("Docker Swarm", "flannel", "Calico", "Cilium")
 def too_large_mtus(topology: Topology) -> Iterator[Finding]:
     """Find overlays whose packets don't fit into the underlay with the outer headers."""
     for overlay in overlays(topology):
-        underlay = underlay_of(topology, overlay)
+        underlay = underlay_of(index_of(topology), overlay)
         most = underlay.mtu - overlay.overhead()
         if underlay.link is None or not 0 < most < overlay.link.mtu or not overlay.remotes:
             continue
@@ -237,13 +238,10 @@ def equal_vnis(topology: Topology) -> Iterator[Finding]:
 def unreachable_hosts(topology: Topology) -> Iterator[Finding]:
     """Find hosts of overlays to which there is no route, or that don't answer ARP."""
     for overlay in overlays(topology):
-        missing = underlay_of(topology, overlay).unreachable
-        if missing:
+        underlay = underlay_of(index_of(topology), overlay)
+        if missing := underlay.unreachable:
             yield _unreachable(overlay, missing, "no route", "this host has no route to them", "ip route get")
-        net = topology.snapshot.nets.get(overlay.underlay_ns or 0)
-        failed = {one.address for one in net.neighbours if one.state == "failed"} if net else set()
-        silent = tuple(host.address for host in overlay.remotes if host.address in failed)
-        if silent:
+        if silent := underlay.silent:
             yield _unreachable(overlay, silent, "no answer", "they don't answer ARP", "ip neigh show")
 
 
@@ -262,7 +260,7 @@ def _unreachable(overlay: Overlay, hosts: tuple[str, ...], short: str, why: str,
 def blocked_tunnels(topology: Topology) -> Iterator[Finding]:
     """Find overlays whose tunnel packets the firewall of this host drops."""
     for overlay in overlays(topology):
-        found = blocked_tunnel(topology, overlay)
+        found = blocked_tunnel(index_of(topology), overlay)
         if found is None:
             continue
         hop, hosts = found

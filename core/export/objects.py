@@ -212,8 +212,9 @@ def overlay(topology: Topology, scope: Scope) -> Iterator[Item]:
 def _overlay(topology: Topology, one: Overlay) -> Item:
     # Imported when first needed: the dashboard's first paint doesn't look up routes.
     from core.reach.underlay import underlay_of
+    from core.reach.why import index_of
 
-    underlay = underlay_of(topology, one)
+    underlay = underlay_of(index_of(topology), one)
     return {
         "ns": one.link.ns,
         "namespace": topology.label(one.link.ns),

@@ -88,6 +88,10 @@ class Segments:
             self._found[key] = tuple(self._send(start))
         return self._found[key]
 
+    def arrivals(self, port: Link) -> tuple[Attachment, ...]:
+        """Return where frames arrive that enter by a link from outside of this host."""
+        return tuple(self._arrive(Attachment(port, links=(port,)).blocked(self.down(port))))
+
     def _send(self, at: Attachment) -> Iterator[Attachment]:
         """Yield where frames arrive that leave by the link of `at`."""
         link = at.link

@@ -13,6 +13,7 @@ from core.reach.packet import Hook, Packet, parse_address
 from core.reach.segment import Attachment
 from core.reach.texts import evidence_of
 from core.text import quoted
+from core.reach.underlay import into_tunnel
 
 # The hooks of a frame on a bridge, by whether it enters and leaves by a port.
 _BRIDGE_HOOKS = {
@@ -229,7 +230,7 @@ class SegmentPacket(HookedPacket):
 
     def _outside(self, link: Link, address: str, outside: list[Attachment], entry: Neighbour | None) -> None:
         """Let the packet leave this host."""
-        exit_ = next((one for one in outside if one.obstacle is None), outside[0])
+        exit_ = self._exit(outside, entry)
         self._obstacle(exit_)
         if entry is not None and entry.state == "failed":
             fault = fixes.missing_owner(
@@ -241,10 +242,41 @@ class SegmentPacket(HookedPacket):
             )  # fmt: skip
         self._cross(link, exit_)
         self.left = exit_.link
+        if exit_.link.kind == "vxlan":
+            self.hops.append(hop := into_tunnel(self.index, exit_.link, address, entry))
+            if hop.verdict == "stop":
+                raise Stopped
+            return
         self._add(
             "uplink", f"leaves this host by {exit_.link.name} to {address}", "pass",
             f"{exit_.link.name}: {exit_.link.kind}, MTU {exit_.link.mtu}", ref=link_ref(exit_.link.key),
         )  # fmt: skip
+
+    def _exit(self, outside: list[Attachment], entry: Neighbour | None) -> Attachment:
+        """Return the way out of the host: the port that has the MAC, or any open one."""
+        for one in outside if entry is not None and entry.mac else ():
+            crossing = one.crossings[-1] if one.crossings else None
+            known = self.index.segments.fdb(crossing.bridge, entry.mac) if crossing and entry else []
+            if any(each.port == one.link.ifindex for each in known):
+                return one
+        return next((one for one in outside if one.obstacle is None), outside[0])
+
+    def _arrive(self, port: Link) -> bool:
+        """Go on where a frame arrives that enters a bridge by a port from outside.
+
+        Return False if the destination isn't on that segment.
+        """
+        near = self.index.may_answer(self.packet.dst)
+        found = self.index.segments.arrivals(port)
+        owners = [one for one in found if one.link.ns in near and self._answers(one, self.packet.dst)]
+        if not owners:
+            return False
+        owner = next((one for one in owners if one.obstacle is None), owners[0])
+        self._obstacle(owner)
+        self._cross(port, owner)
+        self.ns = owner.link.ns
+        self._receive(owner.link)
+        return True
 
     def _cross(self, link: Link, attachment: Attachment) -> None:
         """Pass the links and bridges up to an attachment."""

@@ -1,27 +1,28 @@
-"""Look up how packets of an overlay leave this host: links and MTU of the underlay."""
+"""Follow packets of an overlay into its tunnel, and the tunnel's through the underlay."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.model import Link
-from core.overlay import Overlay
+from core.model import Link, Neighbour, link_ref
+from core.model.link import FdbEntry
+from core.overlay import Overlay, overlay_of
 from core.reach.answer import Hop
-from core.reach.hooks import CLIENT_PORT, HookedPacket, Stopped
+from core.reach.hooks import CLIENT_PORT, HookedPacket, Index, Stopped
 from core.reach.packet import Hook, Packet
-from core.reach.why import index_of
-from core.topology import Topology
+from core.reach.routing import RoutingTables
 
 
 @dataclass(frozen=True, slots=True)
 class Underlay:
     """How packets to the other hosts leave: the link with the least MTU, if known.
 
-    `unreachable` are the hosts without a route.
+    `unreachable` are the hosts without a route, `silent` those that don't answer ARP or ND.
     """
 
     link: Link | None = None
     unreachable: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
 
     @property
     def mtu(self) -> int:
@@ -29,26 +30,35 @@ class Underlay:
         return self.link.mtu if self.link else 0
 
 
-def underlay_of(topology: Topology, overlay: Overlay) -> Underlay:
+def underlay_of(index: Index, overlay: Overlay) -> Underlay:
     """Look up the routes to the other hosts of an overlay."""
-    ns = overlay.underlay_ns
-    net = topology.snapshot.nets.get(ns or 0)
-    tables = index_of(topology).tables(net.ns) if net else None
-    if net is None or tables is None:
+    tables = _tables(index, overlay)
+    if tables is None:
         return Underlay()
-    fixed, links, unreachable = net.links.get(int(overlay.link.details.get("link", 0))), [], []
-    oif = fixed.name if fixed else ""
+    fixed = tables.net.links.get(int(overlay.link.details.get("link", 0)))
+    links, unreachable = [], []
     for host in overlay.remotes:
-        lookup = tables.lookup(Packet(overlay.local, host.address, "udp"), oif=oif)
-        link = net.links.get(lookup.hop.ifindex or 0) if lookup.hop else None
-        if link is not None and not lookup.end:
+        link = _link_to(tables, overlay, host.address, fixed.name if fixed else "")
+        if link is not None:
             links.append(link)
         elif not host.is_group:
             unreachable.append(host.address)
+    failed = {one.address for one in tables.net.neighbours if one.state == "failed"}
+    silent = (host.address for host in overlay.remotes if host.address in failed)
     if not links:
-        links = [fixed] if fixed else [one for one in net.links.values() if _has(one, overlay.local)]
-    least = min(links, key=lambda link: link.mtu, default=None)
-    return Underlay(least, tuple(unreachable))
+        links = [fixed] if fixed else [one for one in tables.net.links.values() if _has(one, overlay.local)]
+    return Underlay(min(links, key=lambda link: link.mtu, default=None), tuple(unreachable), tuple(silent))
+
+
+def _tables(index: Index, overlay: Overlay) -> RoutingTables | None:
+    return index.tables(overlay.underlay_ns) if overlay.underlay_ns is not None else None
+
+
+def _link_to(tables: RoutingTables, overlay: Overlay, address: str, oif: str = "") -> Link | None:
+    """Return the link by which packets to another host leave, None without a route."""
+    lookup = tables.lookup(Packet(overlay.local, address, "udp", dport=overlay.port), oif=oif)
+    found = tables.net.links.get(lookup.hop.ifindex or 0) if lookup.hop else None
+    return None if lookup.end else found
 
 
 def _has(link: Link, address: str) -> bool:
@@ -59,37 +69,41 @@ def _has(link: Link, address: str) -> bool:
 _MOST_HOSTS = 32
 
 
-def blocked_tunnel(topology: Topology, overlay: Overlay) -> tuple[Hop, tuple[str, ...]] | None:
+def blocked_tunnel(index: Index, overlay: Overlay, only: str = "") -> tuple[Hop, tuple[str, ...]] | None:
     """Return the rule or policy that drops a tunnel's packets, and the hosts concerned.
 
     None if nothing drops them, or that isn't known. The source port of each packet depends on the packet
-    inside, so conntrack sees most of them as new.
+    inside, so conntrack sees most of them as new. `only` is the address of the only host to look at.
     """
-    index, ns = index_of(topology), overlay.underlay_ns
-    tables = index.tables(ns) if ns is not None else None
+    ns, tables = overlay.underlay_ns, _tables(index, overlay)
     if ns is None or tables is None or not overlay.local or index.evaluator(ns) is None:
         return None
     hops: dict[str, Hop] = {}
-    for host in [one for one in overlay.remotes if not one.is_group][:_MOST_HOSTS]:
-        lookup = tables.lookup(Packet(overlay.local, host.address, "udp"))
-        link = tables.net.links.get(lookup.hop.ifindex or 0) if lookup.hop else None
-        if link is None or lookup.end:
-            continue
-        ends = {"l4_proto": "udp", "sport": CLIENT_PORT, "dport": overlay.port, "states": frozenset(("new",))}
-        into = Packet(host.address, overlay.local, **ends)  # type: ignore[arg-type]
-        out = Packet(overlay.local, host.address, **ends)  # type: ignore[arg-type]
-        there, back = (Hook("prerouting", (link.name,), (), True), Hook("input", (link.name,), (), True)), (
-            Hook("output", (), (link.name,), False), Hook("postrouting", (), (link.name,), False)
-        )  # fmt: skip
-        for packet, hooks in ((into, there), (out, back)):
-            hop = _Tunnelled(index, packet, ns, what="the tunnel's packets").stopped_by(hooks)
-            if hop is not None:
-                hops.setdefault(host.address, hop)
+    hosts = [one.address for one in overlay.remotes if not one.is_group and only in ("", one.address)]
+    for address in hosts[:_MOST_HOSTS]:
+        link = _link_to(tables, overlay, address)
+        hop = _obstacle(index, overlay, ns, address, link) if link is not None else None
+        if hop is not None:
+            hops[address] = hop
     first = next(iter(hops.values()), None)
     return (first, tuple(hops)) if first is not None else None
 
 
-class _Tunnelled(HookedPacket):
+def _obstacle(index: Index, overlay: Overlay, ns: int, address: str, link: Link) -> Hop | None:
+    """Return the hop that drops packets to another host, or from it."""
+    new = frozenset(("new",))
+    out = Packet(overlay.local, address, "udp", CLIENT_PORT, overlay.port, states=new)
+    into = Packet(address, overlay.local, "udp", CLIENT_PORT, overlay.port, states=new)
+    leaving = (Hook("output", (), (link.name,), False), Hook("postrouting", (), (link.name,), False))
+    entering = (Hook("prerouting", (link.name,), (), True), Hook("input", (link.name,), (), True))
+    for packet, hooks in ((out, leaving), (into, entering)):
+        hop = _TunnelPacket(index, packet, ns, what="the tunnel's packets").stopped_by(hooks)
+        if hop is not None:
+            return hop
+    return None
+
+
+class _TunnelPacket(HookedPacket):
     """The outer packet of a tunnel."""
 
     __slots__ = ()
@@ -102,3 +116,68 @@ class _Tunnelled(HookedPacket):
         except Stopped:
             return self.hops[-1] if self.hops[-1].verdict == "stop" else None
         return None
+
+
+def into_tunnel(index: Index, link: Link, address: str, entry: Neighbour | None) -> Hop:
+    """Return the hop of a packet that leaves by a VXLAN link: to which host it goes.
+
+    `entry` is the sender's neighbour entry for the address of the next hop.
+    """
+    overlay = overlay_of(index.topology, link.key)
+    assert overlay is not None
+    mac, found = _forwarding(index, overlay, address, entry)
+    hosts = [one.dst for one in found] or [one.address for one in overlay.remotes if one.flooded]
+    place, ref, listed = index.topology.label(link.ns), link_ref(link.key), _listed(hosts)
+    if not hosts:
+        text = f"the tunnel {link.name} has no host for {mac or address}"
+        return Hop("uplink", place, text, "stop", (f"bridge fdb show dev {link.name}",), ref, None, text)
+    if (stop := _stopped(index, overlay, hosts)) is not None:
+        return stop
+    evidence = tuple(f"{one.mac} dev {link.name} dst {one.dst} {one.state}" for one in found)
+    if found:
+        text = f"goes through the tunnel {link.name} to the host {listed}, where this host can't see"
+    elif mac:
+        text = f"goes through the tunnel {link.name} to all hosts, as {mac} isn't known there: {listed}"
+    else:
+        text = f"asks for {address} through the tunnel {link.name}: {listed}"
+    return Hop("uplink", place, text, "pass", (*evidence, f"{link.name}: MTU {link.mtu}"), ref)
+
+
+def _forwarding(
+    index: Index, overlay: Overlay, address: str, entry: Neighbour | None
+) -> tuple[str, list[FdbEntry]]:
+    """Return the MAC of an address, "" if unknown, and the entries that lead to it."""
+    mac = entry.mac if entry is not None and entry.state not in ("failed", "incomplete") else ""
+    if not mac:
+        # A proxy of the tunnel, or another container, may know it.
+        known = (one for host in overlay.remotes for one in host.macs if address in one.addresses)
+        mac = next((one.mac for one in known), "") if not overlay.has_flood_list else ""
+    net = index.topology.snapshot.nets[overlay.link.ns]
+    found = [
+        one for one in net.fdb if mac and one.mac == mac and one.port == overlay.link.ifindex and one.dst
+    ]
+    return mac, found
+
+
+def _stopped(index: Index, overlay: Overlay, hosts: list[str]) -> Hop | None:
+    """Return what stops the tunnel's packets to all of these hosts on this side."""
+    underlay = underlay_of(index, overlay)
+    ref, place = link_ref(overlay.link.key), index.topology.label(overlay.underlay_ns or overlay.link.ns)
+    for unreachable, why in (
+        (underlay.unreachable, "there is no route to"),
+        (underlay.silent, "no answer from"),
+    ):
+        if set(hosts) <= set(unreachable):
+            text = f"{why} {_listed(hosts)}, where the tunnel {overlay.link.name} ends"
+            return Hop("route", place, text, "stop", (f"ip route get {hosts[0]}",), ref, None, text)
+    if len(hosts) == 1 and (blocked := blocked_tunnel(index, overlay, hosts[0])) is not None:
+        return blocked[0]
+    return None
+
+
+_LISTED = 4
+
+
+def _listed(hosts: list[str]) -> str:
+    more = len(hosts) - _LISTED
+    return ", ".join(hosts[:_LISTED]) + (f" and {more} more" if more > 0 else "")

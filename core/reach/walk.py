@@ -45,7 +45,7 @@ class Walk(SegmentPacket):
         try:
             if iif is None:
                 self._send_locally()
-            else:
+            elif iif.kind != "vxlan" or not self._arrive(iif):
                 self._receive(iif)
         except Stopped:
             return False

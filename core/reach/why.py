@@ -224,6 +224,10 @@ def _sentence(question: Question, cause: Hop | None, left: Link | None = None, v
     """Return the conclusion."""
     source, target = question.source.name, f"{question.target.name}{question.service}"
     verdict = verdict or (cause.verdict if cause else "pass")
+    if cause is None and left is not None and left.kind == "vxlan":
+        return (
+            f"Packets from {source} to {target} leave by the tunnel {left.name}; what follows can't be seen."
+        )
     if cause is None and left is not None:
         return f"Packets from {source} to {target} leave this host; what follows can't be seen from here."
     if cause is None:

@@ -167,6 +167,7 @@ def _ranges(topology: Topology, overlay: Overlay, host: OverlayHost) -> Iterator
 
 def _overlay_lines(topology: Topology, overlay: Overlay) -> Iterator[Line]:
     from core.reach.underlay import underlay_of
+    from core.reach.why import index_of
 
     if overlay.network is not None:
         yield "network", cells.text(overlay.network.name), network_ref(overlay.network.id)
@@ -176,7 +177,7 @@ def _overlay_lines(topology: Topology, overlay: Overlay) -> Iterator[Line]:
     yield "tunnel", cells.text(cells.name_and_namespace(topology, overlay.link)), link_ref(overlay.link.key)
     if overlay.bridge is not None:
         yield "bridge", cells.text(overlay.bridge.name), link_ref(overlay.bridge.key)
-    underlay = underlay_of(topology, overlay)
+    underlay = underlay_of(index_of(topology), overlay)
     most = underlay.mtu - overlay.overhead() if underlay.link else 0
     tone: Tone = "bad" if 0 < most < overlay.link.mtu else ""
     fits = f", at most {most}" if most else ""
