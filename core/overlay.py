@@ -1,4 +1,4 @@
-"""Describe VXLAN overlays: their hosts, and the MACs and addresses behind each host.
+"""Describe VXLAN overlays: their hosts, and the MACs behind each host.
 
 Everything is derived from VXLAN links, their forwarding tables (RFC 7348) and neighbour entries, so it is the
 same for overlays of vnet-tui, Docker Swarm, flannel, Calico and Cilium.

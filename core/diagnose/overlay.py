@@ -1,4 +1,4 @@
-"""Find what is wrong with overlays: MTU, stale entries, duplicates, blocked tunnels."""
+"""Find wrong MTUs, stale entries, duplicates and blocked tunnels of overlays."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def too_large_mtus(topology: Topology) -> Iterator[Finding]:
 
 
 def _lower_mtu(topology: Topology, overlay: Overlay, most: int) -> Fix:
-    """Return the repair that sets the MTU of an overlay on this host, containers first."""
+    """Return the repair that sets an MTU on this host, containers first."""
     ends = [link for pair in local_ends(topology, overlay.bridge, overlay.link) for link in reversed(pair)]
     links = [*ends, overlay.link, *([overlay.bridge] if overlay.bridge else [])]
     steps = tuple(FixLink(link.key, "mtu", str(most)) for link in links if link.mtu > most)
@@ -172,7 +172,10 @@ def _duplicate_mac(topology: Topology, overlay: Overlay, end: Link, host: Overla
 
 
 def _duplicate_addresses(topology: Topology, overlay: Overlay, ends: list[Link]) -> Iterator[Finding]:
-    """Find addresses that were seen at two MACs; a moved one leaves no confirmed entry."""
+    """Find addresses that were seen at two MACs.
+
+    One that moved leaves no confirmed entry.
+    """
     owners = {address: end for end in ends for address in _addresses(end)}
     found: dict[str, dict[str, Link]] = {}
     for link in (*ends, *((overlay.bridge,) if overlay.bridge else ())):

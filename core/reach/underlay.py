@@ -1,4 +1,4 @@
-"""Follow packets of an overlay into its tunnel, and the tunnel's through the underlay."""
+"""Follow packets of an overlay into its tunnel and through the underlay."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def underlay_of(index: Index, overlay: Overlay) -> Underlay:
             links.append(link)
         elif not host.is_group:
             unreachable.append(host.address)
-    failed = {one.address for one in tables.net.neighbours if one.state == "failed"}
+    # While packets are sent to a host that is down, its entry alternates between these states.
+    failed = {one.address for one in tables.net.neighbours if one.state in ("failed", "incomplete")}
     silent = (host.address for host in overlay.remotes if host.address in failed)
     if not links:
         links = [fixed] if fixed else [one for one in tables.net.links.values() if _has(one, overlay.local)]
@@ -70,7 +71,7 @@ _MOST_HOSTS = 32
 
 
 def blocked_tunnel(index: Index, overlay: Overlay, only: str = "") -> tuple[Hop, tuple[str, ...]] | None:
-    """Return the rule or policy that drops a tunnel's packets, and the hosts concerned.
+    """Return what drops a tunnel's packets, and the hosts concerned.
 
     None if nothing drops them, or that isn't known. The source port of each packet depends on the packet
     inside, so conntrack sees most of them as new. `only` is the address of the only host to look at.

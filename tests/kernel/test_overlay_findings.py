@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,8 +40,6 @@ def host(hosts: Underlay) -> Machine:
 
 def about(host: Machine, words: str = "") -> list[dict[str, Any]]:
     """Return the findings of these kinds whose sentence has some words, by `doctor --json`."""
-    import json
-
     done = host.vnet("doctor", "--json")
     kinds = ("mtu", "overlay", "neighbour", "address")
     return [
@@ -59,7 +58,7 @@ def the_one(host: Machine, words: str) -> dict[str, Any]:
 
 def repair(host: Machine, finding: dict[str, Any]) -> None:
     assert finding["fix"] is not None
-    ok(host, f"doctor --fix {finding['id']}")
+    ok(host, f"doctor --yes --fix {finding['id']}")
     assert about(host) == []
 
 
@@ -75,7 +74,7 @@ def test_an_mtu_too_large_for_the_underlay(hosts: Underlay, host: Machine) -> No
         assert eventually(lambda: reaches(host, "c0", address, 1350 - 28), seconds=10)
     finally:
         host.run("ip link set up0 mtu 1500")
-        ok(host, "undo --last" if "--last" in host.vnet("undo", "--help").stdout else "undo")
+        ok(host, "undo")
     assert link(host, TUNNEL)["mtu"] == 1450
 
 
@@ -106,7 +105,7 @@ def test_a_stale_neighbour_entry_of_a_moved_container(host: Machine) -> None:
     host.run(f"ip neigh replace {address} lladdr {MAC} dev br-blue nud permanent")
     found = next(one for one in about(host, "permanent neighbour entry of blue"))
     assert f"says that {address} is at {MAC}, but {address} is c0 on this host" in found["sentence"]
-    ok(host, f"doctor --fix {found['id']}")
+    ok(host, f"doctor --yes --fix {found['id']}")
     assert about(host) == [] and MAC not in host.run("ip neigh show dev br-blue")
 
 
@@ -120,7 +119,7 @@ def test_a_stale_neighbour_entry_of_a_swarm() -> None:
         host.run("bridge fdb del 02:42:0a:00:01:07 dev vxlan0 dst 192.0.2.2 self", SANDBOX)
         (one,) = about(host, "neighbour entry")
         assert "10.0.1.7 is at 02:42:0a:00:01:07, but no host has that MAC address" in one["sentence"]
-        ok(host, f"doctor --fix {one['id']}")
+        ok(host, f"doctor --yes --fix {one['id']}")
         assert about(host, "neighbour entry") == []
         assert "10.0.1.7" not in host.run("ip neigh show dev vxlan0", SANDBOX)
 
@@ -214,7 +213,7 @@ def test_a_firewall_that_drops_the_tunnel(hosts: Underlay, host: Machine, how: s
     try:
         found = next(iter(about(host, "blue loses UDP 4789")))
         assert not reaches(host, "c0", address)
-        ok(host, f"doctor --fix {found['id']}")
+        ok(host, f"doctor --yes --fix {found['id']}")
         assert about(host, "blue loses UDP 4789") == []
         wait_for_ping(host, "c0", address)
     finally:

@@ -9,10 +9,13 @@ import numpy as np
 
 from core.model import (
     STATS_DTYPE,
+    BridgePort,
     Endpoint,
+    FdbEntry,
     Link,
     LinkKey,
     LinkStats,
+    Neighbour,
     Network,
     NextHop,
     PolicyRule,
@@ -20,6 +23,7 @@ from core.model import (
     Route,
     Snapshot,
 )
+from core.model.link import ALL_ZERO
 from core.rates import RateMeter, Rates
 from tests.support.host_builder import HOST, HostBuilder
 
@@ -174,6 +178,26 @@ def _routes(host: HostBuilder, *on_app: int) -> None:
 def small_host(**fields: Any) -> Snapshot:
     """Return the host of `small_builder`."""
     return small_builder().snapshot(**fields)
+
+
+def overlay_host(**fields: Any) -> Snapshot:
+    """Return the small host with an overlay of two other hosts."""
+    host = small_builder()
+    tag = "vnet:net=blue kind=overlay subnet=10.128.0.0/20 gateway=10.128.0.1 vni=42 range=10.128.0.64/26"
+    blue = host.bridge("br-blue", ("10.128.0.1/20",), alias=tag, mtu=1450)
+    tunnel = host.link(
+        HOST, "vx42", "vxlan", master=blue.ifindex, port=BridgePort("forwarding"), mtu=1450,
+        alias="vnet:tunnel=blue", details={"vni": 42, "local": "192.0.2.1", "port": 4789, "learning": True},
+    )  # fmt: skip
+    for number, remote in enumerate(("192.0.2.7", "192.0.2.8")):
+        mac = f"02:00:00:00:08:{number:02x}"
+        host.fdb[HOST] += [
+            FdbEntry(ALL_ZERO, tunnel.ifindex, None, state="permanent", flags=("self",), dst=remote),
+            FdbEntry(mac, tunnel.ifindex, None, flags=("self",), dst=remote),
+        ]
+        address = f"10.128.0.{130 + number}"
+        host.neighbours[HOST].append(Neighbour(4, address, mac, blue.ifindex, "reachable"))
+    return host.snapshot(**fields)
 
 
 def empty_host() -> Snapshot:

@@ -21,7 +21,7 @@ from core.model import OvsBridge, OvsInterface, OvsPort, Problem, Snapshot
 from core.serialize import pack, to_json, unpack
 from tests.support import forkserver
 from tests.support.needs import AS_NOBODY, lacking
-from tests.support.snapshots import HOST, hostile_host, many_namespaces, small_host
+from tests.support.snapshots import HOST, hostile_host, many_namespaces, overlay_host, small_host
 from tests.support.terminal import Terminal
 from tests.support.waiting import PATIENCE
 from tui.cli import main
@@ -62,6 +62,7 @@ def dump() -> Iterator[Path]:
         Path(folder).chmod(0o755)
         path = Path(folder) / "host.vnet"
         path.write_bytes(pack(sample()))
+        path.write_bytes(pack(overlay_host()))
         yield path
 
 
@@ -327,6 +328,7 @@ def test_a_dump_of_a_dump(dump: Path, tmp_path: Path) -> None:
     assert f", in place of the file that was there; {CHECK_FIRST}\n" in second
     assert copy.stat().st_mode & 0o777 == 0o600
     assert to_json(unpack(copy.read_bytes())) == to_json(sample())
+    assert to_json(unpack(copy.read_bytes())) == to_json(overlay_host())
     assert [path.name for path in tmp_path.iterdir()] == ["copy.vnet"]
 
 
@@ -335,6 +337,7 @@ def test_a_dump_into_a_pipe(dump: Path, name: str) -> None:
     words = [*PROGRAM, "--from", str(dump), "dump", name]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, check=True)
     assert to_json(unpack(done.stdout)) == to_json(sample())
+    assert to_json(unpack(done.stdout)) == to_json(overlay_host())
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])

@@ -31,6 +31,7 @@ from tests.support.snapshots import (
     hostile_host,
     many_namespaces,
     rates_of,
+    overlay_host,
     small_builder,
     small_host,
 )
@@ -81,6 +82,7 @@ ODD = {
     "nothing read yet": Snapshot(pending=frozenset({"links"})),
     "empty": empty_host(),
     "small": small_host(),
+    "overlay": overlay_host(),
     "hostile": hostile_host(),
     "many": many_namespaces(),
 }

@@ -48,7 +48,7 @@ from core.serialize import CorruptFile, from_json, to_json
 from core.text import end_text
 from core.topology import Topology
 from core.topology.index import names_in
-from tests.support.snapshots import HOST, hostile_host, many_namespaces, small_host
+from tests.support.snapshots import HOST, hostile_host, many_namespaces, overlay_host, small_host
 from tui.cli.show import Output, show
 
 DOCS = Path(__file__).parents[2] / "docs" / "json.md"
@@ -231,6 +231,7 @@ def keys(item: Any) -> set[str]:
 
 ONE = {name: items[0] for name, items in ALL.items() if isinstance(items, list) and items}
 FLOW = ONE["conntrack"]
+OVERLAY = shown(overlay_host(), "overlay")["overlay"][0]
 SHAPES = {
     "the document": keys(ALL),
     "host": names(Host),
@@ -271,6 +272,9 @@ SHAPES = {
     "next hop": keys(ONE["routes"]["nexthops"][0]),
     "policy rule": names(PolicyRule) | {"ns", "namespace"},
     "neighbour": keys(ONE["neighbours"]),
+    "overlay": keys(OVERLAY),
+    "host of an overlay": keys(OVERLAY["hosts"][1]),
+    "MAC of an overlay": keys(OVERLAY["hosts"][1]["macs"][0]),
 }
 
 
