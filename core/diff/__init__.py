@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from core.diff import containers, links
+from core.diff import containers, links, overlay
 from core.diff.changelist import ChangeList
 from core.model import Change, Part, Snapshot
 
 _PARTS = {
     Part.NAMESPACES: (containers.compare_namespaces, containers.compare_sysctls),
-    Part.LINKS: (links.compare_links, links.compare_routing),
+    Part.LINKS: (links.compare_links, links.compare_routing, overlay.compare_overlays),
     Part.FIREWALL: (containers.compare_rules,),
     Part.CONNTRACK: (containers.compare_conntrack,),
     Part.CONTAINERS: (containers.compare_containers, containers.compare_networks),

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from core.diff import changes
 from core.plan.vxlan import vni_by_name
+from core.serialize import unpack
 from tests.support.machine import Machine, link, ok, read_json
 from tests.support.underlay import Underlay, addresses_of, container, underlay, wait_for_ping
 from tests.support.waiting import wait_until
@@ -169,3 +171,56 @@ def swarm(host: Machine) -> None:
         host.run(line, SANDBOX)
     host.run("bridge fdb add 02:42:0a:00:01:07 dev vxlan0 dst 192.0.2.2 self permanent", SANDBOX)
     host.run("ip neigh add 10.0.1.7 lladdr 02:42:0a:00:01:07 dev vxlan0 nud permanent", SANDBOX)
+
+
+# ---- events
+
+
+def events(host: Machine, before: bytes) -> list[str]:
+    """Return the events between a dump and now that concern overlays."""
+    now = unpack(dump(host))
+    return [
+        one.sentence for one in changes(unpack(before), now, 0.0)
+        if "overlay" in one.sentence or "MAC" in one.sentence
+    ]  # fmt: skip
+
+
+def dump(host: Machine) -> bytes:
+    path = host.folder / "now.vnet"
+    ok(host, f"dump {path}")
+    return path.read_bytes()
+
+
+def test_events_of_hosts_and_moved_macs() -> None:
+    with underlay(2) as found:
+        host, other = found.hosts
+        for one in found.hosts:
+            ok(one, f"network join blue {found.remotes()}")
+        address = container(host, "a", "blue")
+        wait_for_ping(host, "a", container(other, "b", "blue"))
+        before = dump(host)
+        ok(host, "network join blue --remote 192.0.2.9")
+        assert events(host, before) == ["host 192.0.2.9 was added to the overlay blue"]
+        before = dump(host)
+        ok(host, "network leave blue --remote 192.0.2.9")
+        assert events(host, before) == ["host 192.0.2.9 was removed from the overlay blue"]
+
+        before, mac = dump(host), link(host, "eth0", "a")["address"]
+        assert events(host, before) == []
+        ok(host, "container rm a")
+        other.run(f"ip link set eth0 address {mac}", "b")
+        other.run(f"ip addr add {address}/20 dev eth0", "b")
+        wait_until(lambda: reaches_gateway_of(other), "frames of the moved container")
+        other.run("ping -c 1 -W 1 255.255.255.255 -b", "b", check=False)
+        wait_until(lambda: mac in host.run(f"bridge fdb show dev {TUNNEL}"), "a frame from there")
+        moved = [one for one in events(host, before) if "moved" in one]
+        assert moved == [f"MAC {mac} moved from this host to 192.0.2.2 in the overlay blue"]
+
+
+def reaches_gateway_of(other: Machine) -> bool:
+    return ", 1 received" in other.run(f"ping -c 1 -W 1 {gateway(other)}", "b", check=False)
+
+
+def gateway(host: Machine) -> str:
+    (route,) = host.json("ip -j route show default", "b")
+    return route["gateway"]

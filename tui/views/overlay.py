@@ -19,7 +19,7 @@ COLUMNS = (
     Column("name", "network", 12, grow=1),
     Column("vni", "VNI", 8, align="right"),
     Column("owner", "made by", 12, priority=3),
-    Column("host", "host", 21, grow=1),
+    Column("host", "host", 15, grow=1),
     Column("session", "session", 11),
     Column("macs", "MACs", 6, align="right"),
     Column("addr", "addresses", 15, grow=3, priority=2),
@@ -54,7 +54,8 @@ def _row(context: ViewContext, overlay: Overlay, host: OverlayHost) -> Row:
         host_ref(overlay, host),
         (
             cells.text(name), Cell(vni_text(overlay), sort=overlay.vni), cells.text(overlay.owner),
-            cells.text(host_text(host)), session_cell(overlay, host), cells.number(len(host.macs)),
+            cells.text(host_text(host)), _session_cell(topology, overlay, host),
+            cells.number(len(host.macs)),
             Cell(safe(listed), "", len(addresses)) if listed else cells.NONE, _flood_cell(overlay, host),
             cells.bits(rate.rx_bps if rate else None), cells.bits(rate.tx_bps if rate else None),
             cells.number(overlay.link.mtu) if host.is_local else Cell(""),
@@ -84,22 +85,21 @@ def vni_text(overlay: Overlay) -> str:
 
 
 def host_text(host: OverlayHost) -> str:
-    """Return a host's address, and whether it is this one or a multicast group."""
-    if host.is_local:
-        return f"{host.address} (this host)" if host.address else "this host"
+    """Return a host's address, and whether that is a multicast group."""
     return f"{host.address} (group)" if host.is_group else host.address
 
 
-def session_cell(overlay: Overlay, host: OverlayHost) -> Cell:
+def place_of(topology: Topology, overlay: Overlay) -> str:
+    """Return where an overlay's tunnel ends: this host, or a container that plays one."""
+    ns = overlay.underlay_ns
+    return "this host" if ns is None or ns == topology.host else topology.label(ns)
+
+
+def _session_cell(topology: Topology, overlay: Overlay, host: OverlayHost) -> Cell:
     """Return the cell that says by what a host is known."""
     if host.is_local:
-        return Cell(f"{len(overlay.remotes)} remote", "dim", len(overlay.remotes))
-    return Cell(host.source, "warn" if is_left_out(overlay, host) else "")
-
-
-def is_left_out(overlay: Overlay, host: OverlayHost) -> bool:
-    """Return whether broadcasts reach other hosts but not this one."""
-    return overlay.has_flood_list and not host.flooded and not host.is_local
+        return cells.text(place_of(topology, overlay), "accent")
+    return Cell(host.source, "warn" if overlay.has_flood_list and not host.flooded else "")
 
 
 def _flood_cell(overlay: Overlay, host: OverlayHost) -> Cell:
@@ -114,13 +114,14 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
     if found is None:
         return missing_detail("this host of the overlay")
     overlay, host = found
-    title = f"MACs behind {host.address}" if not host.is_local else "MACs on this host"
+    place = place_of(topology, overlay) if host.is_local else host.address
+    title = f"MACs {'on' if host.is_local else 'behind'} {safe(place)}"
     if len(host.macs) > MACS_SHOWN:
         title += f" (the first {MACS_SHOWN} of {len(host.macs)})"
     macs = (_mac_line(topology, mac) for mac in host.macs[:MACS_SHOWN])
     own = host.is_local
     return Detail(
-        f"{safe(overlay.name)} on {'this host' if own else host.address}",
+        f"{safe(overlay.name)} on {safe(place)}",
         (
             *cells.section("Host", _host_lines(topology, overlay, host)),
             *cells.section("Overlay", _overlay_lines(topology, overlay)),
@@ -135,7 +136,9 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
 
 def _host_lines(topology: Topology, overlay: Overlay, host: OverlayHost) -> Iterator[Line]:
     yield "address", cells.text(host_text(host)), None
-    if not host.is_local:
+    if host.is_local:
+        yield "other hosts", cells.number(len(overlay.remotes)), None
+    else:
         yield "known", Cell(_SOURCES[host.source]), None
         if overlay.has_flood_list:
             words = "yes" if host.flooded else "no: ARP requests and other broadcasts don't reach it"
@@ -226,7 +229,7 @@ def _port_words(topology: Topology, key: LinkKey | None) -> list[str]:
 
 
 VIEW = ListView(
-    "overlay", "Overlays", ("overlays", "vxlan", "ov"), COLUMNS, rows,
+    "overlay", "Overlays", ("overlays", "vxlan"), COLUMNS, rows,
     empty="No overlay yet. An overlay joins networks of several hosts by VXLAN tunnels: `vnet-tui network "
     "create NAME --kind overlay --remote ADDRESS` creates one. Those of Docker Swarm, flannel, Calico and "
     "Cilium are listed too.",
