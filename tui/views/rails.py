@@ -10,9 +10,10 @@ from typing import Literal
 from core.diagnose import Diagnosis, diagnosis_of
 from core.model import Container, Link, LinkKey, Network, Ref, container_ref, link_ref, namespace_ref, nat_ref
 from core.model import network_ref as ref_of_network
+from core.overlay import overlay_of
 from core.text import safe
 from core.topology import Topology
-from tui.views import cells, containers, networks
+from tui.views import cells, containers, formatting, networks
 from tui.views.findings import of_container, of_network, port_of
 from tui.views.rows import Cell, Tone
 
@@ -118,7 +119,7 @@ def _network_rail(topology: Topology, network: Network) -> Rail:
     facts = [
         cells.text(f"in {topology.label(network.ns)}") if network.ns not in (None, topology.host) else None,
         cells.text(" ".join(network.subnets)) if network.subnets else None,
-        cells.text(networks.kind_words(network)),
+        cells.text(_kind(topology, network, bridge)),
         cells.text(f"gw {gateways}") if gateways else None,
         Cell(f"mtu {mtu}") if mtu else None,
         cells.text(network.bridge) if network.bridge and network.bridge != network.name else None,
@@ -130,6 +131,14 @@ def _network_rail(topology: Topology, network: Network) -> Rail:
         uplink_cell=uplink_cell, uplink_ref=uplink_ref,
         link=bridge.key if bridge else None, tone=cells.state(bridge).tone if bridge else "dim",
     )  # fmt: skip
+
+
+def _kind(topology: Topology, network: Network, bridge: Link | None) -> str:
+    """Return a network's kind, of an overlay with the number of its other hosts."""
+    overlay = overlay_of(topology, bridge.key) if bridge and network.kind == "overlay" else None
+    if overlay is None:
+        return networks.kind_words(network)
+    return f"overlay with {formatting.several(len(overlay.remotes), 'other host')}"
 
 
 def _rail_end(topology: Topology, network: Network) -> tuple[End, Cell, Ref | None]:
