@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import grp
 import os
 import struct
 from collections.abc import Collection
@@ -33,6 +34,12 @@ _MOUNT_SETATTR, _AT_FDCWD, _RECURSIVE, _READ_ONLY = 442, -100, 0x8000, 1
 _BIND, _REC, _SLAVE = 4096, 16384, 1 << 19
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def join_group(name: str) -> None:
+    """Become a member of a group, if it exists, to open what belongs to it."""
+    with suppress(KeyError, OSError):
+        os.setgroups(sorted({*os.getgroups(), grp.getgrnam(name).gr_gid}))
 
 
 def drop_capabilities(kept: Collection[int]) -> None:

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from core.model import FdbEntry, Link, LinkKey, Neighbour, NetState, Network, Ref
 from core.model.link import ALL_ZERO
+from core.model.overlay import BgpPeer
 from core.networks import sandbox_of
 from core.text import parse_tag
 from core.topology import Topology
@@ -30,6 +31,8 @@ _OWNERS = (
     (re.compile(r"cilium_vxlan"), "Cilium"),
 )
 _SWARM = re.compile(r"\d+-[0-9a-z]{10}")
+# The BGP peer group of vnet-tui's own sessions.
+EVPN_GROUP = "vnet-tui"
 _UNUSABLE = ("failed", "incomplete", "none")
 
 
@@ -55,7 +58,7 @@ class OverlayHost:
     """A host of an overlay, by its address in the underlay (VTEP).
 
     `source` is that of its entry in the flood list if it is `flooded`, else that of its MACs. `prefixes` are
-    routed to it.
+    routed to it. `session` is the BGP session with it that exchanges EVPN routes, None without one.
     """
 
     address: str
@@ -63,6 +66,7 @@ class OverlayHost:
     flooded: bool = False
     macs: tuple[OverlayMac, ...] = ()
     prefixes: tuple[str, ...] = ()
+    session: BgpPeer | None = None
 
     @property
     def is_local(self) -> bool:
@@ -204,9 +208,10 @@ def _overlay(topology: Topology, tables: _Tables, link: Link) -> Overlay:
     local = str(link.details.get("local", ""))
     own = OverlayHost(local, "local", macs=tuple(_local_macs(topology, tables, link, bridge, ends, known)))
     gateway = bridge.mac if bridge else ""
-    remotes = (
-        _remote(address, found, known, gateway) for address, found in _remote_hosts(tables, link).items()
-    )
+    sessions = _sessions(topology, link)
+    hosts = {address: _Host() for address, one in sessions.items() if one.group == EVPN_GROUP}
+    hosts |= _remote_hosts(tables, link)
+    remotes = (_remote(address, one, known, gateway, sessions.get(address)) for address, one in hosts.items())
     return Overlay(
         link,
         int(link.details.get("vni", 0)),
@@ -256,17 +261,34 @@ def _remote_hosts(tables: _Tables, link: Link) -> Mapping[str, _Host]:
     return found
 
 
-def _remote(address: str, found: _Host, known: Mapping[str, tuple[str, ...]], gateway: str) -> OverlayHost:
-    sources = [source_of(one) for one in (*([found.flood] if found.flood else ()), *found.entries)]
+def _sessions(topology: Topology, link: Link) -> Mapping[str, BgpPeer]:
+    """Map addresses to BGP sessions, if FRRouting handles the VNI of a tunnel."""
+    return {one.address: one for one in topology.snapshot.frr.peers} if _is_evpn(topology, link) else {}
+
+
+def _is_evpn(topology: Topology, link: Link) -> bool:
+    """Return whether FRRouting exchanges EVPN routes for a tunnel."""
+    return link.ns == topology.host and any(one.link == link.name for one in topology.snapshot.frr.vnis)
+
+
+def _remote(
+    address: str, found: _Host, known: Mapping[str, tuple[str, ...]], gateway: str, session: BgpPeer | None
+) -> OverlayHost:
+    sources = [source_of(one) for one in found.entries]
+    if found.flood:
+        sources = [source_of(found.flood)]
+    if session is not None:  # FRRouting doesn't mark its entries of the flood list
+        sources = ["extern_learn"]
     return OverlayHost(
         address,
-        sources[0] if found.flood else min(sources, key=("extern_learn", "static", "learned").index),
+        min(sources, key=("extern_learn", "static", "learned").index),
         found.flood is not None,
         tuple(
             OverlayMac(one.mac, source_of(one), known.get(one.mac, ()), is_gateway=one.mac == gateway)
             for one in found.entries
         ),
         tuple(dict.fromkeys(found.prefixes)),
+        session,
     )
 
 
@@ -290,6 +312,9 @@ def _addresses(
         for neighbour in usable(net.neighbours) if net else ():
             if neighbour.ifindex == end.ifindex:
                 found.setdefault(neighbour.mac, {})[neighbour.address] = None
+    for known in topology.snapshot.frr.neighbors if _is_evpn(topology, link) else ():
+        if known.vni == link.details.get("vni"):
+            found.setdefault(known.mac, {})[known.address] = None
     return {mac: _sorted(addresses) for mac, addresses in found.items()}
 
 

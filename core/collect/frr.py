@@ -11,7 +11,7 @@ from typing import Any
 
 from core.frr_config import parse_config
 from core.model import Problem
-from core.model.overlay import BgpPeer, EvpnMac, EvpnNeighbor, Frr, Vni
+from core.model.overlay import ESTABLISHED, BgpPeer, EvpnMac, EvpnNeighbor, Frr, Vni
 from core.tools import OutOfTime, ToolFailed, find_tool, is_engine_enabled, run_tool
 
 # Without a file for its history, vtysh adds every command to the one of the user.
@@ -116,7 +116,7 @@ def _peer(address: str, row: Table) -> BgpPeer:
         state=row["bgpState"],
         group=row.get("peerGroup", ""),
         hostname=row.get("hostname", ""),
-        up_seconds=row.get("bgpTimerUpMsec", 0) / 1000,
+        up_since=row.get("bgpTimerUpEstablishedEpoch", 0) if row["bgpState"] == ESTABLISHED else 0,
         prefixes=evpn.get("acceptedPrefixCounter", 0),
         error=row.get("lastNotificationReason") or row.get("lastResetDueTo", ""),
     )

@@ -49,6 +49,7 @@ _THEN: tuple[Check, ...] = (
     overlay.equal_vnis,
     overlay.unreachable_hosts,
     overlay.blocked_tunnels,
+    overlay.lost_sessions,
 )
 _CHANGING: tuple[Check, ...] = (
     connections.stale_connections,

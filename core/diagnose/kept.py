@@ -21,7 +21,16 @@ type Check = Callable[[Topology], Iterable[Finding]]
 _LONGEST = 10.0
 # Those that differ most often come last.
 _PARTS = attrgetter(
-    "pending", "host", "part_problems", "namespaces", "engines", "ovs", "listeners", "nets", "firewalls"
+    "pending",
+    "host",
+    "part_problems",
+    "namespaces",
+    "engines",
+    "ovs",
+    "frr",
+    "listeners",
+    "nets",
+    "firewalls",
 )
 _WORKING = ("reachable", "stale", "delay", "probe")
 _but_counters = attrgetter(*({one.name for one in fields(FirewallRule)} - {"packets", "bytes"}))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from core.diagnose.paths import advice_of
-from core.model import Link, Neighbour, Ref, container_ref, link_ref
+from core.model import Link, Neighbour, Ref, container_ref, link_ref, namespace_ref
 from core.model.finding import Finding
 from core.model.fix import Fix, FixFdb, FixLink, FixNeighbour
 from core.model.link import ALL_ZERO
+from core.model.overlay import ESTABLISHED
 from core.overlay import Overlay, OverlayHost, host_ref, local_ends, overlays, usable
 from core.reach.underlay import blocked_tunnel, underlay_of
 from core.reach.why import index_of
@@ -55,7 +56,7 @@ def left_out_hosts(topology: Topology) -> Iterator[Finding]:
     """Find hosts that have MACs, but aren't in the flood list: stale, or half joined."""
     for overlay in overlays(topology):
         for host in overlay.remotes if overlay.has_flood_list else ():
-            if not host.flooded:
+            if not host.flooded and host.macs:
                 yield _left_out(topology, overlay, host)
 
 
@@ -276,3 +277,25 @@ def blocked_tunnels(topology: Topology) -> Iterator[Finding]:
         short = f"UDP {overlay.port} is blocked"
         yield Finding("overlay", link_ref(overlay.link.key), short, sentence, "bad", refs,
                       advice_of(hop.fix), hop.evidence, hop.fix)  # fmt: skip
+
+
+def lost_sessions(topology: Topology) -> Iterator[Finding]:
+    """Find BGP sessions with other hosts of overlays that aren't established."""
+    hosts: dict[str, list[tuple[Overlay, OverlayHost]]] = {}
+    for overlay in overlays(topology):
+        for host in overlay.remotes:
+            if host.session is not None and host.session.state != ESTABLISHED:
+                hosts.setdefault(host.address, []).append((overlay, host))
+    for address, found in hosts.items():
+        session = found[0][1].session
+        assert session is not None
+        error = f", last closed by: {session.error}" if session.error else ""
+        names = ", ".join(dict.fromkeys(overlay.name for overlay, _ in found))
+        sentence = (
+            f"The BGP session with {address} isn't established ({session.state}{error}): "
+            f"nothing is learned of its containers on {names}."
+        )
+        related = tuple(host_ref(overlay, host) for overlay, host in found)
+        advice = f"check whether the host and its bgpd are up; run: vtysh -c 'show bgp neighbors {address}'"
+        ref, short = namespace_ref(topology.host), f"no BGP session with {address}"
+        yield Finding("overlay", ref, short, sentence, "bad", related, advice)

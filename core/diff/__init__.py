@@ -13,6 +13,7 @@ _PARTS = {
     Part.CONNTRACK: (containers.compare_conntrack,),
     Part.CONTAINERS: (containers.compare_containers, containers.compare_networks),
     Part.STORMS: (containers.compare_storms,),
+    Part.FRR: (overlay.compare_sessions,),
     Part.DROPS: (containers.compare_heavy_drops,),
 }
 

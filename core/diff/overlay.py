@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from core.diff.changelist import ChangeList, Topic, in_both
-from core.model import Link, LinkKey, NetState, Ref, link_ref
+from core.model import Link, LinkKey, NetState, Ref, link_ref, namespace_ref
 from core.model.link import ALL_ZERO
+from core.model.overlay import ESTABLISHED
 from core.overlay import overlay_of
 from core.topology import Topology
 
@@ -83,3 +84,19 @@ def _names(topology: Topology, key: LinkKey, mac: str) -> Iterator[str]:
     found = [one for host in overlay.hosts for one in host.macs if one.mac == mac] if overlay else []
     yield from (topology.containers[one.container].name for one in found if one.container)
     yield from (address for one in found for address in one.addresses)
+
+
+def compare_sessions(log: ChangeList) -> None:
+    """Report BGP sessions of FRRouting that were lost or established."""
+    old, new = log.old.snapshot.frr, log.new.snapshot.frr
+    if old is new or not old.version:  # not read before, or FRRouting didn't run
+        return
+    before = {one.address for one in old.peers if one.state == ESTABLISHED}
+    after = {one.address for one in new.peers if one.state == ESTABLISHED}
+    errors = {one.address: one.error for one in new.peers}
+    ref = namespace_ref(log.new.host)
+    for address in sorted(before - after):
+        why = f": {errors[address]}" if errors.get(address) else ""
+        log.add("changed", ref, f"the BGP session with {address} was lost{why}", Topic.NETWORK, 0)
+    for address in sorted(after - before):
+        log.add("changed", ref, f"the BGP session with {address} is established", Topic.NETWORK)

@@ -241,6 +241,7 @@ def _overlay_host(one: Overlay, host: OverlayHost) -> Item:
         "source": host.source,
         "flood": host.flooded if one.has_flood_list and not host.is_local else None,
         "prefixes": list(host.prefixes),
+        "session": plain(host.session) if host.session else None,
         "macs": [
             {
                 "mac": mac.mac,

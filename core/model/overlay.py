@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+# The state of a BGP session that exchanges routes (RFC 4271).
+ESTABLISHED = "Established"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,8 @@ class BgpConfig:
 class BgpPeer:
     """A BGP session.
 
-    `state` is that of RFC 4271 ("Established", "Active"), `up_seconds` its age. `prefixes` are the EVPN
+    `state` is that of RFC 4271 ("Established", "Active"), `up_since` when it was established, in seconds
+    since the epoch; FRR rounds it, so it isn't compared. `prefixes` are the EVPN
     routes received. `error` is why it was last closed."""
 
     address: str
@@ -45,7 +49,7 @@ class BgpPeer:
     state: str
     group: str = ""
     hostname: str = ""
-    up_seconds: float = 0.0
+    up_since: int = field(default=0, compare=False)
     prefixes: int = 0
     error: str = ""
 

@@ -146,7 +146,7 @@ def test_the_reader_agrees_with_vtysh_and_the_kernel(three: list[EvpnHost]) -> N
     }
     assert {peer.group for peer in found.peers} == {"vnet-tui"}
     assert peers[second.address].prefixes == printed[second.address]["pfxRcd"] == 4  # the MAC, 2 addresses
-    assert peers[second.address].asn == 65000 and peers[second.address].up_seconds >= 0
+    assert peers[second.address].asn == 65000 and peers[second.address].up_since > 0
     (vni,) = found.vnis
     assert (vni.vni, vni.link, vni.bridge, vni.vtep) == (VNI, "vx0", "br0", first.address)
     assert {*vni.remotes} == destinations(first, FLOOD)

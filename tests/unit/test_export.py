@@ -44,6 +44,7 @@ from core.model import (
     Ref,
     Snapshot,
 )
+from core.model.overlay import BgpPeer
 from core.serialize import CorruptFile, from_json, to_json
 from core.text import end_text
 from core.topology import Topology
@@ -273,6 +274,7 @@ SHAPES = {
     "policy rule": names(PolicyRule) | {"ns", "namespace"},
     "neighbour": keys(ONE["neighbours"]),
     "overlay": keys(OVERLAY),
+    "BGP session": names(BgpPeer),
     "host of an overlay": keys(OVERLAY["hosts"][1]),
     "MAC of an overlay": keys(OVERLAY["hosts"][1]["macs"][0]),
 }

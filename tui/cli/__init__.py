@@ -146,6 +146,8 @@ def confine(options: argparse.Namespace) -> None:
         elif options.source:
             rights.drop_capabilities((rights.DAC_READ_SEARCH,))
         else:
+            if options.command == "show" and options.topic in ("overlay", "all"):
+                rights.join_group("frrvty")  # of FRRouting's sockets
             rights.drop_capabilities(rights.READING | for_engines)
     elif options.command == "capture" or (options.command == "trace" and options.b is None):
         functions = (

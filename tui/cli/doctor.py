@@ -10,7 +10,7 @@ from typing import Any
 
 from core.diagnose import Finding, findings, findings_by_id
 from core.export.objects import finding_document
-from core.model import Snapshot
+from core.model import Part, Snapshot
 from core.muted import muted_ids, set_muted
 from core.state import StateError
 from core.text import safe, split_commands
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _read(options: argparse.Namespace) -> Snapshot:
     """Read the host with its health, or the file of `--from`. Raises CommandError."""
-    snapshot = read(options)
+    snapshot = read(options, Part.FRR)
     if options.source:
         return snapshot
     from tui.cli.diagnosis import with_health

@@ -43,6 +43,8 @@ _CONCERNS = {
     "docker": ("containers", "networks"),
     "podman": ("containers", "networks"),
     "ovs": ("bridges", "ovs"),
+    "ovs": ("bridges",),
+    "frr": ("overlay",),
 }
 # Speeds need two readings of the counters; there was one.
 _SPEEDS = ("rate", "rx", "tx", "in", "out", "trend")
@@ -61,6 +63,7 @@ PARTS = {
     "routes": (Part.LINKS, Part.CONTAINERS),
     "ovs": (Part.LINKS, Part.CONTAINERS, Part.OVS, Part.OVS_FLOWS),
     "overlay": (Part.LINKS, Part.CONTAINERS, Part.FIREWALL),
+    "overlay": (Part.LINKS, Part.CONTAINERS, Part.FIREWALL, Part.FRR),
 }
 
 

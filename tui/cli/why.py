@@ -42,12 +42,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def read(options: argparse.Namespace, parts: tuple[Part, ...] = PARTS) -> Snapshot:
+def read(options: argparse.Namespace, *more: Part) -> Snapshot:
     """Read the host, or the file of `--from`. Raises CommandError."""
     if options.source:
         return load(Path(options.source))
     from core.collect.snapshot import read_snapshot
 
     return read_snapshot(parts)
+    return read_snapshot({*PARTS, *more})
 
 
 def answered(options: argparse.Namespace) -> tuple[Topology, Answer]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from core.model import Demand, LinkKey, Ref, container_ref, link_ref, network_ref
+from core.model import Demand, LinkKey, Part, Ref, container_ref, link_ref, network_ref
+from core.model.overlay import ESTABLISHED, BgpPeer
 from core.overlay import Overlay, OverlayHost, OverlayMac, find_host, host_ref, overlays
 from core.rates import Rates
 from core.text import safe
 from core.topology import Topology
-from tui.views import cells
+from tui.views import cells, formatting
 from tui.views.cells import Line, link_lines
 from tui.views.links import missing_detail
 from tui.views.lists import ListRows
@@ -54,7 +55,7 @@ def _row(context: ViewContext, overlay: Overlay, host: OverlayHost) -> Row:
         host_ref(overlay, host),
         (
             cells.text(name), Cell(vni_text(overlay), sort=overlay.vni), cells.text(overlay.owner),
-            cells.text(host_text(host)), _session_cell(topology, overlay, host),
+            cells.text(host_text(host)), _session_cell(context, overlay, host),
             cells.number(len(host.macs)),
             Cell(safe(listed), "", len(addresses)) if listed else cells.NONE, _flood_cell(overlay, host),
             cells.bits(rate.rx_bps if rate else None), cells.bits(rate.tx_bps if rate else None),
@@ -95,10 +96,15 @@ def place_of(topology: Topology, overlay: Overlay) -> str:
     return "this host" if ns is None or ns == topology.host else topology.label(ns)
 
 
-def _session_cell(topology: Topology, overlay: Overlay, host: OverlayHost) -> Cell:
-    """Return the cell that says by what a host is known."""
+def _session_cell(context: ViewContext, overlay: Overlay, host: OverlayHost) -> Cell:
+    """Return the cell of a host's BGP session, or that says by what it is known."""
     if host.is_local:
-        return cells.text(place_of(topology, overlay), "accent")
+        return cells.text(place_of(context.topology, overlay), "accent")
+    if host.session is not None:
+        if host.session.state != ESTABLISHED:
+            return cells.text(host.session.state.lower(), "bad")
+        age = max(0.0, context.snapshot.taken_at - host.session.up_since)
+        return Cell(f"up {formatting.duration(age)}", "ok", age)
     return Cell(host.source, "warn" if overlay.has_flood_list and not host.flooded else "")
 
 
@@ -140,6 +146,7 @@ def _host_lines(topology: Topology, overlay: Overlay, host: OverlayHost) -> Iter
         yield "other hosts", cells.number(len(overlay.remotes)), None
     else:
         yield "known", Cell(_SOURCES[host.source]), None
+        yield from _session_lines(host.session)
         if overlay.has_flood_list:
             words = "yes" if host.flooded else "no: ARP requests and other broadcasts don't reach it"
             yield "flood list", Cell(words, "" if host.flooded else "warn"), None
@@ -147,6 +154,19 @@ def _host_lines(topology: Topology, overlay: Overlay, host: OverlayHost) -> Iter
         yield "routed to it", cells.text(prefix), None
     for text in _ranges(topology, overlay, host):
         yield "assigns", cells.text(text), None
+
+
+def _session_lines(session: BgpPeer | None) -> Iterator[Line]:
+    """Yield the lines about the BGP session with a host."""
+    if session is None:
+        return
+    yield "BGP session", cells.text(session.state, "ok" if session.state == ESTABLISHED else "bad"), None
+    if session.hostname:
+        yield "hostname", cells.text(session.hostname), None
+    yield "AS number", cells.number(session.asn), None
+    yield "EVPN routes", cells.number(session.prefixes), None
+    if session.error and session.state != ESTABLISHED:
+        yield "last error", cells.text(session.error), None
 
 
 def _ranges(topology: Topology, overlay: Overlay, host: OverlayHost) -> Iterator[str]:
@@ -237,7 +257,8 @@ VIEW = ListView(
         ("h l", "fold and unfold an overlay's other hosts"),
         ("net:NAME vni:42", "one overlay with its hosts"),
         ("mac:02:42 addr:10.0.0.7", "the host that has a MAC address, an address"),
-        ("host:remote session:static", "other hosts, by how they are known"),
+        ("host:remote session:up", "other hosts, by their BGP session, or how they are known"),
     ),
     demand=frozenset({Demand.RATES}),
+    maker_parts=(Part.FRR,),
 )  # fmt: skip

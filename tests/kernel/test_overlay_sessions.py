@@ -1,0 +1,100 @@
+"""BGP sessions of FRRouting in the overlay view, its findings and events."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from core.diff import changes
+from core.serialize import unpack
+from tests.kernel.test_frr import FLOOD, add_neighbour, destinations, execute, join, operation, with_network
+from tests.support.evpn import VNI, EvpnHost, Underlay
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.root, pytest.mark.needs("frr")]
+
+
+@pytest.fixture
+def three() -> Iterator[list[EvpnHost]]:
+    """Yield three hosts with a network and a container each, joined by EVPN."""
+    with Underlay(3) as underlay:
+        hosts = with_network(underlay)
+        join(hosts)
+        yield hosts
+
+
+def shown(host: EvpnHost) -> dict[str, Any]:
+    """Return this host's overlay of `show overlay --json`."""
+    done = host.vnet("show", "overlay", "--json")
+    (found,) = [one for one in json.loads(done.stdout)["overlay"] if one["ns"] == host.inode]
+    return found
+
+
+def remotes(host: EvpnHost) -> dict[str, dict[str, Any]]:
+    return {one["address"]: one for one in shown(host)["hosts"] if not one["local"]}
+
+
+def findings(host: EvpnHost) -> list[str]:
+    """Return the findings about sessions."""
+    done = host.vnet("doctor", "--json")
+    found = json.loads(done.stdout)["findings"]
+    return [one["sentence"] for one in found if "BGP session" in one["sentence"]]
+
+
+def test_sessions_hosts_and_macs_are_those_of_frr_and_the_kernel(three: list[EvpnHost]) -> None:
+    first, second, third = three
+    add_neighbour(second, "10.77.0.12", second.mac("c"))
+    wait_until(lambda: destinations(first, second.mac("c")) == {second.address}, "the MAC")
+    printed = first.frr.json("show bgp l2vpn evpn summary")["peers"]
+    found = remotes(first)
+    assert found.keys() == printed.keys() == {second.address, third.address}
+    for address, one in found.items():
+        session = one["session"]
+        assert (session["state"], session["asn"]) == (printed[address]["state"], printed[address]["remoteAs"])
+        assert 0 <= time.time() - session["up_since"] < 600
+        assert one["flood"] is True and one["source"] == "extern_learn"
+    macs = {one["mac"]: one for one in found[second.address]["macs"]}
+    assert macs[second.mac("c")]["source"] == "extern_learn"
+    wait_until(
+        lambda: "10.77.0.12" in str(remotes(first)[second.address]["macs"]), "the address that FRR announced"
+    )
+    lines = first.vnet("show", "overlay", "--ns", "host").stdout.splitlines()
+    row = next(line for line in lines if second.address in line)
+    assert " up " in row and str(VNI) in row
+    assert findings(first) == []
+
+
+def test_a_lost_session_is_a_finding_and_an_event_until_it_is_back(three: list[EvpnHost]) -> None:
+    first, second, third = three
+    before = snapshot(first)
+    second.frr.kill("bgpd")
+    wait_until(lambda: not first.frr.is_established(second.address), "the lost session")
+    wait_until(lambda: second.address not in destinations(first, FLOOD), "the withdrawn host")
+    (sentence,) = findings(first)
+    assert sentence.startswith(f"The BGP session with {second.address} isn't established")
+    assert remotes(first)[second.address]["flood"] is False
+    assert remotes(first)[third.address]["session"]["state"] == "Established"
+    lost = snapshot(first)
+    events = [one.sentence for one in changes(before, lost, 0.0)]
+    assert any(one.startswith(f"the BGP session with {second.address} was lost") for one in events)
+    assert f"host {second.address} was removed from the overlay br0" in events
+
+    second.frr.start("bgpd")
+    others = [first.address, third.address]
+    execute(second, operation(second, others))
+    wait_until(lambda: first.frr.is_established(second.address), "the session")
+    wait_until(lambda: second.address in destinations(first, FLOOD), "the host")
+    assert findings(first) == []
+    events = [one.sentence for one in changes(lost, snapshot(first), 0.0)]
+    assert f"the BGP session with {second.address} is established" in events
+
+
+def snapshot(host: EvpnHost) -> Any:
+    """Return what `dump` writes on a host."""
+    path = f"/run/{host.name}.vnet"
+    assert host.vnet("dump", path).returncode == 0
+    return unpack(bytes.fromhex(host.run(["xxd", "-p", "-c0", path]).replace("\n", "")))
