@@ -15,7 +15,10 @@ _HERE = "this host"
 
 
 def compare_overlays(log: ChangeList) -> None:
-    """Report changes of flood lists, and moved MACs; other entries change all the time."""
+    """Report changes of flood lists, and moved MACs.
+
+    Other entries change all the time.
+    """
     for _, old, new in in_both(log.old.snapshot.nets, log.new.snapshot.nets):
         if old.fdb is not new.fdb:
             for link in new.links.values():
