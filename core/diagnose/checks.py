@@ -50,6 +50,7 @@ _THEN: tuple[Check, ...] = (
     overlay.unreachable_hosts,
     overlay.blocked_tunnels,
     overlay.lost_sessions,
+    overlay.unannounced_addresses,
 )
 _CHANGING: tuple[Check, ...] = (
     connections.stale_connections,

@@ -299,3 +299,23 @@ def lost_sessions(topology: Topology) -> Iterator[Finding]:
         advice = f"check whether the host and its bgpd are up; run: vtysh -c 'show bgp neighbors {address}'"
         ref, short = namespace_ref(topology.host), f"no BGP session with {address}"
         yield Finding("overlay", ref, short, sentence, "bad", related, advice)
+
+
+def unannounced_addresses(topology: Topology) -> Iterator[Finding]:
+    """Find addresses here that FRRouting doesn't announce, as it misses their MAC."""
+    frr = topology.snapshot.frr
+    for overlay in overlays(topology):
+        known = any(one.link == overlay.link.name for one in frr.vnis) and overlay.link.ns == topology.host
+        ends = {end.mac: (port, end) for port, end in local_ends(topology, overlay.bridge, overlay.link)}
+        for one in frr.neighbors if known else ():
+            if one.vni != overlay.vni or one.vtep or one.active or one.mac not in ends:
+                continue
+            port, end = ends[one.mac]
+            sentence = (
+                f"FRRouting doesn't announce {one.address} of {topology.label(end.ns)} on {overlay.name}: "
+                f"zebra doesn't know its MAC address {one.mac}, so other hosts can't reach it."
+            )
+            command = f"bridge fdb replace {one.mac} dev {quoted(port.name)} master extern_learn"
+            related = (host_ref(overlay, overlay.hosts[0]), *_owner(topology, end))
+            yield Finding("overlay", link_ref(port.key), f"{one.address} isn't announced", sentence, "bad",
+                          related, f"report the MAC address again; run: {command}")  # fmt: skip

@@ -150,9 +150,10 @@ def _forwarding(
     """Return the MAC of an address, "" if unknown, and the entries that lead to it."""
     mac = entry.mac if entry is not None and entry.state not in ("failed", "incomplete") else ""
     if not mac:
-        # A proxy of the tunnel, or another container, may know it.
+        # What a routing daemon or a tunnel's proxy knows is answered on this host.
         known = (one for host in overlay.remotes for one in host.macs if address in one.addresses)
-        mac = next((one.mac for one in known), "") if not overlay.has_flood_list else ""
+        answered = (one for one in known if one.source == "extern_learn" or not overlay.has_flood_list)
+        mac = next((one.mac for one in answered), "")
     net = index.topology.snapshot.nets[overlay.link.ns]
     found = [
         one for one in net.fdb if mac and one.mac == mac and one.port == overlay.link.ifindex and one.dst

@@ -12,7 +12,10 @@ import pytest
 from core.diff import changes
 from core.serialize import unpack
 from tests.kernel.test_frr import FLOOD, add_neighbour, destinations, execute, join, operation, with_network
+from tests.kernel.test_overlay_evpn import TUNNEL, Fabric
 from tests.support.evpn import VNI, EvpnHost, Underlay
+from tests.support.machine import link, ok, read_json
+from tests.support.underlay import container, underlay
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("frr")]
@@ -98,3 +101,47 @@ def snapshot(host: EvpnHost) -> Any:
     path = f"/run/{host.name}.vnet"
     assert host.vnet("dump", path).returncode == 0
     return unpack(bytes.fromhex(host.run(["xxd", "-p", "-c0", path]).replace("\n", "")))
+
+
+def test_an_overlay_of_vnet_by_evpn_is_known_without_traffic() -> None:
+    with underlay(2) as under:
+        fabric = Fabric(under)
+        fabric.join()
+        host, other = fabric.hosts
+        container(host, "a", "blue")
+        address = container(other, "b", "blue")
+
+        def theirs() -> dict[str, Any]:
+            (overlay,) = read_json(host, "show overlay")["overlay"]
+            assert overlay["owner"] == "vnet-tui"
+            return {one["mac"]: one for one in overlay["hosts"][1]["macs"]}
+
+        mac = link(other, "eth0", "b")["address"]
+        wait_until(lambda: theirs().get(mac, {}).get("addresses") == [address], "what FRR announces")
+        assert theirs()[mac]["source"] == "extern_learn"
+        found = json.loads(host.vnet("doctor", "--json").stdout)["findings"]
+        assert not [one for one in found if one["kind"] in ("overlay", "neighbour", "address", "mtu")]
+        text = " ".join(ok(host, f"why a {address}").split())
+        assert f"goes through the tunnel {TUNNEL} to the host 192.0.2.2" in text
+
+
+def test_an_address_that_frr_does_not_announce(three: list[EvpnHost]) -> None:
+    first = three[0]
+    mac = first.mac("c")
+
+    def state() -> str:
+        found = first.frr.json("show evpn arp-cache vni all")[str(VNI)]
+        return str(found.get("10.77.0.11", {}).get("state"))
+
+    def about() -> list[dict[str, Any]]:
+        found = json.loads(first.vnet("doctor", "--json").stdout)["findings"]
+        return [one for one in found if "doesn't announce 10.77.0.11 " in one["sentence"]]
+
+    first.run(f"bridge fdb del {mac} dev v-c master", check=False)
+    first.run(f"ip neigh replace 10.77.0.11 lladdr {mac} dev br0 nud permanent")
+    wait_until(lambda: state() == "inactive", "an address without its MAC")
+    (found,) = about()
+    assert found["advice"].endswith(f"run: bridge fdb replace {mac} dev v-c master extern_learn")
+    first.run(found["advice"].partition("run: ")[2])
+    wait_until(lambda: state() == "active", "the announced address")
+    assert about() == []

@@ -30,8 +30,8 @@ from tests.support.snapshots import (
     empty_host,
     hostile_host,
     many_namespaces,
-    rates_of,
     overlay_host,
+    rates_of,
     small_builder,
     small_host,
 )

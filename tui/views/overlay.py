@@ -227,7 +227,7 @@ def _join_lines(topology: Topology, overlay: Overlay) -> Iterator[Line]:
 
     network = vnet_state(topology.snapshot, overlay.link.ns).networks.get(overlay.name)
     if network is not None:
-        hosts = [host.address for host in overlay.hosts if host.is_local or host.flooded]
+        hosts = [one.address for one in overlay.hosts if one.is_local or one.flooded or one.session]
         yield "run there", cells.text(join_command(network, hosts), "accent"), None
 
 
