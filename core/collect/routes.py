@@ -114,6 +114,7 @@ _CACHE_SIZE = 8192
 
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _RULE = struct.Struct("=BBBBBBBBI")
+_NUD_NOARP, _NTF_EXT_LEARNED = 0x40, 0x10
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _NEXTHOP = struct.Struct("=HBBi")
 _GET_ROUTES = _ROUTE.pack(*[0] * 9)
@@ -192,13 +193,20 @@ def read_rules(sock: Netlink) -> tuple[PolicyRule, ...]:
 def read_neighbours(sock: Netlink) -> tuple[Neighbour, ...]:
     """Return ARP and NDP entries including proxies.
 
-    Like ip-neighbour(8) it leaves out entries that need no resolution (multicast, loopback). The result is
-    sorted, so that equal tables compare equal.
+    Like ip-neighbour(8) it leaves out entries that need no resolution (multicast, loopback), unless a routing
+    daemon made them. The result is sorted, so that equal tables compare equal.
     """
     messages = sock.dump(_RTM_GETNEIGH, _GET_NEIGHBOURS) + sock.dump(_RTM_GETNEIGH, _GET_PROXIES)
-    found = (neighbour(message.payload) for message in messages)
-    entries = (entry for entry in found if entry and entry.state != "noarp")
+    payloads = [message.payload for message in messages]
+    found = (neighbour(one) for one in payloads if not _needs_no_resolution(one))
+    entries = (entry for entry in found if entry)
     return tuple(sorted(entries, key=lambda e: (e.ifindex, e.family, e.address, e.proxy)))
+
+
+def _needs_no_resolution(payload: bytes) -> bool:
+    """Return whether it is a NOARP entry that the kernel made itself."""
+    _, _, state, flags, _ = _NEIGHBOUR.unpack_from(payload)
+    return bool(state == _NUD_NOARP and not flags & _NTF_EXT_LEARNED)
 
 
 def route(payload: bytes) -> Route | None:

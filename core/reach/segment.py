@@ -88,8 +88,12 @@ class Segments:
             self._found[key] = tuple(self._send(start))
         return self._found[key]
 
-    def arrivals(self, port: Link) -> tuple[Attachment, ...]:
-        """Return where frames arrive that enter by a link from outside of this host."""
+    def arrivals(self, port: Link, wanted: Set[int]) -> tuple[Attachment, ...]:
+        """Return where frames arrive that enter by a link from outside of this host.
+
+        Attachments in other namespaces than those that are wanted may be missing.
+        """
+        self._wanted = wanted
         return tuple(self._arrive(Attachment(port, links=(port,)).blocked(self.down(port))))
 
     def _send(self, at: Attachment) -> Iterator[Attachment]:

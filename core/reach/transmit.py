@@ -267,7 +267,7 @@ class SegmentPacket(HookedPacket):
         Return False if the destination isn't on that segment.
         """
         near = self.index.may_answer(self.packet.dst)
-        found = self.index.segments.arrivals(port)
+        found = self.index.segments.arrivals(port, near)
         owners = [one for one in found if one.link.ns in near and self._answers(one, self.packet.dst)]
         if not owners:
             return False

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from core.model import Link, Neighbour, link_ref
 from core.model.link import FdbEntry
-from core.overlay import Overlay, overlay_of
+from core.overlay import Overlay, overlay_of, source_of
 from core.reach.answer import Hop
 from core.reach.hooks import CLIENT_PORT, HookedPacket, Index, Stopped
 from core.reach.packet import Hook, Packet
@@ -134,9 +134,9 @@ def into_tunnel(index: Index, link: Link, address: str, entry: Neighbour | None)
         return Hop("uplink", place, text, "stop", (f"bridge fdb show dev {link.name}",), ref, None, text)
     if (stop := _stopped(index, overlay, hosts)) is not None:
         return stop
-    evidence = tuple(f"{one.mac} dev {link.name} dst {one.dst} {one.state}" for one in found)
+    evidence = tuple(f"{one.mac} dev {link.name} dst {one.dst} {source_of(one)}" for one in found)
     if found:
-        text = f"goes through the tunnel {link.name} to the host {listed}, where this host can't see"
+        text = f"goes through the tunnel {link.name} to the host {listed}; what happens there can't be seen"
     elif mac:
         text = f"goes through the tunnel {link.name} to all hosts, as {mac} isn't known there: {listed}"
     else:

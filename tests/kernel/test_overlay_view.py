@@ -97,7 +97,9 @@ def test_why_names_the_host_behind_the_tunnel(three: Underlay) -> None:
     host, other, _ = three.hosts
     address = addresses_of(other, "c1")[0]
     wait_for_ping(host, "c0", address)
-    assert f"goes through the tunnel {TUNNEL} to the host 192.0.2.2" in ok(host, f"why c0 {address}")
+    text = ok(host, f"why c0 {address}")
+    assert f"goes through the tunnel {TUNNEL} to the host 192.0.2.2" in text
+    assert f"bridge br-blue: {TUNNEL} to v-c0" in text, "the answer is bridged"
     host.run(f"ip neigh flush to {address} dev eth0", "c0")
     text = ok(host, f"why c0 {address}")
     assert f"asks for {address} through the tunnel {TUNNEL}: 192.0.2.2, 192.0.2.3" in " ".join(text.split())
