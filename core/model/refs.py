@@ -20,14 +20,14 @@ class Ref:
     """The key of one object of a snapshot.
 
     `kind` is one of "namespace", "link", "container", "network", "nat", "conntrack", "connections", "flow",
-    "flow group", "drop", "route", "rule", "neighbour", "fdb", "vtep", "event", "problem", "ovs"; `key` identifies
-    the object within its kind: (inode,), (inode, ifindex), (runtime, id), (network id,), (inode, rule id),
-    (inode, conntrack id). "drop" is a reason, or packets that were dropped for it: the keys of a line of the
-    view. "conntrack" is a conntrack entry; "connections" are all connections of an object:
-    ("ct", "net" or "nat", its name). "flow" is a flow with its rates, by the key of its conntrack entry;
-    "flow group" is a group of flows: (what they are grouped by, the filter that selects them). "ovs" is part
-    of Open vSwitch: (bridge,), (bridge, port), (bridge, port, interface), (bridge, "controller", number).
-    "vtep" is a host of an overlay: (inode, ifindex of the tunnel link, its address, "" for this host).
+    "flow group", "drop", "route", "rule", "neighbour", "fdb", "vtep", "event", "problem", "ovs"; `key`
+    identifies the object within its kind: (inode,), (inode, ifindex), (runtime, id), (network id,), (inode,
+    rule id), (inode, conntrack id). "drop" is a reason, or packets that were dropped for it: the keys of a
+    line of the view. "conntrack" is a conntrack entry; "connections" are all connections of an object: ("ct",
+    "net" or "nat", its name). "flow" is a flow with its rates, by the key of its conntrack entry; "flow
+    group" is a group of flows: (what they are grouped by, the filter that selects them). "ovs" is part of
+    Open vSwitch: (bridge,), (bridge, port), (bridge, port, interface), (bridge, "controller", number). "vtep"
+    is a host of an overlay: (inode, ifindex of the tunnel link, its address, "" for this host).
     """
 
     kind: str

@@ -12,8 +12,8 @@ from core.reach.hooks import HookedPacket, Stopped
 from core.reach.packet import Hook, Packet, parse_address
 from core.reach.segment import Attachment
 from core.reach.texts import evidence_of
-from core.text import quoted
 from core.reach.underlay import into_tunnel
+from core.text import quoted
 
 # The hooks of a frame on a bridge, by whether it enters and leaves by a port.
 _BRIDGE_HOOKS = {

@@ -43,7 +43,6 @@ _CONCERNS = {
     "docker": ("containers", "networks"),
     "podman": ("containers", "networks"),
     "ovs": ("bridges", "ovs"),
-    "ovs": ("bridges",),
     "frr": ("overlay",),
 }
 # Speeds need two readings of the counters; there was one.
@@ -62,7 +61,6 @@ PARTS = {
     "conntrack": (Part.LINKS, Part.CONTAINERS, Part.CONNTRACK),
     "routes": (Part.LINKS, Part.CONTAINERS),
     "ovs": (Part.LINKS, Part.CONTAINERS, Part.OVS, Part.OVS_FLOWS),
-    "overlay": (Part.LINKS, Part.CONTAINERS, Part.FIREWALL),
     "overlay": (Part.LINKS, Part.CONTAINERS, Part.FIREWALL, Part.FRR),
 }
 

@@ -41,20 +41,18 @@ def run(options: argparse.Namespace) -> int:
     return int(answer.verdict == "stop")
 
 
-def read(options: argparse.Namespace, parts: tuple[Part, ...] = PARTS) -> Snapshot:
 def read(options: argparse.Namespace, *more: Part) -> Snapshot:
     """Read the host, or the file of `--from`. Raises CommandError."""
     if options.source:
         return load(Path(options.source))
     from core.collect.snapshot import read_snapshot
 
-    return read_snapshot(parts)
     return read_snapshot({*PARTS, *more})
 
 
 def answered(options: argparse.Namespace) -> tuple[Topology, Answer]:
     """Read the host, and answer the question in the options. Raises CommandError."""
-    topology = Topology(read(options, (*PARTS, Part.OVS_FLOWS)))
+    topology = Topology(read(options, Part.OVS_FLOWS))
     try:
         return topology, why(topology, ask(topology, options.a, options.b, options.port))
     except UnknownEndpoint as error:
