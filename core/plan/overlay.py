@@ -32,16 +32,25 @@ from core.text import quoted, safe
 from core.topology import Topology
 
 _NO_REMOTES = "the hosts find each other"
+_WITH_PEERS = "--peer instead of --remote"
 
 
 def complete(request: CreateNetwork, builder: PlanBuilder) -> CreateNetwork:
     """Fill in what a request leaves out. Raises CannotPlan."""
     with_evpn = request.evpn or bool(request.peers)
-    require(when(with_evpn and request.remotes, f"with EVPN {_NO_REMOTES}. Try: --peer instead of --remote"))
+    require(when(with_evpn and request.remotes, f"with EVPN {_NO_REMOTES}. Try: {_WITH_PEERS}"))
     hosts, own = _others(request.peers if with_evpn else request.remotes, builder)
-    group = builder.frr.config.group if with_evpn else None
+    group = builder.frr.config.group
+    others = [one for one in builder.vnet.networks.values() if one.kind == "overlay"]
+    static = next((one.name for one in others if not one.evpn), "")
+    require(
+        when(with_evpn and static, f"FRRouting would manage {static} too, which is joined without EVPN"),
+        when(not with_evpn and group, f"FRRouting manages all overlays of this host. Try: {_WITH_PEERS}"),
+    )
+    if builder.frr.config.evpn:
+        builder.warn("FRRouting announces all overlays of this host, and may change this one's hosts as well")
     vni = request.vni or vni_by_name(request.name)
-    local = _local(request.local or own or (group.source if group else ""), hosts, builder)
+    local = _local(request.local or own or (group.source if group and with_evpn else ""), hosts, builder)
     used = next((one for one in builder.host.links.values() if _clashes(one, vni)), None)
     require(
         when(not 0 < vni <= MOST_VNI, f"the VNI {vni} is out of range (1 to {MOST_VNI})"),
@@ -115,7 +124,8 @@ def _local(given: str, remotes: Sequence[str], builder: PlanBuilder) -> str:
     uplink = builder.topology.uplink(builder.topology.host)
     own = [one.address for one in uplink[0].addresses if one.scope == "global"] if uplink else []
     if not own:
-        raise CannotPlan(["the host has no default route to take its address from. Try: --local ADDRESS"])
+        remedy = "--remote or --local ADDRESS"
+        raise CannotPlan([f"the host has no default route to take its address from. Try: {remedy}"])
     return min(own, key=lambda one: ":" in one)
 
 
@@ -292,7 +302,7 @@ def plan_join_overlay(request: JoinOverlay, builder: PlanBuilder) -> str:
 
 def _wrong_option(network: VnetNetwork, request: JoinOverlay | LeaveOverlay) -> str:
     if network.evpn:
-        return when(request.remotes, f"with EVPN {_NO_REMOTES}. Try: --peer instead of --remote")
+        return when(request.remotes, f"with EVPN {_NO_REMOTES}. Try: {_WITH_PEERS}")
     return when(request.peers, f"{network.name} is joined without EVPN. Try: --remote instead of --peer")
 
 

@@ -148,6 +148,19 @@ def test_the_last_network_that_is_left_ends_the_sessions(pair: Fabric) -> None:
     assert "router bgp" not in pair.config(one)
 
 
+def test_static_overlays_and_evpn_are_kept_apart(pair: Fabric) -> None:
+    """FRRouting manages the tables of every tunnel, so no host can have both kinds."""
+    one = pair.hosts[0]
+    pair.join()
+    error = refused(one, "network", "join", "green", "--remote", "192.0.2.2")
+    assert "FRRouting manages all overlays of this host. Try: --peer" in error
+    ok(one, "network leave blue")
+    ok(one, "network join green --remote 192.0.2.2")
+    error = refused(one, "network", "join", "blue", "--peer", "192.0.2.2")
+    assert "FRRouting would manage green too" in error
+    assert "vnet-tui" not in pair.config(one)
+
+
 def test_a_reflector_joins_hosts_that_do_not_know_each_other(three: Fabric) -> None:
     reflector, one, other = three.hosts
     address = three.under.address

@@ -51,6 +51,7 @@ def network_form() -> Form:
         Field("kind", "kind", options=KINDS),
         Field("uplink", "uplink NIC", "the NIC that becomes its port", hidden=True),
         Field("remotes", "other hosts", "their addresses; more can join later", hidden=True),
+        Field("evpn", "BGP EVPN", options=("no", "yes"), hidden=True),
         Field("vni", "VNI", "follows from the name", hidden=True),
         Field("subnet", "subnet", "a free subnet"),
         Field("gateway", "gateway", "the first address"),
@@ -76,14 +77,16 @@ def _fill(topology: Topology, values: Values) -> FormState:
     hidden = {"subnet", "gateway", "ipv6", "nat66"} if kind == "nic-bridged" else {"uplink"}
     translated = kind in ("nat", "ovs") and values.get("ipv6", "none") not in ("", "none")
     hidden |= set() if translated else {"nat66"}
-    hidden |= {"engine"} if is_overlay else {"remotes", "vni"}
+    hidden |= {"engine"} if is_overlay else {"remotes", "vni", "evpn"}
+    hidden |= set() if topology.snapshot.frr.daemons else {"evpn"}
     hidden |= {"vlans"} if kind == "ovs" else {"datapath"}
     hidden |= set() if docker and docker.state == "ok" else {"engine"}
     return FormState(
         {
             "name": name, "kind": "nat", "uplink": card, "subnet": subnet,
             "gateway": _gateway(subnet), "ipv6": "none", "nat66": "no", "vlans": "no", "engine": "vnet",
-            "remotes": "", "vni": str(vni_by_name(named)) if is_overlay else "",
+            "remotes": "", "evpn": "yes" if topology.snapshot.frr.config.group else "no",
+            "vni": str(vni_by_name(named)) if is_overlay else "",
             "datapath": DATAPATHS[0],
         },
         {"uplink": cards, "ipv6": ("none", free6) if free6 else ("none",)},
@@ -125,7 +128,8 @@ def _cards(topology: Topology) -> list[Link]:
 
 
 def _request(values: Values) -> CreateNetwork:
-    ipv6 = values.get("ipv6", "none")
+    ipv6, evpn = values.get("ipv6", "none"), values.get("evpn") == "yes"
+    hosts = words(values.get("remotes", ""))
     return CreateNetwork(
         values["name"],
         values["kind"],
@@ -137,7 +141,9 @@ def _request(values: Values) -> CreateNetwork:
         vlan_filtering=values.get("vlans") == "yes",
         engine=values.get("engine", "vnet"),
         vni=number(values.get("vni", ""), "VNI", 100),
-        remotes=words(values.get("remotes", "")),
+        remotes=() if evpn else hosts,
+        peers=hosts if evpn else (),
+        evpn=evpn,
         datapath=values.get("datapath", ""),
     )
 
