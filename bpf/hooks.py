@@ -19,8 +19,8 @@ from functools import cache
 from pathlib import Path
 
 from bpf import syscall
-from bpf.attachments import is_foreign_filter
 from core.netlink.client import GENERIC, NETFILTER, Netlink, attribute, attribute_list, attributes, text, u16
+from core.netlink.clsact import is_foreign_filter
 from core.netlink.nfnetlink import header
 
 _GET = 12 << 8  # NFNL_SUBSYS_HOOK, NFNL_MSG_HOOK_GET

@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bpf.attachments import detach_clsact, leftover_filters
 from bpf.connections import clear_all_marks
 from core.files import write_whole
 from core.netlink import netns
+from core.netlink.clsact import FAST_PATH
 from core.state import lock_shared
 
 DIRECTORY = Path("/run/vnet-tui")
@@ -202,8 +202,8 @@ def clean_up() -> int | None:
     state = saved_state()
     if state is None:
         return None
-    for ifindex in leftover_filters():
-        detach_clsact(ifindex)
+    for left in FAST_PATH.attached():
+        FAST_PATH.detach(left.ifindex)
     handed = clear_all_marks(state.mark_mask)
     remove_files()
     return handed

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from bpf import attachments, keepalive, maps, syscall
+from bpf import keepalive, maps, syscall
 from bpf.attachments import Attachments
+from core.netlink.clsact import FAST_PATH
 from core.netlink.netns import entered
 from tests.support.fastpath import (
     FastPath,
@@ -213,11 +214,11 @@ def test_without_tcx_the_program_is_a_clsact_filter(inside_host: ThrowawayHost) 
     loaded = maps.load(1024)
     held = Attachments(loaded.program, tcx=False)
     assert held.sync([ifindex]) == {}
-    assert _filters(inside_host) == {5, 0x766E} and list(attachments.leftover_filters()) == [ifindex]
+    assert _filters(inside_host) == {5, 0x766E} and [one.ifindex for one in FAST_PATH.attached()] == [ifindex]
     held.replace(maps.reload(loaded))
     assert _filters(inside_host) == {5, 0x766E}
     held.close()
-    assert _filters(inside_host) == {5} and list(attachments.leftover_filters()) == []
+    assert _filters(inside_host) == {5} and [one.ifindex for one in FAST_PATH.attached()] == []
     assert "clsact" in inside_host.run("tc qdisc show dev v-a"), "it was there before"
     for descriptor in (held.program, *loaded.maps.values()):
         os.close(descriptor)
@@ -229,12 +230,12 @@ def test_our_clsact_is_removed_with_our_filter(inside_host: ThrowawayHost, other
     ifindex = inside_host.json("ip -j link show v-a")[0]["ifindex"]
     program = syscall.load_program(syscall.PROG_SCHED_CLS, _PASS, "ours")
     for _ in range(2):  # the second takes the place of the first
-        attachments.attach_clsact(program, ifindex)
+        FAST_PATH.attach(program, ifindex)
     if others:
         inside_host.run("tc filter add dev v-a egress protocol all prio 5 u32 match u32 0 0 flowid 1:1")
-    attachments.detach_clsact(ifindex)
+    FAST_PATH.detach(ifindex)
     os.close(program)
-    assert list(attachments.leftover_filters()) == []
+    assert [one.ifindex for one in FAST_PATH.attached()] == []
     assert ("clsact" in inside_host.run("tc qdisc show dev v-a")) == others
 
 
