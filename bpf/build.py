@@ -277,6 +277,11 @@ def drop_reasons(btf: Btf) -> dict[int, str]:
     return {number: name for number, name in found.items() if not name.startswith("SUBSYS")}
 
 
+def storm_guard_flags(_: Btf) -> Iterator[str]:
+    """Yield compiler flags for program/storm_guard.c."""
+    yield from _INCLUDES
+
+
 def functions_flags(btf: Btf) -> Iterator[str]:
     """Yield compiler flags for program/functions.c.
 
@@ -312,10 +317,13 @@ _DROP_MEMBERS = {
 }  # fmt: skip
 _DROP_MAPS = ("drops", "uncounted", "owners", "packets")
 _DROPS, _FUNCTIONS = partial(part_text, "drops.c"), partial(part_text, "functions.c")
+_STORM_GUARD, _GUARD_MAPS = partial(part_text, "storm_guard.c"), ("buckets", "seen", "macs")
 SOURCES: Mapping[str, ProgramSource] = {
     PROGRAM: ProgramSource(PROGRAM, source_text, MAPS, flags),
     "drops": ProgramSource("count_drop", _DROPS, _DROP_MAPS, drops_flags, drop_reasons),
     "drop_packets": ProgramSource("report_drop", _DROPS, _DROP_MAPS, drops_flags),
+    "storm_guard": ProgramSource("limit_storms", _STORM_GUARD, _GUARD_MAPS, storm_guard_flags),
+    "storm_guard_egress": ProgramSource("limit_unknown", _STORM_GUARD, _GUARD_MAPS, storm_guard_flags),
     "functions": ProgramSource("report_call", _FUNCTIONS, ("wanted", "probe", "calls"), functions_flags),
 }
 

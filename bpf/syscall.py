@@ -26,7 +26,9 @@ STATS_RUN_TIME = 0
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE = 0, 1, 2, 3
 _PROG_LOAD, _PROG_TEST_RUN, _PROG_QUERY = 5, 10, 16
 _MAP_NEXT_KEY = 4
-_MAP_FD_BY_ID, _INFO_BY_FD = 14, 15
+_PROG_FD_BY_ID, _MAP_FD_BY_ID, _INFO_BY_FD = 13, 14, 15
+# nr_map_ids and map_ids of struct bpf_prog_info
+_MAPS_OF_PROGRAM = struct.Struct("=52xIQ")
 _BTF_FD_BY_ID, _BTF_NEXT_ID = 19, 23
 _LINK_FD_BY_ID, _LINK_NEXT_ID, _LINK_NETFILTER = 30, 31, 10
 _MAP_LOOKUP_BATCH = 24
@@ -283,6 +285,22 @@ def attached(ifindex: int, where: int = TCX_INGRESS) -> list[int]:
     bpf(_PROG_QUERY, attributes)
     (count,) = struct.unpack_from("<I", attributes, 24)
     return [int(each) for each in ids[:count]]
+
+
+def program_by_id(program_id: int) -> int:
+    """Open a program that another process loaded."""
+    return bpf(_PROG_FD_BY_ID, struct.pack("<III", program_id, 0, 0))
+
+
+def maps_of_program(prog_fd: int) -> list[int]:
+    """Return the ids of a program's maps (struct bpf_prog_info)."""
+    ids = np.zeros(64, np.uint32)
+    answer = bytearray(_MAPS_OF_PROGRAM.size)
+    _MAPS_OF_PROGRAM.pack_into(answer, 0, len(ids), _pointer(ids))
+    info = np.frombuffer(answer, np.uint8)
+    bpf(_INFO_BY_FD, struct.pack("<IIQ", prog_fd, len(answer), _pointer(info)))
+    count, _ = _MAPS_OF_PROGRAM.unpack(answer)
+    return [int(one) for one in ids[:count]]
 
 
 def map_by_id(map_id: int) -> int:

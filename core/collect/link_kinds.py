@@ -211,6 +211,7 @@ def bridge_port(data: bytes) -> BridgePort:
         locked=flag(39),
         hairpin=flag(4),
         neigh_suppress=flag(32),
+        proxy_arp_wifi=flag(12),
         guard=flag(5),
         root_block=flag(6),
         fastleave=flag(7),

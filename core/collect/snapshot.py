@@ -22,6 +22,7 @@ from core.collect import (
 from core.collect.engine_http import has_socket
 from core.collect.host import read_host
 from core.collect.processes import InitProcess, init_processes
+from core.collect.storm_guard import read_storm_guards
 from core.model import WATCHED_PARTS, Engine, Firewall, Namespace, NetState, Part, Problem, Snapshot
 from core.netlink.netns import HOST_PATH, THREAD_PATH, NamespaceGone, inode_of
 
@@ -72,6 +73,8 @@ def _read_parts(background: _BackgroundReads, wanted: set[Part], deep: bool) -> 
         fields["nets"] = read(found.values())
         if not deep and any(map(_leads_to_unknown, fields["nets"].values())):
             return _read_parts(background, wanted, deep=True)
+        hosts = [one.inode for one in found.values() if one.is_host]
+        fields["storm_guards"] = read_storm_guards(hosts[0]) if hosts else ()
     inits = init_processes() if Part.CONTAINERS in wanted else ()
     fields["firewalls"] = background.firewalls()
     if Part.FILTERS in wanted:

@@ -67,13 +67,14 @@ from core.model.snapshot import (
     NetState,
     Part,
     Snapshot,
-    Storm,
 )
+from core.model.storm import GUARDED, GuardCounters, GuardDrops, Storm, StormGuard, StormLimits
 
 __all__ = [
     "CONNTRACK_DTYPE",
     "FASTFLOW_DTYPE",
     "FAST_PATHS",
+    "GUARDED",
     "LONG_AGO",
     "NAMESPACE_KINDS",
     "RECORDING_DEMAND",
@@ -104,6 +105,8 @@ __all__ = [
     "FdbEntry",
     "Firewall",
     "FirewallRule",
+    "GuardCounters",
+    "GuardDrops",
     "HeavyDrop",
     "Host",
     "IpSettings",
@@ -137,6 +140,8 @@ __all__ = [
     "Snapshot",
     "Sockets",
     "Storm",
+    "StormGuard",
+    "StormLimits",
     "Translation",
     "VerdictCase",
     "connections_ref",

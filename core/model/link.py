@@ -55,7 +55,7 @@ class BridgePort:
     """Bridge port settings of a link.
 
     `state` is STP's ("disabled", "listening", "learning", "forwarding", "blocking"); the flags are those of
-    bridge(8) `link set`."""
+    bridge(8) `link set`, and `proxy_arp_wifi` of ip-link(8)."""
 
     state: str
     cost: int = 0
@@ -68,6 +68,7 @@ class BridgePort:
     locked: bool = False
     hairpin: bool = False
     neigh_suppress: bool = False
+    proxy_arp_wifi: bool = False
     guard: bool = False
     root_block: bool = False
     fastleave: bool = False

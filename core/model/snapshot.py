@@ -15,22 +15,7 @@ from core.model.link import FdbEntry, IpSettings, Link, LinkTuning, Neighbour, P
 from core.model.overlay import Frr
 from core.model.ovs import OvsBridge
 from core.model.refs import LinkKey, Problem, Ref
-
-
-@dataclass(frozen=True, slots=True)
-class Storm:
-    """A broadcast or multicast storm on one bridge (`ns`, `ifindex`).
-
-    `kind` is "broadcast" or "multicast", `rate` in frames a second (about), `share` the fraction of all
-    frames that enter the bridge (0 to 1). `ports` are the ifindexes of the ports that they enter by, the
-    busiest first, empty if the counters don't show it."""
-
-    ns: int
-    ifindex: int
-    kind: str
-    rate: float
-    share: float
-    ports: tuple[int, ...] = ()
+from core.model.storm import Storm, StormGuard
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +189,8 @@ class Snapshot:
     Parts are replaced as a whole when read again, so that an unchanged part stays the same object from one
     snapshot to the next. `pending` names parts that were not read yet. `tuning`, by namespace and ifindex, is
     read only for plans that change it. `listeners` are the listening ports of each namespace; one that is
-    missing was not read. `fast_path` is read by `doctor` and the dashboard, `checksum_errors` by
-    `doctor`, of namespaces that have any."""
+    missing was not read. `storm_guards` are those of the host's links. `fast_path` is read by `doctor` and
+    the dashboard, `checksum_errors` by `doctor`, of namespaces that have any."""
 
     taken_at: float = 0.0
     host: Host = field(default_factory=Host)
@@ -217,6 +202,7 @@ class Snapshot:
     ovs: tuple[OvsBridge, ...] = ()
     frr: Frr = field(default_factory=Frr)
     storms: tuple[Storm, ...] = ()
+    storm_guards: tuple[StormGuard, ...] = ()
     heavy_drops: tuple[HeavyDrop, ...] = ()
     fast_path: FastPathHealth = field(default_factory=FastPathHealth)
     checksum_errors: Mapping[int, tuple[ChecksumErrors, ...]] = field(default_factory=dict)

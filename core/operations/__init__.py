@@ -21,6 +21,7 @@ from core.operations.links import CreateBridge, CreateVeth, CreateVxlan, DeleteL
 from core.operations.namespaces import CreateNamespace, DeleteNamespace, JoinNamespace, LeaveNamespace
 from core.operations.ovs import OvsAddBridge, OvsAddPort, OvsDeleteBridge, OvsDeletePort, OvsSetMtu
 from core.operations.settings import SetDockerDns, SetRules, SetSysctl
+from core.operations.storm_guard import SetStormGuard
 from core.operations.tuning import SetOffloads, SetSizes, SetSteering
 from core.operations.values import HOST, NetnsTarget
 
@@ -74,6 +75,7 @@ __all__ = [
     "SetRules",
     "SetSizes",
     "SetSteering",
+    "SetStormGuard",
     "SetSysctl",
     "WithdrawMac",
     "affected",

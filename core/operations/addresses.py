@@ -5,11 +5,14 @@ The names and units are those of ip-address(8), ip-route(8) and ip-neighbour(8).
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -388,20 +391,28 @@ def _metric(name: str, value: str) -> tuple[str, Any]:
     return f"RTAX_{name.upper()}", 1 if (name, value) == ("features", "ecn") else int(value)
 
 
+_EXTERN_LEARN = 0x10  # NTF_EXT_LEARNED of linux/neighbour.h
+
+
 @recorded()
 @dataclass(frozen=True, slots=True)
 class AddNeighbour(Operation):
-    """Set the MAC of a neighbour; `state` is "permanent", "reachable" or "stale"."""
+    """Set the MAC of a neighbour; `state` is "permanent", "reachable" or "stale".
+
+    `extern_learn`: the kernel keeps an unused one, and still follows a changed MAC.
+    """
 
     link: str
     address: str
     mac: str
     place: NetnsTarget = HOST
     state: str = "permanent"
+    extern_learn: bool = False
 
     def command(self) -> str:
         words = f"neigh replace {self.address} lladdr {self.mac} dev {quoted(self.link)}"
-        return self.place.ip(f"{words} nud {self.state}")
+        learned = " extern_learn" if self.extern_learn else ""
+        return self.place.ip(f"{words} nud {self.state}{learned}")
 
     def inverse(self) -> tuple[DeleteNeighbour, ...]:
         return (DeleteNeighbour(self),)
@@ -421,7 +432,10 @@ class AddNeighbour(Operation):
     def execute(self, executor: Executor) -> None:
         index = executor.index(self.place, self.link)
         with executor.rtnetlink(self.place) as iproute:
-            iproute.neigh("replace", ifindex=index, dst=self.address, lladdr=self.mac, state=self.state)
+            iproute.neigh(
+                "replace", ifindex=index, dst=self.address, lladdr=self.mac, state=self.state,
+                flags=_EXTERN_LEARN * self.extern_learn,
+            )  # fmt: skip
 
 
 @recorded()
@@ -454,5 +468,15 @@ class DeleteNeighbour(Operation):
     def execute(self, executor: Executor) -> None:
         gone = self.neighbour
         index = executor.index(gone.place, gone.link)
-        with executor.rtnetlink(gone.place) as iproute:
+        with _may_be_gone(gone.extern_learn), executor.rtnetlink(gone.place) as iproute:
             iproute.neigh("delete", ifindex=index, dst=gone.address)
+
+
+@contextmanager
+def _may_be_gone(allowed: bool) -> Iterator[None]:
+    """Ignore that the kernel has deleted a neighbour itself."""
+    try:
+        yield
+    except OSError as error:
+        if not allowed or error.errno != errno.ENOENT:
+            raise

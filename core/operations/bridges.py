@@ -52,7 +52,7 @@ _PORT_FLAGS = {
     "hairpin": "MODE", "guard": "GUARD", "root_block": "PROTECT", "fastleave": "FAST_LEAVE",
     "learning": "LEARNING", "flood": "UNICAST_FLOOD", "mcast_flood": "MCAST_FLOOD",
     "bcast_flood": "BCAST_FLOOD", "neigh_suppress": "NEIGH_SUPPRESS", "isolated": "ISOLATED",
-    "locked": "LOCKED",
+    "locked": "LOCKED", "proxy_arp_wifi": "PROXYARP_WIFI",
 }  # fmt: skip
 
 
@@ -71,7 +71,10 @@ class SetPort(LinkOperation):
     place: NetnsTarget = HOST
 
     def command(self) -> str:
-        return self.place.bridge(f"link set dev {quoted(self.name)} {self.flag} {'on' if self.on else 'off'}")
+        words = f"{self.flag} {'on' if self.on else 'off'}"
+        if self.flag == "proxy_arp_wifi":  # which bridge(8) doesn't know
+            return self.place.ip(f"link set {quoted(self.name)} type bridge_slave {words}")
+        return self.place.bridge(f"link set dev {quoted(self.name)} {words}")
 
     def inverse(self) -> tuple[SetPort, ...]:
         return (replace(self, on=self.before, before=self.on),)

@@ -10,7 +10,7 @@ import struct
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from http import HTTPStatus
 from types import TracebackType
@@ -63,7 +63,9 @@ def _run_tool(text: str) -> None:
 _TOOL_SECONDS = 20.0
 
 
-def run_holding_lock(words: Sequence[str], text: str = "") -> subprocess.CompletedProcess[str]:
+def run_holding_lock(
+    words: Sequence[str], text: str = "", environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a tool with `text` as its input.
 
     The tool inherits the writers' lock, the only inheritable descriptor: if this process is killed, the lock
@@ -74,6 +76,7 @@ def run_holding_lock(words: Sequence[str], text: str = "") -> subprocess.Complet
         return subprocess.run(
             words,
             input=text,
+            env=environment,
             capture_output=True,
             text=True,
             timeout=_TOOL_SECONDS,

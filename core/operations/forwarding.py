@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 from core.collect.routes import RULE_ACTIONS, protocol_number, table_number
@@ -263,4 +264,6 @@ class DeleteFdb(Operation):
         return self.entry.changed_link()
 
     def execute(self, executor: Executor) -> None:
-        self.entry._request(_DELETE_ENTRY, 0, executor)
+        # A sticky entry may have gone: the MAC address of the container has changed since.
+        with suppress(FileNotFoundError) if "sticky" in self.entry.flags else nullcontext():
+            self.entry._request(_DELETE_ENTRY, 0, executor)

@@ -17,6 +17,7 @@ from core.plan import (
     ports,
     repair,
     repair_rules,
+    storm_guard,
     tuning,
 )
 from core.plan.builder import CannotPlan, Plan, PlanBuilder, Refused, plan_steps
@@ -31,7 +32,10 @@ __all__ = [
 ]  # fmt: skip
 
 # Importing these modules registers their planners with plan_steps.
-PLANNERS = (attachments, containers, delete, links, networks, overlay, ports, repair, repair_rules, tuning)
+PLANNERS = (
+    attachments, containers, delete, links, networks, overlay, ports, repair, repair_rules, storm_guard,
+    tuning,
+)  # fmt: skip
 
 _MAX_VALUE = 60  # characters of a name in a refusal
 

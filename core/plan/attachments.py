@@ -11,6 +11,8 @@ from itertools import chain, count
 from core.model import Network
 from core.operations import (
     AddAddress,
+    AddFdb,
+    AddNeighbour,
     AddRoute,
     CreateVeth,
     ForgetAttachment,
@@ -18,10 +20,13 @@ from core.operations import (
     Operation,
     PersistAttachment,
     SetLink,
+    SetPort,
+    SetStormGuard,
 )
 from core.plan import evpn, ipam, ovs, validate
 from core.plan.builder import CannotPlan, PlanBuilder, Target, plan_steps, require, when
 from core.plan.docker import attach_by_docker, detach_by_docker, find_docker_network
+from core.plan.guarded_ports import forget, guard_new_port
 from core.plan.overlay import warn_of_range
 from core.plan.ports import unpublish
 from core.plan.requests import Attach, Detach, Move
@@ -66,6 +71,33 @@ def persist_routes(
     steps = tuple(step for step in before.steps_at(target.place) if step not in (*more, *less))
     forget_attachment(before.container, before.network, builder)
     persist_attachment(replace(before, steps=(*steps, *more)), builder)
+
+
+def persist_guard(member: VnetMember, network: VnetNetwork, builder: PlanBuilder) -> None:
+    """Change the storm guard in a persistent attachment as in its network.
+
+    The container keeps its MAC address, as the bridge knows it.
+    """
+    before, port = builder.persistent.get((member.container, network.name)), builder.link(member.port)
+    inner = builder.topology.peer(port) if port else None
+    if before is None or inner is None:
+        return
+    kept = [one for one in before.steps if not _is_of_guard(one)]
+    named = [replace(one, peer_mac=inner.mac) if isinstance(one, CreateVeth) else one for one in kept]
+    steps = (*named, *guard_new_port(member, network, inner.mac))
+    if steps != before.steps:
+        forget_attachment(before.container, before.network, builder)
+        persist_attachment(replace(before, steps=steps), builder)
+
+
+def _is_of_guard(step: Operation) -> bool:
+    match step:
+        case AddFdb():
+            return "sticky" in step.flags
+        case AddNeighbour():
+            return step.extern_learn
+        case _:
+            return isinstance(step, (SetPort, SetStormGuard))
 
 
 def persistent_addresses(target: Target, network: VnetNetwork, builder: PlanBuilder) -> tuple[str, ...]:
@@ -137,7 +169,8 @@ def _attach_steps(
     member: VnetMember, target: Target, network: VnetNetwork, builder: PlanBuilder
 ) -> Iterator[Operation]:
     port, inner, place = member.port, member.link, target.place
-    mac = container_mac(member.addresses) if network.evpn else ""
+    # The same after each restart.
+    mac = _stable_mac(member, network, builder)
     yield CreateVeth(port, inner, peer_place=place, mtu=network.mtu, peer_mac=mac, alias=member.tag())
     yield ovs.connect_port(network, port, member.vlan)
     yield SetLink(port, "up", "up", "down")
@@ -146,6 +179,16 @@ def _attach_steps(
     yield SetLink(inner, "up", "up", "down", place)
     yield from _routes(member, target, network, builder)
     yield from evpn.announce(member, network, mac) if network.evpn else ()
+    yield from guard_new_port(member, network, mac)
+
+
+def _stable_mac(member: VnetMember, network: VnetNetwork, builder: PlanBuilder) -> str:
+    """Return the MAC of a container that the bridge must know, "" for any."""
+    if not network.evpn and not network.guard:
+        return ""
+    if member.addresses:
+        return container_mac(member.addresses)
+    return ipam.stable_mac(builder.snapshot.host.hostname, member.port)
 
 
 def _routes(
@@ -329,6 +372,8 @@ def detach_member(member: VnetMember, builder: PlanBuilder) -> None:
         builder.add(*evpn.withdraw(member, network, builder))
     if inner is not None:
         builder.add(*ovs.disconnect_steps(member, builder.netns_target(inner.ns), builder))
+    if network is not None and network.guard:
+        builder.add(*forget(member, network, port, builder))
     delete_pair(builder, port)
     builder.drop_member(member)
     builder.used.difference_update(addresses)

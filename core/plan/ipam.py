@@ -160,3 +160,12 @@ def next_address(subnet: str, used: Collection[str]) -> str:
         if str(address) not in used:
             return str(address)
     raise Exhausted(f"no address is free in {subnet}")
+
+
+def stable_mac(hostname: str, link: str) -> str:
+    """Return a MAC address that depends on host and link name only.
+
+    A bridge's default changes with its ports, while containers have it cached for their gateway.
+    """
+    digest = hashlib.sha256(f"{hostname}/{link}".encode()).digest()
+    return (b"\x02" + digest[:5]).hex(":")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 from collections.abc import Iterator
 
@@ -224,16 +223,7 @@ def _reattach_members(network: VnetNetwork, builder: PlanBuilder) -> None:
 def _mac(network: VnetNetwork, builder: PlanBuilder) -> str:
     if network.kind == "overlay":
         return gateway_mac(network.vni)
-    return stable_mac(builder.snapshot.host.hostname, network.bridge)
-
-
-def stable_mac(hostname: str, bridge: str) -> str:
-    """Return a MAC address that depends on host and bridge name only.
-
-    The kernel's default changes with the ports, while containers have it cached for their gateway.
-    """
-    digest = hashlib.sha256(f"{hostname}/{bridge}".encode()).digest()
-    return (b"\x02" + digest[:5]).hex(":")
+    return ipam.stable_mac(builder.snapshot.host.hostname, network.bridge)
 
 
 @plan_steps.register

@@ -293,6 +293,25 @@ class Separate:
 
 
 @dataclass(frozen=True, slots=True)
+class GuardStorms:
+    """Limit the broadcast and multicast frames of a network, bridge or port.
+
+    `limits` are StormLimits as text, "" ends it. `all_ports`: also ports that vnet-tui didn't attach.
+    """
+
+    name: str
+    limits: str
+    all_ports: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPorts:
+    """Set bridge ports down that are part of a loop."""
+
+    keys: tuple[LinkKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Repair:
     """Apply the steps of a fix (core.model.fix); `sentence` is what they do."""
 
@@ -322,6 +341,8 @@ Request = (
     | Separate
     | JoinOverlay
     | LeaveOverlay
+    | GuardStorms
+    | BlockPorts
     | Repair
 )
 
@@ -348,5 +369,7 @@ PHRASES: dict[type, str] = {
     Separate: "separate {network} from {other}",
     JoinOverlay: "join the network {name}",
     LeaveOverlay: "leave the network {name}",
+    GuardStorms: "guard {name} against storms",
+    BlockPorts: "block the loop",
     Repair: "{sentence}",
 }

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from core.model import FirewallRule, Link, Snapshot
+from core.model import FirewallRule, Link, Snapshot, StormLimits
 from core.text import TABLE, TagValues, end_text, escape, format_tag, parse_tag, unescape
 
 # IFALIASZ of linux/if.h without the closing zero, and the limit of nft(8) for a rule's comment.
@@ -28,7 +28,8 @@ class VnetNetwork:
 
     `gateways` are in the order of `subnets`, `uplink` is the port if NIC-bridged. Of an overlay: `vni`, and
     `ranges` are the parts of `subnets` that this host assigns, in the same order. With `evpn` its hosts
-    find each other by FRRouting. `datapath` is an OVS bridge's ("" for "system").
+    find each other by FRRouting. `datapath` is an OVS bridge's ("" for "system"). `guard`: the
+    limits of its storm guard as text (StormLimits), "" for none.
     """
 
     name: str
@@ -43,6 +44,7 @@ class VnetNetwork:
     ranges: tuple[str, ...] = ()
     evpn: bool = False
     datapath: str = ""
+    guard: str = ""
 
     @property
     def is_translated(self) -> bool:
@@ -56,6 +58,7 @@ class VnetNetwork:
             values += [("subnet", subnet), ("gateway", gateway)]
         values += [("nat66", "yes")] if self.nat66 else []
         values += [("uplink", self.uplink)] if self.uplink else []
+        values += [("guard", self.guard)] if self.guard else []
         values += [("vni", str(self.vni))] if self.vni else []
         values += [("evpn", "yes")] if self.evpn else []
         return format_tag([*values, *(("range", one) for one in self.ranges)])
@@ -203,11 +206,20 @@ def _networks(tagged: list[tuple[Link, TagValues]], snapshot: Snapshot) -> Itera
                 values.get("range", ()),
                 "evpn" in values,
                 datapaths.get(link.name, "").replace("system", ""),
+                _limits(values.get("guard", ("",))[0]),
             )
 
 
 def _number(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 8 else 0
+
+
+def _limits(text: str) -> str:
+    """Return the limits of a storm guard, "" for a tag that can't be read."""
+    try:
+        return str(StormLimits.parse(text)) if text else ""
+    except ValueError:
+        return ""
 
 
 def _members(tagged: list[tuple[Link, TagValues]]) -> Iterator[VnetMember]:

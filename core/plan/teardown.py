@@ -25,9 +25,11 @@ from core.operations import (
     SetBridge,
     SetLink,
     SetPort,
+    SetStormGuard,
 )
 from core.plan import ovs
 from core.plan.builder import CannotPlan, PlanBuilder, Target
+from core.plan.guarded_ports import limits_of
 from core.plan.tuning import PLAIN_SIZE, resize
 from core.text import safe
 
@@ -156,6 +158,7 @@ _PORT_FLAGS = (
     "mcast_flood",
     "bcast_flood",
     "neigh_suppress",
+    "proxy_arp_wifi",
     "guard",
     "root_block",
     "fastleave",
@@ -262,6 +265,8 @@ def release_port(builder: PlanBuilder, link: Link, place: NetnsTarget) -> None:
     master = builder.snapshot.link((link.ns, link.master)) if link.master is not None else None
     if master is None or builder.topology.ovs_bridge(link) is not None:
         return
+    if limits := limits_of(link, builder):
+        builder.add(SetStormGuard(link.name, "", limits, place))
     if link.port:
         # Unpublishing a port may have reset some of them.
         flags = _flags_to_defaults(link.name, link.port, place)

@@ -15,7 +15,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
-from bpf.build import drops_flags, flags, functions_flags, kernel_tree, part_text, source_text
+from bpf.build import (
+    drops_flags,
+    flags,
+    functions_flags,
+    kernel_tree,
+    part_text,
+    source_text,
+    storm_guard_flags,
+)
 
 _LIBRARY = "libbcc.so.0"
 # How the headers begin that BCC includes before the program; each ends with a zero byte.
@@ -32,6 +40,7 @@ def main() -> int:
     try:
         found = warnings(source_text()) or warnings(part_text("drops.c"), drops_flags)
         found = found or warnings(part_text("functions.c"), functions_flags)
+        found = found or warnings(part_text("storm_guard.c"), storm_guard_flags)
     except OSError as error:
         print(f"can't compile the C program with clang: {error}. Try: apt install clang python3-bpfcc")
         return 1 if os.environ.get("VNET_REQUIRE_ROOT") else 0

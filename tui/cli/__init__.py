@@ -99,6 +99,8 @@ def _run(options: argparse.Namespace) -> int:
                 from tui.cli.capture import run
             case "diff":
                 from tui.cli.diff import run
+            case "storm":
+                from tui.cli.storm import run
             case "shell":
                 from tui.cli.shell import run
             case "completion":
@@ -126,6 +128,8 @@ def _changes(options: argparse.Namespace) -> bool:
         return bool(options.fix)
     if options.command == "trace":
         return options.b is not None  # of a flow nothing is sent
+    if options.command == "storm" and options.action == "guard":
+        return bool(options.state != "status")
     return bool((options.command, getattr(options, "action", "")) != ("network", "ls"))
 
 

@@ -14,6 +14,7 @@ from tui.cli.capture_options import add_capture_options
 from tui.cli.change_parser import add_change_commands
 from tui.cli.diagnosis_parser import add_diff, add_doctor, add_drops, add_shell, add_trace, add_why
 from tui.cli.option_types import bytes_of, seconds_of
+from tui.cli.storm_parser import add_storm
 from tui.cli.subcommands import Commands, add_command, add_group, add_yes
 
 TOPICS = (
@@ -130,6 +131,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_command(commands, "trace", "list each link that a packet from A to B, or of a flow, passes")
     )
     add_shell(add_command(commands, "shell", "open a shell in a container, or run a command there"))
+    add_storm(add_group(commands, "storm", "limit broadcast and multicast of bridge ports, and find loops"))
     shell = add_command(commands, "completion", "print a script that completes commands in a shell")
     shell.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")
     return parser

@@ -188,7 +188,15 @@ def port_flags(link: Link) -> str:
     if port is None:
         return ""
     usual_on = ("learning", "flood", "mcast_flood", "bcast_flood")
-    usual_off = ("isolated", "hairpin", "neigh_suppress", "guard", "root_block", "fastleave")
+    usual_off = (
+        "isolated",
+        "hairpin",
+        "neigh_suppress",
+        "proxy_arp_wifi",
+        "guard",
+        "root_block",
+        "fastleave",
+    )
     raised = [name for name in usual_off if getattr(port, name)]
     lowered = [f"no {name}" for name in usual_on if not getattr(port, name)]
     return ", ".join((*raised, *lowered)).replace("_", " ")

@@ -72,6 +72,8 @@ show() {
     one ports bridge -j -d link show
     one remotes bridge -j fdb show
     one vlans bridge -j vlan show
+    one fdb bridge -j fdb show state static
+    one qdiscs tc -j qdisc show
     one rules nft -j list ruleset
     one sysctls grep -rs . /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf
     mount -t sysfs none /sys

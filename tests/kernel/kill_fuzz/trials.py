@@ -33,6 +33,7 @@ COMMANDS = (
     "publish web 9000-9002:90-92",
     "unpublish 8080",
     "tune shop --big-tcp --offloads off --rps all",
+    "storm guard shop on",
     "link set v-web --mtu 1400",
     "link set v-web --name other",
     "link set up0 --alias card",

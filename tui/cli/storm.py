@@ -1,0 +1,128 @@
+"""Run `vnet-tui storm`: guard networks against storms, and find loops."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from bpf.build import CACHE, CompileError, compiled_program
+from bpf.storm_guard import read_counters
+from core.model import GUARDED, GuardCounters, Link, StormLimits
+from core.plan.requests import GuardStorms
+from core.storms import CALM
+from core.text import failure_sentence, quoted, safe
+from core.topology import Topology
+from tui.cli.console import require_rights
+from tui.cli.perform import BRIDGED, LIGHT, change, read_topology
+from tui.cli.storm_parser import MULTICAST_TIMES
+from tui.command import CommandError
+
+SCHEMA = 1
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run an action of `vnet-tui storm`; returns the exit code. Raises CommandError."""
+    if options.action == "loop":
+        from tui.cli.loop import run as find_loops
+
+        return find_loops(options)
+    if options.state == "status":
+        return _status(options)
+    limits = _limits(options) if options.state == "on" else ""
+    if limits and not options.dry_run:
+        _compile(options)
+    request = GuardStorms(options.network, limits, options.all_ports)
+    return change(options, lambda _: request, BRIDGED)
+
+
+def _limits(options: argparse.Namespace) -> str:
+    multicast = options.rate * MULTICAST_TIMES if options.multicast is None else options.multicast
+    return str(StormLimits(options.rate, multicast, options.rate if options.burst is None else options.burst))
+
+
+def _compile(options: argparse.Namespace) -> None:
+    """Compile the program before a change, which can't wait that long.
+
+    Raises CommandError.
+    """
+    require_rights()
+    try:
+        for name in ("storm_guard", "storm_guard_egress"):
+            compiled_program(CACHE, name)
+    except CompileError as error:
+        raise CommandError(safe(f"can't guard {options.network}: {error}")) from error
+
+
+def _status(options: argparse.Namespace) -> int:
+    topology = read_topology(LIGHT)
+    ports = _ports(options.network, topology)
+    try:
+        counters = {one.ifindex: one for one in read_counters()}
+    except OSError as error:
+        why = error.strerror or str(error)
+        remedy = f"sudo vnet-tui storm guard {quoted(options.network)} status"
+        raise CommandError(failure_sentence("can't read the storm guard", why, remedy)) from error
+    if options.json:
+        found = [_object(port, counters.get(port.ifindex)) for port in ports]
+        print(json.dumps({"schema": SCHEMA, "network": options.network, "ports": found}, indent=2))
+        return 0
+    rows = [row for port in ports for row in _rows(port, counters.get(port.ifindex))]
+    _print_table((("PORT", "CLASS", "LIMIT", "PASSED", "DROPPED", "NOW"), *rows))
+    return 0
+
+
+def _ports(text: str, topology: Topology) -> list[Link]:
+    """Return the ports of a network or bridge, or the link of that name.
+
+    Raises CommandError.
+    """
+    net = topology.snapshot.nets.get(topology.host)
+    links = [one for one in (net.links.values() if net else ()) if one.name == text]
+    networks = (one for one in topology.networks if text in (one.name, one.id))
+    links += [bridge for one in networks if (bridge := topology.bridge_link(one))]
+    if not links:
+        raise CommandError(
+            f'can\'t find "{safe(text)}": the host has no network, bridge or port of that name. '
+            "Try: vnet-tui show bridges"
+        )
+    first = links[0]
+    ports = topology.ports_of(first.key) if first.kind == "bridge" else [first]
+    return sorted(ports, key=lambda one: one.name)
+
+
+def _rows(port: Link, found: GuardCounters | None) -> list[tuple[str, ...]]:
+    if found is None:
+        return [(safe(port.name), "-", "off", "", "", "")]
+    return [
+        (
+            safe(port.name), kind, f"{rate:,}/s", f"{found.passed[place]:,}", f"{found.dropped[place]:,}",
+            "dropping" if is_dropping(found, place) else "",
+        )
+        for place, (kind, rate) in enumerate(zip(GUARDED, found.limits.rates, strict=True))
+    ]  # fmt: skip
+
+
+def is_dropping(found: GuardCounters, place: int) -> bool:
+    """Return whether a guard has dropped frames of a class just now."""
+    last = found.last_drop[place]
+    return last is not None and last < CALM
+
+
+def _object(port: Link, found: GuardCounters | None) -> dict[str, Any]:
+    if found is None:
+        return {"port": port.name, "guarded": False}
+    classes = {
+        kind.replace(" ", "_"): {
+            "rate": rate, "passed": found.passed[place], "dropped": found.dropped[place],
+            "last_drop_seconds": found.last_drop[place], "dropping": is_dropping(found, place),
+        }
+        for place, (kind, rate) in enumerate(zip(GUARDED, found.limits.rates, strict=True))
+    }  # fmt: skip
+    return {"port": port.name, "guarded": True, "burst": found.limits.burst, "classes": classes}
+
+
+def _print_table(rows: tuple[tuple[str, ...], ...]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())

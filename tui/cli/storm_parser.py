@@ -1,0 +1,44 @@
+"""Define the arguments of `vnet-tui storm`."""
+
+from __future__ import annotations
+
+import argparse
+
+type _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+RATE, MULTICAST_TIMES = 500, 10
+
+
+def add_storm(actions: _Commands) -> None:
+    """Add the actions of `vnet-tui storm`."""
+    text = "limit the broadcast and multicast frames that enter a network's ports"
+    guard = actions.add_parser("guard", help=text, description=text, allow_abbrev=False)
+    guard.add_argument("network", metavar="NETWORK", help="a network or bridge, or the name of a single port")
+    guard.add_argument("state", choices=("on", "off", "status"), help="on, off, or show the counters")
+    guard.add_argument(
+        "--rate", type=int, metavar="N", default=RATE,
+        help=f"broadcast frames a second that may enter each port, and as many ARP (default {RATE})",
+    )  # fmt: skip
+    guard.add_argument(
+        "--multicast", type=int, metavar="N",
+        help=f"multicast frames a second (default {MULTICAST_TIMES} times --rate)",
+    )  # fmt: skip
+    guard.add_argument("--burst", type=int, metavar="N", help="frames at once (default: as --rate)")
+    guard.add_argument(
+        "--all-ports", action="store_true", help="also ports that vnet-tui didn't attach to the bridge"
+    )
+    loop = actions.add_parser("loop", help=_LOOP, description=_LOOP, allow_abbrev=False)
+    loop.add_argument("network", metavar="NETWORK", help="a network or bridge")
+    loop.add_argument(
+        "--block",
+        action="store_true",
+        help="set a port of each loop down; asks first, and `undo` sets it up again",
+    )
+    loop.add_argument("--yes", "-y", action="store_true", help="don't ask for confirmation")
+    for command in (guard, loop):
+        command.add_argument("--dry-run", action="store_true", help="print the commands; change nothing")
+        command.add_argument("--json", action="store_true", help="print JSON")
+        command.add_argument("--auto-undo", action="store_true", help="undo interrupted changes first")
+
+
+_LOOP = "send a probe out of each port of a bridge, and name the ports that it comes back on"
