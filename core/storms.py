@@ -1,4 +1,4 @@
-"""Detect broadcast and multicast storms on bridges."""
+"""Detect broadcast and multicast storms on bridges, and what storm guards drop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from core.model import LinkKey, NetState, Storm
+from core.model import GUARDED, GuardCounters, GuardDrops, LinkKey, NetState, Storm, StormGuard
 from core.rates import Rates
 
 LASTING = 3.0  # seconds above the limit before a storm begins
@@ -158,3 +158,41 @@ def _steadied(before: Storm, now: Storm) -> Storm:
     if changed or (now.ports and not before.ports):
         return replace(now, ports=now.ports or before.ports)
     return before
+
+
+class GuardWatch:
+    """Detect in successive readings what the storm guards of a namespace drop."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, GuardCounters] = {}
+        self._drops: dict[tuple[int, str], GuardDrops] = {}
+        self._at = 0.0
+
+    def feed(self, ns: int, counters: Iterable[GuardCounters], at: float) -> tuple[StormGuard, ...]:
+        """Add a reading at `at` (monotonic seconds); return the guards.
+
+        A rate that doesn't change much stays the same, and ends after CALM seconds without a drop."""
+        now = {one.ifindex: one for one in counters}
+        drops = {}
+        for ifindex, one in now.items():
+            before = self._before.get(ifindex)
+            for place, kind in enumerate(GUARDED):
+                key, last = (ifindex, kind), one.last_drop[place]
+                if last is not None and last < CALM:
+                    earlier = before.dropped[place] if before else one.dropped[place]
+                    grown = max(0, one.dropped[place] - earlier)
+                    drops[key] = self._steadied(key, grown / max(at - self._at, 0.001))
+        self._before, self._drops, self._at = now, drops, at
+        return tuple(
+            StormGuard(
+                ns, ifindex, one.limits,
+                tuple(drops[ifindex, kind] for kind in GUARDED if (ifindex, kind) in drops), one.dropped,
+            )
+            for ifindex, one in now.items()
+        )  # fmt: skip
+
+    def _steadied(self, key: tuple[int, str], rate: float) -> GuardDrops:
+        before = self._drops.get(key)
+        if before and (not rate or abs(rate - before.rate) <= _STEADY * before.rate):
+            return before
+        return GuardDrops(key[1], rounded(rate))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from core.recording import Recording
     from core.watch import Watcher
     from core.watch.drops import OpenDrops
+    from core.watch.storm_guards import ReadGuards
 
 
 Mode = Literal["live", "paused", "offline", "replay"]
@@ -64,13 +65,16 @@ class LiveSource:
     title = ""
 
     def __init__(
-        self, fast_flows: Callable[[], FastFlows] | None = None, open_drops: OpenDrops | None = None
+        self,
+        fast_flows: Callable[[], FastFlows] | None = None,
+        open_drops: OpenDrops | None = None,
+        read_guards: ReadGuards | None = None,
     ) -> None:
         """`fast_flows` reads the fast path's counters, None if there is none.
 
-        `open_drops` begins to count dropped packets.
+        `open_drops` begins to count dropped packets, `read_guards` reads the counters of storm guards.
         """
-        self.fast_flows, self.open_drops = fast_flows, open_drops
+        self.fast_flows, self.open_drops, self.read_guards = fast_flows, open_drops, read_guards
         self._lock = threading.Lock()
         self._watcher: Watcher | None = None
         self._demand: Set[Demand] = frozenset()
@@ -85,7 +89,9 @@ class LiveSource:
     def _create_watcher(self, on_update: Callable[[Update], None]) -> None:
         from core.watch import Watcher
 
-        watcher = Watcher(on_update, fast_flows=self.fast_flows, open_drops=self.open_drops)
+        watcher = Watcher(
+            on_update, fast_flows=self.fast_flows, open_drops=self.open_drops, read_guards=self.read_guards
+        )
         with self._lock:
             if self._stopped:
                 return

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 from core.diagnose.identity import findings_by_id
-from core.diagnose.subjects import joined, storm_text
+from core.diagnose.subjects import guard_text, joined, storm_text
 from core.model import Ref
 from core.model.finding import Finding, Severity
 from core.topology import Topology
 
 __all__ = [
     "Diagnosis", "Finding", "Severity", "adopt", "diagnosis_of", "examine", "findings", "findings_by_id",
-    "findings_of", "joined", "storm_text",
+    "findings_of", "guard_text", "joined", "storm_text",
 ]  # fmt: skip
 
 

@@ -58,6 +58,7 @@ _CHANGING: tuple[Check, ...] = (
     links.full_tables,
     links.failing_tables,
     links.storms,
+    links.storm_guards,
     drops.heavy_drops,
     checksums.wrong_checksums,
 )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from core.diagnose.subjects import joined, storm_text
+from core.diagnose.subjects import guard_text, joined, storm_text
 from core.model import (
     Container,
     Link,
@@ -21,6 +21,7 @@ from core.model.finding import Finding, Severity
 from core.model.fix import Fix, FixLink
 from core.reach.fixes import raise_limit
 from core.reach.link_fixes import lowered_port, odd_mtu, set_up
+from core.text import quoted
 from core.text import quoted as quote
 from core.topology import Topology
 
@@ -268,6 +269,26 @@ def storms(topology: Topology) -> Iterator[Finding]:
             sentence = f"{storm_text(storm, bridge)}{source}.{_loop_warning(bridge)}"
             short = f"{storm.kind} storm, {storm.rate:,.0f}/s"
             yield Finding("storm", link_ref(bridge.key), short, sentence, "bad", related)
+
+
+def storm_guards(topology: Topology) -> Iterator[Finding]:
+    """Find storm guards that drop frames at present."""
+    for guard in topology.snapshot.storm_guards:
+        port = topology.snapshot.link((guard.ns, guard.ifindex))
+        for drops in guard.drops if port else ():
+            assert port
+            bridge, peer = topology.master_of(port), topology.peer(port)
+            sender = topology.container_of(peer.ns) if peer else None
+            related = (
+                *((link_ref(bridge.key),) if bridge else ()),
+                *((container_ref(sender.runtime, sender.id),) if sender else ()),
+            )
+            short = f"storm guard drops {drops.kind}"
+            sentence = (
+                f"{guard_text(_source(topology, port), drops)}.{_loop_warning(bridge) if bridge else ''}"
+            )
+            advice = f"vnet-tui storm loop {quoted(bridge.name)}" if bridge else ""
+            yield Finding("storm", link_ref(port.key), short, sentence, "warn", related, advice)
 
 
 def _source(topology: Topology, port: Link) -> str:

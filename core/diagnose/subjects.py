@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.flows import address_text
-from core.model import Conntrack, Container, Link, Storm
+from core.model import Conntrack, Container, GuardDrops, Link, Storm
 from core.topology import Topology
 from core.topology.index import names_in
 
@@ -71,6 +71,12 @@ def joined(topology: Topology, container: Container) -> Container | None:
     others = (one for one in topology.containers.values() if one.uid != container.uid)
     found = (one for one in others if kind == "container" and name in (one.id, one.name))
     return next(found, None)
+
+
+def guard_text(port: str, drops: GuardDrops) -> str:
+    """Describe what the storm guard of a port drops, without a full stop."""
+    rate = f", about {drops.rate:,.0f} frames/s" if drops.rate else ""
+    return f"The storm guard of {port} drops {drops.kind} frames{rate}"
 
 
 def storm_text(storm: Storm, bridge: Link) -> str:

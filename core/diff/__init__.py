@@ -12,7 +12,7 @@ _PARTS = {
     Part.FIREWALL: (containers.compare_rules,),
     Part.CONNTRACK: (containers.compare_conntrack,),
     Part.CONTAINERS: (containers.compare_containers, containers.compare_networks),
-    Part.STORMS: (containers.compare_storms,),
+    Part.STORMS: (containers.compare_storms, containers.compare_storm_guards),
     Part.FRR: (overlay.compare_sessions,),
     Part.DROPS: (containers.compare_heavy_drops,),
 }

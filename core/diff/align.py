@@ -68,7 +68,7 @@ class _Aligner:
             namespaces={self.ns(ns): self._namespace(one) for ns, one in old.namespaces.items()},
             nets={self.ns(ns): self._net(net) for ns, net in old.nets.items()},
             firewalls={self.ns(ns): self._firewall(one) for ns, one in old.firewalls.items()},
-            conntracks={}, storms=(), tuning={},
+            conntracks={}, storms=(), storm_guards=(), tuning={},
             engines={name: self._engine(one) for name, one in old.engines.items()},
             listeners={self.ns(ns): ports for ns, ports in old.listeners.items()},
         )  # fmt: skip

@@ -71,7 +71,7 @@ def _readable_in_both(old: Snapshot, new: Snapshot) -> tuple[Snapshot, Snapshot]
         nets = {ns: one for ns, one in side.nets.items() if one.links or not one.problems}
         sides.append(
             replace(
-                side, nets=nets, conntracks={}, storms=(),
+                side, nets=nets, conntracks={}, storms=(), storm_guards=(),
                 firewalls={} if "firewall" in unread else firewalls,
                 engines={} if "containers" in unread else {
                     name: replace(one, containers=(), networks=()) if name in silent else one

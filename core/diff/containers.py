@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from core.diagnose import storm_text
+from core.diagnose import guard_text, storm_text
 from core.diagnose.drops import subject_of
 from core.diff.changelist import MANY, ChangeList, Topic, in_both, missing_in
 from core.model import (
@@ -364,6 +364,29 @@ def compare_storms(log: ChangeList) -> None:
         bridge = old.link((storm.ns, storm.ifindex))
         if bridge is not None and _storm_key(storm) not in now:
             log.add("removed", link_ref(bridge.key), f"the {storm.kind} storm on {bridge.name} has ended")
+
+
+def compare_storm_guards(log: ChangeList) -> None:
+    """Report storm guards that begin and stop to drop frames."""
+    old, new = log.old.snapshot, log.new.snapshot
+    if old.storm_guards is new.storm_guards:
+        return
+    before, now = (
+        {
+            (LinkKey(guard.ns, guard.ifindex), drops.kind): drops
+            for guard in one.storm_guards
+            for drops in guard.drops
+        }
+        for one in (old, new)
+    )
+    for (key, kind), drops in now.items():
+        port = new.link(key)
+        if port is not None and (key, kind) not in before:
+            log.add("added", link_ref(key), guard_text(port.name, drops))
+    for key, kind in before.keys() - now.keys():
+        port = new.link(key)
+        if port is not None:
+            log.add("removed", link_ref(key), f"the storm guard of {port.name} no longer drops {kind} frames")
 
 
 def _storm_key(storm: Storm) -> tuple[LinkKey, str]:

@@ -27,6 +27,7 @@ from core.watch.rates import (
     SocketReader,
 )
 from core.watch.store import SnapshotStore
+from core.watch.storm_guards import ReadGuards, StormGuards
 
 _SCAN_EVERY = 2.0  # seconds between cheap scans for namespaces, which send no events
 _DEEP_EVERY = 30.0  # seconds between scans of every process's descriptors and mounts
@@ -60,11 +61,12 @@ class Watcher:
         event_buffer: int = RECV_BUFFER,
         fast_flows: ReadFastFlows | None = None,
         open_drops: OpenDrops | None = None,
+        read_guards: ReadGuards | None = None,
     ) -> None:
         """`event_buffer` is the size in bytes of the kernel's event queue.
 
         `fast_flows` reads the fast path's counters, None without one; `open_drops` begins to count dropped
-        packets.
+        packets; `read_guards` reads the counters of storm guards.
         """
         self.store = SnapshotStore(listener)
         self._event_buffer = event_buffer
@@ -94,9 +96,8 @@ class Watcher:
         self._sockets = self._poller(Part.SOCKETS, self._poll_sockets, None, debounce=0.0, share=0.02)
         self._stats = self._poller(Part.STATS, self._poll_stats, _STATS_EVERY, debounce=0.0, share=0.02)
         self._broadcasts = BroadcastRates(self.store, self._meter.histories, self._stats.mark)
-        self._storms = self._poller(
-            Part.STORMS, self._broadcasts.poll, _STORMS_EVERY, debounce=0.0, share=0.01
-        )
+        self._guards = StormGuards(self.store, read_guards)
+        self._storms = self._poller(Part.STORMS, self._poll_storms, _STORMS_EVERY, debounce=0.0, share=0.01)
         self._listeners = self._poller(
             Part.LISTENERS, self._poll_listeners, _LISTENERS_EVERY, debounce=0.0, share=0.02
         )
@@ -280,6 +281,10 @@ class Watcher:
     def _poll_sockets(self) -> None:
         if Demand.FLOWS in self._demand:
             self._flow_reader.sockets = self._socket_reader.read(self.store.snapshot.namespaces)
+
+    def _poll_storms(self) -> None:
+        self._broadcasts.poll()
+        self._guards.poll()
 
     def _poll_stats(self) -> None:
         read = links.read_stats(self.store.snapshot.namespaces.values())

@@ -6,6 +6,7 @@ import argparse
 import shutil
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from tui.command import CommandError, is_recording, load_with_fast_flows, requir
 
 if TYPE_CHECKING:
     from core.lab import LabError, LabSettings
-    from core.model import FastFlows
+    from core.model import FastFlows, GuardCounters
     from core.watch.drops import DropReader
     from tui.cli.fastpath_session import FastPathSession
     from tui.services import CaptureService, ChangeService, LabFaultService
@@ -166,7 +167,21 @@ def _file_source(path: str) -> Source:
 def _live_source(fast: DashboardFastPath) -> Source:
     from tui.sources import LiveSource
 
-    return LiveSource(fast.flows, open_drops)
+    return LiveSource(fast.flows, open_drops, read_guards)
+
+
+def read_guards() -> Sequence[GuardCounters]:
+    """Return the counters of storm guards; it imports bpf only if there are any.
+
+    Raises OSError.
+    """
+    from core.collect.storm_guard import attached_guards
+
+    if not attached_guards():
+        return ()
+    from bpf.storm_guard import read_counters
+
+    return read_counters()
 
 
 def open_drops() -> DropReader:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from core.model import (
+    GUARDED,
     Demand,
     FdbEntry,
     Link,
+    LinkKey,
     Part,
     Ref,
+    StormGuard,
     link_ref,
     network_ref,
 )
@@ -126,6 +129,7 @@ def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
             *cells.section("Traffic", bridge_lines(topology, bridge, rates)),
             *cells.section("Bridge", _settings(topology, bridge)),
             *cells.section("Ports", (_port_line(topology, port) for port in topology.ports_of(bridge.key))),
+            *cells.section("Storm guard", _guard_lines(topology, bridge)),
             *_ovs_sections(topology, bridge),
             *common_sections(topology, bridge, rates, "Traffic of the bridge link"),
             *cells.section("VLANs of the bridge link", _own_vlans(bridge)),
@@ -167,6 +171,24 @@ def _port_line(topology: Topology, port: Link) -> Line:
     end = f" to {peer.name} in {topology.label(peer.ns)}" if peer else f" ({port.kind})"
     state = port_state(port) if port.port else cells.state(port)
     return safe(port.name), Cell(f"{state.text}{safe(end)}", state.tone), link_ref(port.key)
+
+
+def _guard_lines(topology: Topology, bridge: Link) -> Iterator[Line]:
+    """Yield a line for each guarded port: its limits, and what it drops."""
+    guards = {LinkKey(one.ns, one.ifindex): one for one in topology.snapshot.storm_guards}
+    for port in topology.ports_of(bridge.key):
+        guard = guards.get(port.key)
+        if guard is not None:
+            yield safe(port.name), _guard_cell(guard), link_ref(port.key)
+
+
+def _guard_cell(guard: StormGuard) -> Cell:
+    limits = guard.limits
+    words = [f"broadcast {limits.broadcast:,}/s, multicast {limits.multicast:,}/s"]
+    words += [f"dropping {one.kind}, {one.rate:,.0f}/s" for one in guard.drops]
+    dropped = [f"{count:,} {kind}" for kind, count in zip(GUARDED, guard.dropped, strict=False) if count]
+    words += [f"dropped so far: {', '.join(dropped)}"] if dropped else []
+    return Cell("; ".join(words), "bad" if guard.drops else "")
 
 
 def _ovs_sections(topology: Topology, bridge: Link) -> tuple[Section, ...]:
