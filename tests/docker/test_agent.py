@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import json
 import os
@@ -24,6 +25,7 @@ from core.operations import (
     PersistAttachment,
     SetLink,
     SetRules,
+    SetStormGuard,
     attachments,
 )
 from tests.docker.engine import DockerHost
@@ -171,6 +173,37 @@ def test_a_restarted_container_is_attached_again(
     assert engine.host.json("ip -j link show v-app")[0]["master"] == "br-t"
     assert "10.77.0.3/24" in addresses(engine, "log")
     wait_until(lambda: sum("attached to t again" in each for each in said) == 2, "the agent's message")
+
+
+@pytest.mark.parametrize("possible", [True, False], ids=["guarded", "without bpf"])
+def test_a_restarted_container_is_guarded_again(
+    engine: DockerHost,
+    agent: threading.Event,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    possible: bool,
+) -> None:
+    engine.container("app")
+    run_vnet("network", "create", "t", "--subnet", "10.77.0.0/24")
+    run_vnet("attach", "app", "t", "--link", "eth9")
+    run_vnet("storm", "guard", "t", "on", "--rate", "77")
+    before = engine.host.run("bridge fdb show brport v-app")
+    assert "sticky" in before
+    if not possible:
+        monkeypatch.setattr(SetStormGuard, "execute", not_permitted)
+    engine.run("restart", "-t", "0", "app")
+    wait_until(lambda: "10.77.0.2/24" in addresses(engine, "app"), "app's attachment")
+    wait_until(lambda: has_said(1, said), "the agent's message")
+    # The container has the MAC address that the bridge knows.
+    assert before.splitlines()[0] in engine.host.run("bridge fdb show brport v-app")
+    filters = engine.host.run("tc filter show dev v-app ingress")
+    assert ("vnet_storm_guard 77/770/77" in filters) == possible
+    assert any("no storm guard" in each for each in said) != possible
+    run_vnet("network", "rm", "t", "--yes")
+
+
+def not_permitted(step: SetStormGuard, executor: object) -> None:
+    raise PermissionError(errno.EPERM, "bpf(2) isn't permitted")
 
 
 def test_an_undone_attachment_is_not_restored(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from core.operations import PersistAttachment, SetStormGuard, attachments
 from tests.support.machine import Machine, ok
 from tests.support.service import SERVICE
 from tests.support.service import service_settings as settings
@@ -52,6 +53,18 @@ def test_units_that_count_drops_may_load_programs() -> None:
     assert found["ExecStart"][0].endswith("agent --metrics 127.0.0.1:9742 --drops")
     assert found["CacheDirectory"] == ["vnet-tui"] and "bpf" in found["SystemCallFilter"]
     assert "CAP_NET_RAW" not in found["CapabilityBoundingSet"][0]
+
+
+def test_units_for_guarded_attachments_may_load_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
+    assert "bpf" not in settings(agent.render())["SystemCallFilter"]
+    attachments.save_attachment(
+        PersistAttachment("docker:1", "shop", (SetStormGuard("v-web", "500/5000/500", ""),))
+    )
+    found = settings(agent.render())
+    assert "bpf" in found["SystemCallFilter"] and found["CacheDirectory"] == ["vnet-tui"]
 
 
 def test_only_units_that_accelerate_get_rights_for_the_fast_path() -> None:

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.agent import Agent
+from core.operations import SetStormGuard
+from core.operations.attachments import read_attachments
+from core.state import StateError
 from core.text import failure_sentence, safe
 from tui.cli.console import require_rights
 from tui.command import CommandError
@@ -193,7 +196,8 @@ def render(
     state, serving = os.environ.get(_STATE), ("--metrics", metrics) if metrics else ()
     settings += [f"ReadWritePaths={_quoted(state)}"] if state else ["StateDirectory=vnet-tui"]
     settings += [] if state else ["StateDirectoryMode=0700"]
-    settings += [_FAST] if accelerate or drops else []
+    needs_bpf = bool(accelerate or drops or _guards_storms())
+    settings += [_FAST] if needs_bpf else []
     fast = ("--accelerate", *accelerate, *(["--strict"] if strict else [])) if accelerate else ()
     fast = (*fast, *(["--drops"] if drops else []))
     needed = [*words[:1], sys.executable, sys.prefix, str(_PACKAGES), *([state] if state else [])]
@@ -205,12 +209,21 @@ def render(
         capabilities=" CAP_NET_RAW CAP_NET_BROADCAST" if accelerate else "",
         namespaces="net uts" if metrics else "net",
         why=_FAST_WHY if accelerate else "",
-        calls="SystemCallFilter=bpf\n" if accelerate or drops else "",
+        calls="SystemCallFilter=bpf\n" if needs_bpf else "",
         module=_MODULE if accelerate else "",
         settings="\n".join(settings),
         home="read-only" if any(_is_below(path, _HOMES) for path in needed) else "yes",
         tmp="no" if any(_is_below(path, ("/tmp", "/var/tmp")) for path in needed) else "yes",
     )
+
+
+def _guards_storms() -> bool:
+    """Return whether an attachment that the agent repeats has a storm guard."""
+    try:
+        steps = [step for one in read_attachments() for step in one.steps]
+    except StateError:
+        return False
+    return any(isinstance(step, SetStormGuard) for step in steps)
 
 
 def _engines() -> list[str]:
