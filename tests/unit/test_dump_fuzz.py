@@ -15,6 +15,7 @@ from core.model import (
     BridgeSettings,
     ConntrackStats,
     FdbEntry,
+    GuardDrops,
     LinkTuning,
     Listener,
     Network,
@@ -29,6 +30,8 @@ from core.model import (
     Route,
     Snapshot,
     Storm,
+    StormGuard,
+    StormLimits,
     Translation,
 )
 from core.serialize import CorruptFile, to_json, unpack_both
@@ -131,6 +134,9 @@ def _other_objects(found: Snapshot, inside: int) -> Snapshot:
         },
         ovs=(OvsBridge("ovs0", ports=ports, external_ids={"a": "b"}),),
         storms=(Storm(HOST, 3, "broadcast", 900.0, 0.5, (4,)),),
+        storm_guards=(
+            StormGuard(HOST, 4, StormLimits(500, 5000, 500), (GuardDrops("arp", 30.0),), (0, 0, 9, 0)),
+        ),
         tuning={HOST: {2: LinkTuning(("tso",), ("tso",), ("f",))}},
         part_problems={"ovs": (problem,)},
     )

@@ -1,0 +1,495 @@
+"""Check the storm guard: what it limits, what it leaves alone, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpf.storm_guard import read_counters
+from core import storms
+from core.model import GUARDED, GuardCounters
+from core.netlink.netns import entered
+from tests.support.fastpath import FastPath, Talk
+from tests.support.host import ThrowawayHost
+from tests.support.waiting import wait_until
+from tests.support.watching import Watched
+from tui.cli.dashboard import read_guards
+
+pytestmark = pytest.mark.root
+
+NET = "shop"
+BROADCAST, GROUP, STP = "ff" * 6, "01005e0a0b0c", "0180c2000000"
+RATE, BURST = 100, 50
+GUARD = ("--rate", str(RATE), "--burst", str(BURST), "--multicast", str(RATE))
+# destination, number of frames, source
+_SENDER = """
+import socket, sys
+destination, count, source = sys.argv[1:]
+sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+sock.bind(("eth0", 0))
+frame = bytes.fromhex(destination) + bytes.fromhex(source) + b"\\x88\\xb6" + bytes(50)
+for _ in range(int(count)):
+    sock.send(frame)
+"""
+ANY = "02aabbccdd02"
+
+
+class Network:
+    """A guarded or unguarded network `shop` with two containers, and more of the host."""
+
+    def __init__(self, host: ThrowawayHost) -> None:
+        self.host = host
+        host.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
+        self.vnet("network", "create", NET, "--subnet", "10.77.0.0/24")
+        for name in ("web", "db"):
+            self.container(name)
+
+    def container(self, name: str) -> None:
+        self.vnet("container", "create", self.host.full(name), "--network", NET)
+        self.host.names.append(self.host.full(name))
+        self.host.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1", inside=name)
+
+    def vnet(self, *words: str) -> str:
+        done = self.host.vnet(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def guard(self, *words: str) -> str:
+        return self.vnet("storm", "guard", NET, *(words or ("on", *GUARD)))
+
+    def port(self, name: str) -> str:
+        return f"v-{self.host.full(name)}"[:15]
+
+    def address(self, name: str) -> str:
+        (found,) = self.host.json("ip -j -4 addr show eth0", inside=name)
+        return str(found["addr_info"][0]["local"])
+
+    def mac(self, name: str) -> str:
+        return str(self.host.json("ip -j link show eth0", inside=name)[0]["address"])
+
+    def counters(self, port: str) -> GuardCounters:
+        ifindex = self.host.json(f"ip -j link show {port}")[0]["ifindex"]
+        with entered(f"/run/netns/{self.host.name}"):
+            return next(one for one in read_counters() if one.ifindex == ifindex)
+
+    def loop(self) -> None:
+        """Join the network's bridge to another one by two veth pairs."""
+        self.host.namespace("far")
+        self.host.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1", inside="far")
+        self.host.run("ip link add brf type bridge", inside="far")
+        self.host.run("ip link set brf up", inside="far")
+        for number in (1, 2):
+            self.host.run(
+                f"ip link add p{number} type veth peer name q{number} netns {self.host.full('far')}"
+            )
+            self.host.run(f"ip link set q{number} master brf up", inside="far")
+            self.host.run(f"ip link set p{number} master br-{NET} up")
+        for number in (1, 2):
+            wait_until(partial(self.forwards, f"p{number}"))
+
+    def forwards(self, port: str) -> bool:
+        return bool(self.host.json(f"bridge -j link show dev {port}")[0]["state"] == "forwarding")
+
+    def received(self, port: str) -> int:
+        (found,) = self.host.json(f"ip -j -s link show {port}")
+        return int(found["stats64"]["rx"]["packets"])
+
+
+@pytest.fixture
+def net(host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
+    monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
+    yield Network(host)
+
+
+def send(net: Network, inside: str, destination: str, count: int, source: str = ANY) -> None:
+    words = [sys.executable, "-c", _SENDER, destination, str(count), source]
+    net.host.run(words, inside=inside)
+
+
+def filters(host: ThrowawayHost) -> dict[str, list[str]]:
+    """Return the names of BPF filters at the ingress of each link, by tc(8)."""
+    found: dict[str, list[str]] = {}
+    for link in host.json("ip -j link show"):
+        # It may have been deleted since.
+        listed = json.loads(host.run(f"tc -j filter show dev {link['ifname']} ingress", check=False) or "[]")
+        names = [one["options"]["bpf_name"] for one in listed if "bpf_name" in one.get("options", {})]
+        if names:
+            found[link["ifname"]] = names
+    return found
+
+
+def objects(kind: str, name: str) -> set[int]:
+    """Return the ids of the kernel's BPF programs or maps of that name, by bpftool(8)."""
+    listed = json.loads(
+        subprocess.run(["bpftool", "-j", kind, "show"], capture_output=True, check=True).stdout
+    )
+    return {one["id"] for one in listed if one.get("name") == name[:15]}
+
+
+def programs() -> set[int]:
+    return objects("prog", "vnet_storm_guard")
+
+
+def buckets() -> set[int]:
+    return objects("map", "storm_buckets")
+
+
+@contextmanager
+def stream(net: Network, to: str, source: str) -> Iterator[Callable[[], tuple[int, int]]]:
+    """Send numbered datagrams from one container to another; yields what returns sent and received."""
+    with (
+        entered(f"/run/netns/{net.host.full(to)}"),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+    ):
+        receiver.bind((net.address(to), 0))
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        where = receiver.getsockname()
+        with entered(f"/run/netns/{net.host.full(source)}"):
+            sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with sender:
+            yield lambda: _exchange(sender, receiver, where)
+
+
+def _exchange(sender: socket.socket, receiver: socket.socket, where: Any) -> tuple[int, int]:
+    """Send datagrams for two seconds, a thousand a second; return how many were sent and received."""
+    sent = received = 0
+    end = time.monotonic() + 2
+    receiver.settimeout(0)
+    while time.monotonic() < end:
+        sender.sendto(sent.to_bytes(4), where)
+        sent += 1
+        time.sleep(0.001)
+        received += _drain(receiver)
+    receiver.settimeout(0.5)
+    try:
+        while received < sent:
+            receiver.recv(16)
+            received += 1
+    except TimeoutError:
+        pass
+    return sent, received
+
+
+def _drain(receiver: socket.socket) -> int:
+    count = 0
+    try:
+        while True:
+            receiver.recv(16)
+            count += 1
+    except BlockingIOError:
+        return count
+
+
+@pytest.mark.parametrize(("destination", "kind"), [(BROADCAST, "broadcast"), (GROUP, "multicast")])
+def test_a_port_lets_in_only_its_rate_and_burst(net: Network, destination: str, kind: str) -> None:
+    net.guard()
+    place, port = GUARDED.index(kind), net.port("web")
+    before, began = net.counters(port), time.monotonic()
+    send(net, "web", destination, 20_000)
+    seconds, after = time.monotonic() - began, net.counters(port)
+    passed = after.passed[place] - before.passed[place]
+    assert BURST <= passed <= BURST + RATE * seconds + 1
+    assert passed + after.dropped[place] - before.dropped[place] == 20_000
+    others = [number for number in range(len(GUARDED)) if number != place]
+    assert all(after.dropped[number] == before.dropped[number] for number in others)
+    # The other container received no more than that.
+    assert net.host.json("ip -j -s link show eth0", inside="db")[0]["stats64"]["rx"]["packets"] <= passed + 50
+
+
+def test_unicast_and_stp_always_pass(net: Network) -> None:
+    net.guard()
+    port = net.port("web")
+    send(net, "web", BROADCAST, 5000)  # the buckets are empty
+    before, received = net.counters(port), net.received(port)
+    for destination in (STP, net.mac("db").replace(":", "")):
+        send(net, "web", destination, 2000)
+    after = net.counters(port)
+    assert (after.passed, after.dropped) == (before.passed, before.dropped)
+    assert net.received(port) - received >= 4000
+    # A thousand ARP requests at once would be too many, but broadcasts don't take what is left for ARP.
+    assert net.host.run(f"ping -c1 -W5 {net.address('db')}", inside="web")
+
+
+def test_frames_to_unknown_receivers_are_limited_where_they_leave(net: Network) -> None:
+    net.guard()
+    place, port = GUARDED.index("unknown unicast"), net.port("db")
+    before, began = net.counters(port), time.monotonic()
+    send(net, "web", "02aabbccddee", 20_000)
+    seconds, after = time.monotonic() - began, net.counters(port)
+    passed = after.passed[place] - before.passed[place]
+    assert BURST <= passed <= BURST + RATE * seconds + 1
+    assert passed + after.dropped[place] - before.dropped[place] == 20_000
+    # Now a sender has that address behind the port: its packets aren't limited.
+    send(net, "db", net.mac("web").replace(":", ""), 1, "02aabbccddee")
+    send(net, "web", "02aabbccddee", 20_000)
+    assert net.counters(port).dropped[place] == after.dropped[place]
+
+
+def test_a_receiver_that_never_sends_gets_all(net: Network) -> None:
+    net.guard()
+    net.vnet("container", "create", net.host.full("log"), "--network", NET)
+    net.host.names.append(net.host.full("log"))
+    port, place = net.port("log"), GUARDED.index("unknown unicast")
+    send(net, "web", net.mac("log").replace(":", ""), 20_000)
+    assert net.counters(port).dropped[place] == net.counters(port).passed[place] == 0
+
+
+def test_a_loop_takes_no_packets_of_others(net: Network) -> None:
+    net.loop()
+    net.guard("on", *GUARD, "--all-ports")
+    net.host.run(f"ping -c1 -W5 {net.address('db')}", inside="web")
+    with stream(net, "web", "db") as exchange:
+        before, began = [net.counters(port) for port in ("p1", "p2")], time.monotonic()
+        # With the MAC address of the receiver: the bridge must not send its packets into the loop.
+        send(net, "web", BROADCAST, 1, net.mac("web").replace(":", ""))
+        sent, received = exchange()
+        after, seconds = [net.counters(port) for port in ("p1", "p2")], time.monotonic() - began
+    passed, dropped = (
+        [getattr(new, name)[0] - getattr(old, name)[0] for old, new in zip(before, after, strict=True)]
+        for name in ("passed", "dropped")
+    )
+    # What circulates ends with its first drop.
+    assert sum(dropped) >= 1
+    assert max(passed) <= BURST + RATE * seconds + 1
+    assert sent > 500
+    assert received == sent
+
+
+def test_without_the_guard_the_same_loop_is_a_storm(net: Network) -> None:
+    net.loop()
+    port, before = "p1", net.received("p1")
+    send(net, "web", BROADCAST, 1, net.mac("web").replace(":", ""))
+    try:
+        wait_until(lambda: net.received(port) - before > 20_000, "a storm")
+    finally:
+        net.host.run("ip link del p2")
+
+
+def test_it_needs_no_process_and_leaves_nothing(net: Network) -> None:
+    earlier = programs(), buckets()
+    untouched = net.host.json("ip -j -d link show"), net.host.run("ip neigh show")
+    net.guard()
+    ports = {net.port("web"), net.port("db")}
+    assert filters(net.host).keys() == ports
+    assert (len(programs() - earlier[0]), len(buckets() - earlier[1])) == (4, 2)  # ingress and egress
+    assert net.host.run("bridge fdb show").count("sticky") == 2
+    net.guard("off")
+    assert filters(net.host) == {}
+    assert "clsact" not in net.host.run("tc qdisc show")
+    wait_until(lambda: (programs(), buckets()) == earlier)
+    assert "sticky" not in net.host.run("bridge fdb show")
+    assert _links(net.host.json("ip -j -d link show")) == _links(untouched[0])
+    assert "extern_learn" not in net.host.run("ip neigh show")
+
+
+def _links(links: list[Any]) -> list[Any]:
+    volatile = ("operstate", "linkinfo", "promiscuity", "allmulti")
+    return [{name: value for name, value in one.items() if name not in volatile} for one in links] + [
+        one["linkinfo"].get("info_slave_data", {}).get("proxy_arp_wifi") for one in links if "linkinfo" in one
+    ]
+
+
+def test_undo_and_a_second_undo_restore_it(net: Network) -> None:
+    net.guard()
+    on = filters(net.host)
+    net.guard("off")
+    net.vnet("undo")
+    assert filters(net.host) == on
+    assert net.host.run("bridge fdb show").count("sticky") == 2
+    net.vnet("undo")
+    assert filters(net.host) == {}
+    assert "guard=" not in net.host.run("ip -d link show")
+
+
+def test_containers_that_come_and_go_are_guarded(net: Network) -> None:
+    net.guard()
+    earlier = programs()
+    net.container("log")
+    port = net.port("log")
+    assert filters(net.host)[port] == [f"vnet_storm_guard {RATE}/{RATE}/{BURST}"]
+    send(net, "log", BROADCAST, 1000)
+    assert net.counters(port).dropped[0] > 500
+    # It ends as a container does, without being detached.
+    net.host.remove("log")
+    wait_until(lambda: port not in filters(net.host))
+    wait_until(lambda: programs() <= earlier)
+
+
+def test_removing_the_network_removes_the_guard(net: Network) -> None:
+    earlier = programs()
+    net.guard()
+    net.vnet("network", "rm", NET)
+    wait_until(lambda: programs() <= earlier)
+    net.vnet("undo")
+    assert len(filters(net.host)) == 2
+    net.vnet("cleanup", "--yes")
+    wait_until(lambda: programs() <= earlier)
+
+
+def test_ports_of_others_are_guarded_only_if_asked(net: Network) -> None:
+    net.loop()
+    printed = net.guard()
+    assert "p1" not in filters(net.host)
+    assert "p1" in printed or "p1" in net.guard("status")
+    done = net.host.vnet("storm", "guard", "p1", "on", *GUARD)
+    assert done.returncode == 0 and filters(net.host)["p1"]
+    net.guard("off")
+    assert filters(net.host) == {}
+    net.host.run("ip link add br9 type bridge")
+    refused = net.host.vnet("storm", "guard", "br9", "on")
+    assert refused.returncode == 1 and "--all-ports" in refused.stderr
+
+
+def test_other_filters_stay_and_run(net: Network) -> None:
+    port = net.port("web")
+    net.host.run(f"tc qdisc add dev {port} clsact")
+    net.host.run(f"tc filter add dev {port} ingress protocol all pref 9 u32 match u32 0 0 flowid 1:1")
+    net.guard()
+    send(net, "web", BROADCAST, 100)
+    net.guard("off")
+    listed = net.host.json(f"tc -j filter show dev {port} ingress")
+    assert {one["pref"] for one in listed} == {9}
+    assert "clsact" in net.host.run(f"tc qdisc show dev {port}")
+
+
+def test_arp_for_a_known_container_isnt_flooded(net: Network) -> None:
+    net.container("log")
+    wanted = f"arp and arp[24:4] = {int.from_bytes(socket.inet_aton(net.address('db')))}"
+    assert _seen(net, "log", wanted, "db") == 1  # without the guard everyone hears the request
+    net.guard()
+    assert _seen(net, "log", wanted, "db") == 0
+    net.guard("off")
+    assert _seen(net, "log", wanted, "db") == 1
+
+
+def _seen(net: Network, watcher: str, expression: str, target: str) -> int:
+    """Return whether the watcher sees web's ARP request for the target."""
+    net.host.run("ip neigh flush dev eth0", inside="web")
+    with tcpdump(net, watcher, "eth0", expression) as captured:
+        net.host.run(f"ping -c1 -W5 {net.address(target)}", inside="web")
+        assert net.mac(target) in net.host.run(f"ip neigh show {net.address(target)}", inside="web")
+        # A request that is always flooded, for an address that no container has, comes after it.
+        net.host.run("ping -c1 -W1 10.77.0.99", inside="web", check=False)
+    return sum("who-has" in line for line in captured)
+
+
+@contextmanager
+def tcpdump(net: Network, inside: str, link: str, expression: str) -> Iterator[list[str]]:
+    """Capture in the body; the list has a line for each packet afterwards."""
+    namespace = f"--net=/run/netns/{net.host.full(inside)}"
+    words = ["nsenter", namespace, "tcpdump", "-Unli", link, expression]
+    lines: list[str] = []
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stderr is not None and program.stdout is not None
+        while "listening" not in program.stderr.readline():
+            assert program.poll() is None
+        try:
+            yield lines
+        finally:
+            program.terminate()
+            lines += program.stdout.read().splitlines()
+
+
+def test_with_the_fast_path(net: Network) -> None:
+    net.guard()
+    with (
+        FastPath(net.host, f"br-{NET}") as fast,
+        Talk(net.host, "web", "db", net.address("db"), udp=True) as talk,
+    ):
+        wait_until(fast.is_on)
+        wait_until(lambda: fast.forwards(talk, net.port("web")))
+        assert fast.forwards(talk, net.port("db"))
+        with stream(net, "web", "db") as exchange:
+            sent, received = exchange()
+        assert received == sent
+        send(net, "web", BROADCAST, 2000)
+        assert net.counters(net.port("web")).dropped[0] > 1000
+    assert filters(net.host).keys() == {net.port("web"), net.port("db")}
+
+
+def test_loop_names_both_ports_and_blocks_one(net: Network) -> None:
+    done = net.host.vnet("storm", "loop", NET, "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["loops"] == []
+    net.loop()
+    before = net.host.run(f"bridge fdb show br br-{NET}").count("permanent")
+    with tcpdump(net, "host", "p1", "ether proto 0x88b5") as captured:
+        done = net.host.vnet("storm", "loop", NET, "--json")
+    assert done.returncode == 1 and json.loads(done.stdout)["loops"] == [["p1", "p2"]]
+    assert 2 <= sum("ethertype" in line for line in captured) <= 6, "the probes circulate"
+    assert net.host.run(f"bridge fdb show br br-{NET}").count("permanent") == before
+    net.vnet("storm", "loop", NET, "--block", "--yes")
+    assert "DOWN" in net.host.run("ip -br link show p2")
+    assert "UP" in net.host.run("ip -br link show p1")
+    assert json.loads(net.vnet("storm", "loop", NET, "--json"))["loops"] == []
+    net.vnet("undo")
+    wait_until(lambda: net.forwards("p2"))
+
+
+def test_printed_commands_do_the_same(net: Network, tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "vnet-tui"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tui.cli "$@"\n')
+    program.chmod(0o755)
+    printed = net.guard("on", *GUARD, "--dry-run")
+    assert filters(net.host) == {}
+    net.host.run(["env", f"PATH={folder}:/usr/sbin:/usr/bin:/sbin:/bin", "bash", "-euc", printed])
+    typed, entries = filters(net.host), net.host.run("bridge fdb show")
+    again = net.host.vnet("storm", "guard", NET, "on", *GUARD)
+    assert again.returncode == 1 and "already" in again.stderr
+    assert len(typed) == 2 and entries.count("sticky") == 2
+
+
+def test_a_dropping_guard_is_a_finding(net: Network) -> None:
+    net.guard()
+    send(net, "web", BROADCAST, 2000)
+    found = json.loads(net.host.vnet("doctor", "--json").stdout)
+    (finding,) = [one for one in found["findings"] if "storm guard" in one["sentence"]]
+    assert net.port("web") in finding["sentence"] and "broadcast" in finding["sentence"]
+
+
+def test_status_lists_each_port(net: Network) -> None:
+    net.guard()
+    send(net, "web", BROADCAST, 2000)
+    status = json.loads(net.guard("status", "--json"))
+    ports = {one["port"]: one for one in status["ports"]}
+    web, db = ports[net.port("web")]["classes"], ports[net.port("db")]["classes"]
+    assert (
+        web["broadcast"]["rate"] == RATE and web["broadcast"]["dropping"] and not db["broadcast"]["dropping"]
+    )
+    assert web["broadcast"]["dropped"] > 1000
+    text = net.guard("status")
+    assert "dropping" in text and "multicast" in text
+
+
+def test_the_dashboard_reports_begin_and_end_of_drops(net: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storms, "CALM", 2.0)
+    net.guard()
+    port = net.port("web")
+    with entered(f"/run/netns/{net.host.name}"):
+        watched = Watched(read_guards=read_guards)
+        watched.watcher.start()
+        try:
+            watched.until(lambda snapshot: len(snapshot.storm_guards) == 2 and snapshot.nets)
+            send(net, "web", BROADCAST, 5000)
+            snapshot = watched.until(lambda snapshot: any(one.drops for one in snapshot.storm_guards))
+            watched.until(lambda snapshot: not any(one.drops for one in snapshot.storm_guards))
+        finally:
+            watched.watcher.stop()
+    (guard,) = [one for one in snapshot.storm_guards if one.drops]
+    assert [one.kind for one in guard.drops] == ["broadcast"] and guard.dropped[0] > 1000
+    link = snapshot.link((guard.ns, guard.ifindex))
+    assert link is not None and link.name == port
+    found = [change.sentence for change in watched.changes if "storm guard" in change.sentence]
+    assert f"The storm guard of {port} drops broadcast frames" in found[0]
+    assert found[-1] == f"the storm guard of {port} no longer drops broadcast frames"

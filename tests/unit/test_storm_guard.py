@@ -1,0 +1,106 @@
+"""Check limits of the storm guard, what it reports, and which ports form a loop."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.diagnose import findings
+from core.diff import changes
+from core.model import (
+    GuardCounters,
+    GuardDrops,
+    Host,
+    Link,
+    LinkKey,
+    NetState,
+    Snapshot,
+    StormGuard,
+    StormLimits,
+    link_ref,
+)
+from core.operations import SetStormGuard
+from core.operations.values import from_record, to_record
+from core.probe.loop import Loop, _joined
+from core.storms import CALM, GuardWatch
+from core.topology import Topology
+from tui.views import bridges
+
+NS, PORT, BRIDGE = 1, 3, 2
+LIMITS = StormLimits(500, 5000, 200)
+
+
+def counters(dropped: int, last: float | None) -> GuardCounters:
+    return GuardCounters(PORT, LIMITS, (0, 0, 0, 0), (dropped, 0, 0, 0), (last, None, None, None))
+
+
+def snapshot(*drops: GuardDrops) -> Snapshot:
+    links = {
+        BRIDGE: Link(NS, BRIDGE, "br0", "bridge", admin_up=True, carrier=True),
+        PORT: Link(NS, PORT, "eth1", "physical", admin_up=True, carrier=True, master=BRIDGE),
+    }
+    guard = StormGuard(NS, PORT, LIMITS, drops)
+    return Snapshot(host=Host(netns=NS), nets={NS: NetState(NS, links=links)}, storm_guards=(guard,))
+
+
+def test_limits_are_text_and_back() -> None:
+    assert str(LIMITS) == "500/5000/200"
+    assert StormLimits.parse("500/5000/200") == LIMITS
+
+
+@pytest.mark.parametrize("text", ["", "500", "500/5000", "0/1/1", "a/b/c", "1/2/3/4", "-1/5/5"])
+def test_other_text_is_no_limit(text: str) -> None:
+    with pytest.raises(ValueError):
+        StormLimits.parse(text)
+
+
+def test_drops_begin_stay_steady_and_end() -> None:
+    watch = GuardWatch()
+    assert watch.feed(NS, [counters(0, None)], 0)[0].drops == ()
+    (first,) = watch.feed(NS, [counters(1000, 0.1)], 1)
+    assert first.drops == (GuardDrops("broadcast", 1000),)
+    assert first.dropped[0] == 1000
+    (steady,) = watch.feed(NS, [counters(2100, 0.1)], 2)
+    assert steady.drops == first.drops
+    (higher,) = watch.feed(NS, [counters(7100, 0.1)], 3)
+    assert higher.drops == (GuardDrops("broadcast", 5000),)
+    (pausing,) = watch.feed(NS, [counters(7100, CALM - 1)], 3 + CALM - 1)
+    assert pausing.drops == higher.drops
+    assert watch.feed(NS, [counters(7100, CALM + 1)], 3 + CALM + 1)[0].drops == ()
+
+
+def test_drops_are_a_finding_with_port_and_class() -> None:
+    (found,) = [one for one in findings(Topology(snapshot(GuardDrops("arp", 300)))) if one.kind == "storm"]
+    assert found.sentence.startswith("The storm guard of eth1 drops arp frames, about 300 frames/s.")
+    assert found.advice == "vnet-tui storm loop br0"
+    assert not [one for one in findings(Topology(snapshot())) if one.kind == "storm"]
+
+
+def test_details_of_a_bridge_show_its_guards() -> None:
+    shown = bridges.detail(Topology(snapshot(GuardDrops("arp", 300))), link_ref(LinkKey(NS, BRIDGE)))
+    (section,) = [one for one in shown.sections if one.title == "Storm guard"]
+    (line,) = section.lines
+    assert line[0] == "eth1"
+    assert line[1].text == "broadcast 500/s, multicast 5,000/s; dropping arp, 300/s"
+
+
+def test_begin_and_end_of_drops_are_events() -> None:
+    calm, dropping = snapshot(), snapshot(GuardDrops("broadcast", 90))
+    (began,) = [one.sentence for one in changes(calm, dropping, 0) if "storm guard" in one.sentence]
+    assert began == "The storm guard of eth1 drops broadcast frames, about 90 frames/s"
+    (ended,) = [one.sentence for one in changes(dropping, calm, 0) if "storm guard" in one.sentence]
+    assert ended == "the storm guard of eth1 no longer drops broadcast frames"
+
+
+def test_ports_that_reach_each_other_are_one_loop() -> None:
+    assert _joined([]) == []
+    assert _joined([(1, 2), (2, 1)]) == [Loop((1, 2))]
+    assert _joined([(5, 6), (1, 2), (2, 3)]) == [Loop((1, 2, 3)), Loop((5, 6))]
+    assert _joined([(4, 4)]) == [Loop((4,))]
+
+
+def test_its_operation_prints_and_undoes_itself() -> None:
+    on = SetStormGuard("v-web", str(LIMITS), "")
+    assert on.command() == "vnet-tui storm guard v-web on --rate 500 --multicast 5000 --burst 200"
+    (off,) = on.inverse()
+    assert off.command() == "vnet-tui storm guard v-web off" and off.inverse() == (on,)
+    assert from_record(to_record(on)) == on
