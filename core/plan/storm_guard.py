@@ -56,7 +56,7 @@ def _network(name: str, builder: PlanBuilder) -> VnetNetwork | None:
 
 def _guard_network(network: VnetNetwork, request: GuardStorms, builder: PlanBuilder) -> None:
     """Guard a network of vnet: its alias says so, for later containers."""
-    require(when(network.kind == "ovs", "Open vSwitch has no storm guard. Try: rstp on the bridge"))
+    require(when(network.kind == "ovs", "Open vSwitch has no storm guard. Try: RSTP of ovs-vsctl(8)"))
     bridge = builder.link(network.bridge)
     if bridge is None:
         raise CannotPlan([f"the bridge {network.bridge} doesn't exist yet"])

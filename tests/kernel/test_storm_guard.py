@@ -348,6 +348,12 @@ def test_ports_of_others_are_guarded_only_if_asked(net: Network) -> None:
     net.host.run("ip link add br9 type bridge")
     refused = net.host.vnet("storm", "guard", "br9", "on")
     assert refused.returncode == 1 and "--all-ports" in refused.stderr
+    net.host.run("ip link add card type veth peer name end")
+    net.host.run("ip link set card master br9 up")
+    net.vnet("storm", "guard", "br9", "on", "--all-ports")
+    assert filters(net.host).keys() == {"card"}
+    net.vnet("cleanup", "--yes")
+    assert filters(net.host) == {}
 
 
 def test_other_filters_stay_and_run(net: Network) -> None:

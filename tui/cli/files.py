@@ -12,7 +12,7 @@ from typing import Any
 
 from core.files import PUBLIC, WriteError, write_whole
 from core.model import Container, Network, link_ref
-from core.operations import ForgetAttachment, SetRules
+from core.operations import ForgetAttachment, SetRules, SetStormGuard
 from core.plan import Plan, Refused, VnetNetwork, VnetState, rules, vnet_state
 from core.plan.desired_state import BadFile, Desired, difference, parse
 from core.plan.export import export
@@ -53,10 +53,21 @@ def cleanup(options: argparse.Namespace) -> int:
         return (
             plan
             if isinstance(plan, Refused)
-            else replace(plan, steps=(*restore_tracking(topology), *plan.steps))
+            else replace(
+                plan, steps=(*restore_tracking(topology), *_unguard_others(topology, plan), *plan.steps)
+            )
         )
 
     return perform(options, planner, WHOLE, None if options.yes else _confirm_plan)
+
+
+def _unguard_others(topology: Topology, plan: Plan) -> Iterator[SetStormGuard]:
+    """Yield the operations that remove storm guards from ports of other bridges."""
+    removed = {step.name for step in plan.steps if isinstance(step, SetStormGuard)}
+    for guard in topology.snapshot.storm_guards:
+        link = topology.snapshot.link((guard.ns, guard.ifindex))
+        if link is not None and link.name not in removed:
+            yield SetStormGuard(link.name, "", str(guard.limits))
 
 
 def write_export(options: argparse.Namespace) -> int:
