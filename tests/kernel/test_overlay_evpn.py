@@ -103,17 +103,19 @@ def test_a_container_is_announced_before_it_sends_anything(pair: Fabric) -> None
 
 
 def test_requests_for_known_containers_do_not_cross(pair: Fabric) -> None:
-    """A request for a container of another host is answered by this host."""
+    """The host answers requests for its own containers, and for those of other hosts."""
     pair.join()
     one, other = pair.hosts
     container(one, "a", "blue")
-    address = container(other, "b", "blue")
-    wait_until(lambda: neighbour(one, address))
+    near = container(one, "c", "blue")
+    far = container(other, "b", "blue")
+    wait_until(lambda: neighbour(one, far))
     other.run("nft add table netdev watched")
     hook = f"type filter hook ingress device {TUNNEL} priority 0"
     other.run(["nft", f"add chain netdev watched crossed {{ {hook}; }}"])
     other.run("nft add rule netdev watched crossed ether type arp counter drop")
-    wait_for_ping(one, "a", address)
+    for address in (near, far):
+        wait_for_ping(one, "a", address)
     assert "counter packets 0 bytes 0" in other.run("nft list chain netdev watched crossed")
 
 
