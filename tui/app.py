@@ -167,7 +167,7 @@ class VnetApp(TonedApp):
         self.exit()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """Yield the palette's entries: views, available actions, faults of a lab."""
+        """Yield the palette's entries: views, actions, hosts and faults of a lab."""
         if not isinstance(screen, Dashboard):
             return
         for each in registry.VIEWS:
@@ -179,6 +179,11 @@ class VnetApp(TonedApp):
             yield SystemCommand(
                 action.title, f"{action.help} ({action.label})", partial(screen.run_action, action.name)
             )
+        hosts = self._services.lab_hosts
+        for number, name in enumerate(hosts.names if hosts else ()):
+            if hosts and number != hosts.current:
+                run = partial(screen.go_to_host, number)
+                yield SystemCommand(f"Go to host {name}", "show this host of the demo lab", run)
         if self._services.lab_faults is not None:
             from tui.screens.lab_faults import palette_entries
 

@@ -12,8 +12,8 @@ from textual.binding import Binding, BindingType
 # in views that can be filtered, "order" in those that can be sorted, "pane" where there is a second pane,
 # "flows" and "drops" in these views, "group" in views whose rows can be grouped,
 # "any" everywhere in the dashboard, "change" as well, once changes are allowed, "replay"
-# while a recording is open, "capture" in the packets of a capture, "demo" if there is no container, "app"
-# also above overlays.
+# while a recording is open, "capture" in the packets of a capture, "demo" if there is no container, "hosts"
+# in a lab of several hosts, "app" also above overlays.
 KeyScope = Literal[
     "lines",
     "fold",
@@ -27,6 +27,7 @@ KeyScope = Literal[
     "drops",
     "replay",
     "demo",
+    "hosts",
     "app",
     "capture",
 ]
@@ -39,7 +40,7 @@ GROUPS: tuple[tuple[str, tuple[KeyScope, ...]], ...] = (
     ("Capture", ("capture",)),
     ("This view", ("flows", "drops", "group", "list", "order", "pane")),
     ("Changing", ("change",)),
-    ("Everywhere", ("demo", "any", "app")),
+    ("Everywhere", ("demo", "hosts", "any", "app")),
 )
 
 
@@ -175,6 +176,7 @@ ACTIONS: tuple[Action, ...] = (
     ),
     Action("undo", ("u",), "u", "Undo", "undo an earlier change", "change", 3),
     Action("demo", ("E",), "E", "Demo", "open the demo lab: containers, networks, traffic", "demo", 1),
+    Action("next_host", ("H",), "H", "Host", "go to the next host of the demo lab", "hosts", 2),
     Action("help", ("question_mark",), "?", "Help", "this help", "any", 1),
     Action("palette", ("ctrl+p",), "Ctrl-p", "Palette", "find an action by name", "any"),
     Action("quit", ("q",), "q", "Quit", "quit, or close a panel", "any", 5),

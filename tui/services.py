@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # this module is imported before the first paint
 # of links, "whole" the rules of other namespaces, which only their deletion needs, "repair" also forwarding
 # tables and policy rules.
 PlanScope = Literal["light", "publishing", "tuning", "whole", "repair"]
+# The variable with LabHosts as JSON, which the launcher of the dashboard sets.
+LAB_HOSTS = "VNET_LAB_HOSTS"
 # Called with each operation before it is executed.
 type Progress = Callable[[Operation], None]
 
@@ -299,16 +301,32 @@ class CaptureService(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class LabHosts:
+    """The hosts of a demo lab, by name.
+
+    The dashboard runs on the one at `current` and opens with `view` ("": the first one). `request` asks the
+    launcher to open it on another one, with a view, when this dashboard has ended.
+    """
+
+    names: tuple[str, ...]
+    current: int
+    view: str
+    request: Callable[[int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Services:
     """Functions that make the dashboard's services at their first use; None: without.
 
     They change networks, control the fast path, capture packets, and inject faults into the demo lab.
+    `lab_hosts` is a value, None but in a lab of several hosts.
     """
 
     change: Callable[[], ChangeService] | None = None
     fast_path: Callable[[], FastPathService] | None = None
     capture: Callable[[], CaptureService] | None = None
     lab_faults: Callable[[], LabFaultService] | None = None
+    lab_hosts: LabHosts | None = None
 
 
 NO_SERVICES = Services()

@@ -190,6 +190,10 @@ class LabSettings:
     namespaces, each with `lo` and an `eth0` whose peer is on the lab's host. `changes`: interval of a
     harmless change in seconds (0: never). `healthy` leaves out the demo's deliberate faults; `faults` are
     names of `core.lab.faults` that are injected at the end.
+
+    Of several hosts (core.lab.hosts): `host` is the number of this one, 0 for their underlay, and `ranges`
+    are those of the hosts in the overlay, none for a single lab. A host is connected to the network namespace
+    of the file descriptor `underlay`; with `frr` it runs FRRouting.
     """
 
     traffic: bool = True
@@ -197,3 +201,7 @@ class LabSettings:
     changes: float = 0.0
     healthy: bool = False
     faults: tuple[str, ...] = ()
+    host: int = 0
+    ranges: tuple[str, ...] = ()
+    underlay: int = -1
+    frr: bool = False

@@ -68,13 +68,28 @@ class Lab:
 
         Raises LabError without the privileges, and if a step fails.
         """
+        self.begin()
+        self.wait_until_built()
+
+    def begin(self) -> None:
+        """Begin to build the lab. Raises LabError without the privileges."""
         check_rights()
         try:
             with _children_in_new_pid_namespace():
                 self._supervisor = self._supervise()
         except OSError as error:
             raise LabError(f"the kernel made no new pid namespace ({error.strerror})") from error
-        self._await_ready(self._supervisor)
+
+    def wait_until_built(self) -> None:
+        """Wait until a lab that was begun is complete. Raises LabError if a step fails."""
+        last_line = ""
+        for line in (self._supervisor and self._supervisor.stdout) or ():
+            if line.strip() == READY:
+                return
+            last_line = line.rstrip()
+            self._progress(last_line)
+        self.close()
+        raise LabError(last_line or "its first process ended without a message")
 
     def close(self) -> None:
         """End the lab and wait until all its processes have ended."""
@@ -93,7 +108,8 @@ class Lab:
         variables = environment() if env is None else dict(env)
         for name in _OUTSIDE_VARIABLES:
             variables.pop(name, None)
-        variables[ENGINES] = "none"  # the machine's engines aren't part of the lab
+        # The machine's engines aren't part of the lab.
+        variables[ENGINES] = "frr" if self.settings.frr else "none"
         variables["TMUX_TMPDIR"] = "/run"  # /tmp is shared with the machine and its tmux servers
         variables["VNET_STATE"] = _STATE  # the lab has a journal of its own
         supervisor = os.pidfd_open(self.pid)
@@ -104,12 +120,14 @@ class Lab:
         finally:
             os.close(supervisor)
 
-    def run_inside(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> int:
+    def run_inside(
+        self, argv: Sequence[str], env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
+    ) -> int:
         """Run a command in the lab on this terminal; return its exit code (or -signal).
 
         Call it on the main thread only: it ignores Ctrl-C, which the command gets, and forwards SIGTERM.
         """
-        process = self.popen_inside(argv, env)
+        process = self.popen_inside(argv, env, pass_fds=pass_fds)
         with _signals_forwarded(process):
             return _wait(process)
 
@@ -131,17 +149,8 @@ class Lab:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,  # Ctrl-C is for the command in the lab
+            pass_fds=[self.settings.underlay] if self.settings.underlay >= 0 else (),
         )
-
-    def _await_ready(self, supervisor: subprocess.Popen[str]) -> None:
-        last_line = ""
-        for line in supervisor.stdout or ():
-            if line.strip() == READY:
-                return
-            last_line = line.rstrip()
-            self._progress(last_line)
-        self.close()
-        raise LabError(last_line or "its first process ended without a message")
 
 
 def check_rights() -> None:
@@ -238,10 +247,15 @@ def main(argv: list[str], settings: LabSettings | None = None, env: Mapping[str,
 
     Raises LabError.
     """
-    with Lab(settings, progress=_print_progress) as lab:
-        code = lab.run_inside(argv, env)
-        return code if code >= 0 else 128 - code  # 128 + signal, as in a shell
+    with Lab(settings, progress=print_progress) as lab:
+        return shell_code(lab.run_inside(argv, env))
 
 
-def _print_progress(text: str) -> None:
+def shell_code(code: int) -> int:
+    """Return the exit code that a shell gives: 128 + signal for -signal."""
+    return code if code >= 0 else 128 - code
+
+
+def print_progress(text: str) -> None:
+    """Print a step of the build to standard error."""
     print(f"demo lab: {text} ...", file=sys.stderr, flush=True)

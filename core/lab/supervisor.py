@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from core.lab import blueprint, builder, inject
+from core.lab import blueprint, builder, hosts_builder, inject
 from core.lab.blueprint import CONTAINERS, READY, LabSettings
 from core.lab.containers import NAMESPACES, BuildError, has_ipv6, ip, lines_for_host, run, start
 
@@ -80,11 +80,19 @@ def _terminal_processes() -> set[int]:
 
 def _build(settings: LabSettings) -> None:
     os.unshare(NAMESPACES | os.CLONE_NEWNET)
-    socket.sethostname(blueprint.HOSTNAME)
+    socket.sethostname(hosts_builder.hostname(settings) if settings.ranges else blueprint.HOSTNAME)
     Path("/proc/self/comm").write_text("lab")
     builder.make_mounts_private()
     builder.mount_empty_run()
     builder.mount("proc", "/proc", "proc")
+    if settings.ranges:
+        hosts_builder.build(settings, _print_step)
+        _set_sysctls()
+    else:
+        _build_single(settings)
+
+
+def _build_single(settings: LabSettings) -> None:
     _print_step("namespaces")
     ip([f"netns add {name}" for name in builder.netns_names()])
     if not settings.healthy:
@@ -93,9 +101,7 @@ def _build(settings: LabSettings) -> None:
     _links(settings.healthy)
     _print_step("packet filter and NAT")
     run(["nft", "-f", "-"], builder.ruleset(has_ipv6(), settings.healthy))
-    for name, value in _SYSCTLS.items():
-        if has_ipv6() or "ipv6" not in name:
-            Path("/proc/sys", name).write_text(value)
+    _set_sysctls()
     _print_step("containers and their traffic")
     for container in CONTAINERS:
         if settings.healthy or not container.joins_old:
@@ -104,6 +110,12 @@ def _build(settings: LabSettings) -> None:
     for name in settings.faults:
         _print_step(f"fault {name}")
         inject.inject(name, settings)
+
+
+def _set_sysctls() -> None:
+    for name, value in _SYSCTLS.items():
+        if has_ipv6() or "ipv6" not in name:
+            Path("/proc/sys", name).write_text(value)
 
 
 def _start_sidecars_of_old_containers(settings: LabSettings) -> None:

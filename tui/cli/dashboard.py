@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import threading
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from core.model import FastFlows, GuardCounters
     from core.watch.drops import DropReader
     from tui.cli.fastpath_session import FastPathSession
-    from tui.services import CaptureService, ChangeService, LabFaultService
+    from tui.services import CaptureService, ChangeService, LabFaultService, LabHosts
     from tui.sources import Source
 
 RECORDING = Path(__file__).parents[1] / "demo.vnetrec"  # `make demo-recording` writes it
@@ -35,15 +36,25 @@ def run(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     if getattr(options, "list_faults", False) or "list" in options.faults:
         return _list_faults()
+    several = getattr(options, "hosts", 1) > 1
+    if several and options.faults:
+        raise CommandError(
+            "can't inject faults into several hosts: they are made for the single host. "
+            "Try: vnet-tui demo --fault NAME"
+        )
     settings = _settings(options)
     words = options.run[1:] if options.run[:1] == ["--"] else options.run
-    if words in ([], ["vnet-tui"]):
+    if words in ([], ["vnet-tui"]) and not several:
         return _open_lab(options.ascii, options.write, settings)
-    if words[0] == "vnet-tui":
+    if (words := words or ["vnet-tui"])[0] == "vnet-tui":
         flags = [f"--{name}" for name in ("ascii", "write") if getattr(options, name)]
         words = ["vnet-tui", *flags, *words[1:]]
     elif shutil.which(words[0]) is None:
         raise CommandError(f"can't run {words[0]!r} in the demo lab: there is no such command")
+    if several:
+        from tui.cli.lab_hosts import run_on_hosts
+
+        return run_on_hosts(options.hosts, settings.traffic, words)
     return _run_command(words, settings)
 
 
@@ -95,7 +106,9 @@ def _dashboard(options: argparse.Namespace) -> int:
         """Open the demo, and this host again when the person has left it."""
         return _open_lab(options.ascii, options.write, _settings(options)) or _dashboard(options)
 
-    services = Services(_change_service, fast.fast_path_service, _capture_service, _lab_faults)
+    services = Services(
+        _change_service, fast.fast_path_service, _capture_service, _lab_faults, _lab_hosts()
+    )  # fmt: skip
     return run(_live_source(fast), options.ascii, services, options.write, open_demo)
 
 
@@ -146,6 +159,16 @@ def _lab_faults() -> LabFaultService:
     from tui.cli.lab_faults import LabFaults
 
     return LabFaults()
+
+
+def _lab_hosts() -> LabHosts | None:
+    from tui.services import LAB_HOSTS
+
+    if LAB_HOSTS not in os.environ:
+        return None
+    from tui.cli.lab_hosts import given_hosts
+
+    return given_hosts(os.environ.pop(LAB_HOSTS))
 
 
 def _capture_service() -> CaptureService:

@@ -16,8 +16,9 @@ class LabFaults:
     """List, inject and undo the faults of the lab that this process is in."""
 
     def faults(self) -> list[LabFault]:
-        """Return all faults, none outside of a lab."""
-        if lab_settings() is None:
+        """Return all faults; none outside of a lab, and in one of several hosts."""
+        settings = lab_settings()
+        if settings is None or settings.ranges:
             return []
         active = set(active_faults())
         return [LabFault(name, fault.sentence, name in active) for name, fault in FAULTS.items()]

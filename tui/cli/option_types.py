@@ -50,3 +50,12 @@ def count_of(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 0 < len(text) < 10 and int(text)):
         raise argparse.ArgumentTypeError(f"can't use {text!r}: not a positive number. Try: 100")
     return int(text)
+
+
+def hosts_of(text: str) -> int:
+    """Convert a number of lab hosts, 1 to 9; for argparse."""
+    from core.lab.hosts import MOST_HOSTS
+
+    if not (text.isascii() and text.isdecimal() and len(text) == 1 and 0 < int(text) <= MOST_HOSTS):
+        raise argparse.ArgumentTypeError(f"can't use {text!r}: not from 1 to {MOST_HOSTS}. Try: 3")
+    return int(text)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from tui.cli.capture_options import add_capture_options
 from tui.cli.change_parser import add_change_commands
 from tui.cli.diagnosis_parser import add_diff, add_doctor, add_drops, add_shell, add_trace, add_why
-from tui.cli.option_types import bytes_of, seconds_of
+from tui.cli.option_types import bytes_of, hosts_of, seconds_of
 from tui.cli.storm_parser import add_storm
 from tui.cli.subcommands import Commands, add_command, add_group, add_yes
 
@@ -40,6 +40,7 @@ examples:
   vnet-tui bundle report.tar.gz          write an archive for a bug report
   vnet-tui shell web1                    open a shell in a container
   vnet-tui demo                          open the dashboard on a demo lab
+  vnet-tui demo --hosts 3                three hosts, and an overlay network
   vnet-tui network create shop --dry-run print the commands for a NAT network
   vnet-tui container create web --network shop
   vnet-tui publish web 8080:80           forward host port 8080 to web's port 80
@@ -98,11 +99,15 @@ def make_parser() -> argparse.ArgumentParser:
     _add_recording_commands(commands)
     dashboard = commands.add_parser(
         "demo", help=_DEMO, description=_DEMO, allow_abbrev=False,
-        usage="vnet-tui demo [-h] [--ascii] [--write] [--no-traffic] [--fault FAULT] [--list-faults] "
-        "[COMMAND ...]",
+        usage="vnet-tui demo [-h] [--ascii] [--write] [--no-traffic] [--hosts COUNT] [--fault FAULT] "
+        "[--list-faults] [COMMAND ...]",
     )  # fmt: skip
     _add_dashboard_options(dashboard, argparse.SUPPRESS)
     dashboard.add_argument("--no-traffic", action="store_true", help="create no traffic in the lab")
+    dashboard.add_argument(
+        "--hosts", type=hosts_of, default=1, metavar="COUNT",
+        help="build 2 to 9 hosts that share an overlay network; H in the dashboard goes to the next one",
+    )  # fmt: skip
     dashboard.add_argument(
         "--fault", action="append", default=[], dest="faults", metavar="FAULT",
         help="inject a fault into a healthy lab; repeat it or use commas for several; none: only a healthy "

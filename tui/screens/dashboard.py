@@ -37,7 +37,9 @@ class Dashboard(Layout):
     """The screen below all others."""
 
     BINDINGS = [
-        *keys.bindings("any", "change", "flows", "group", "drops", "replay", "demo", "list", "order", "pane"),
+        *keys.bindings(
+            "any", "change", "flows", "group", "drops", "replay", "demo", "hosts", "list", "order", "pane"
+        ),
         *keys.view_bindings(9),
     ]
 
@@ -56,6 +58,8 @@ class Dashboard(Layout):
         self._services, self._write = services, write
         self.presenter = Presenter(source, self.post_message)
         self.navigation = NavigationController(self, self.presenter, self._on_view_change)
+        if services.lab_hosts and registry.view_named(services.lab_hosts.view):
+            self.navigation.state = Navigation(services.lab_hosts.view)
         self.changes = ChangeController(self, self.presenter, self.navigation, services.change)
         self.why = WhyController(self, self.presenter, self.navigation, self.changes)
         self.recording = RecordController(self, self.presenter, self.changes)
@@ -123,6 +127,8 @@ class Dashboard(Layout):
             found.add("replay")
         if self._offers_demo:
             found.add("demo")
+        if self._services.lab_hosts:
+            found.add("hosts")
         return frozenset(found)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -415,6 +421,16 @@ class Dashboard(Layout):
     def action_demo(self) -> None:
         if self._offers_demo:
             self.post_message(self.DemoAsked())
+
+    def action_next_host(self) -> None:
+        if hosts := self._services.lab_hosts:
+            self.go_to_host((hosts.current + 1) % len(hosts.names))
+
+    def go_to_host(self, host: int) -> None:
+        """End, for the dashboard on another host of the demo lab."""
+        if hosts := self._services.lab_hosts:
+            hosts.request(host, self.nav.current.view)
+            self.app.exit()
 
     def action_shell(self) -> None:
         """Open a shell, trace the selected flow, or show the flows of an OVS bridge."""

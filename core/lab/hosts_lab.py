@@ -1,0 +1,108 @@
+"""Start several lab hosts on one underlay, and end them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from core.lab import hosts
+from core.lab.blueprint import LabSettings
+from core.lab.hosts_builder import FRR_DAEMONS, FRR_FOLDER
+from core.lab.lab import Lab, LabError
+from core.plan.vxlan import range_of, subnet_by_name
+from core.tools import find_tool, python_command, python_environment
+
+_NO_FRR = "FRRouting isn't installed, so the overlay has static tunnels. Try: apt install frr"
+
+
+class HostsLab:
+    """Running lab hosts, as a context manager.
+
+    Each host, and the underlay that connects them, is a Lab, so the kernel removes all of them however this
+    process ends. Their networks are made by vnet-tui itself.
+    """
+
+    def __init__(
+        self, count: int, traffic: bool = True, progress: Callable[[str], None] | None = None
+    ) -> None:
+        self.count, self._traffic = count, traffic
+        self._progress = progress or (lambda _text: None)
+        self._stack = ExitStack()
+        self.underlay: Lab | None = None
+        self.hosts: list[Lab] = []
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Build the hosts and wait until they are complete. Raises LabError."""
+        with ExitStack() as stack:
+            self._build(stack)
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """End all hosts and wait until their processes have ended."""
+        self._stack.close()
+
+    def _build(self, stack: ExitStack) -> None:
+        frr = has_frr()
+        if not frr:
+            self._progress(_NO_FRR)
+        subnet = subnet_by_name(hosts.OVERLAY, 4)
+        numbers = range(1, self.count + 1)
+        ranges = tuple(range_of(subnet, hosts.underlay_address(host)) for host in numbers)
+        self.underlay = stack.enter_context(
+            Lab(LabSettings(traffic=self._traffic, ranges=ranges), self._progress)
+        )
+        netns = os.open(f"/proc/{self.underlay.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for host in numbers:
+                settings = LabSettings(
+                    traffic=self._traffic, host=host, ranges=ranges, underlay=netns, frr=frr
+                )
+                # All hosts take the same steps.
+                lab = Lab(settings, self._progress if host == 1 else None)
+                stack.callback(lab.close)
+                lab.begin()
+                self.hosts.append(lab)
+        finally:
+            os.close(netns)
+        for lab in self.hosts:
+            lab.wait_until_built()
+        self._progress("networks")
+        self._make_networks(ranges, frr)
+
+    def _make_networks(self, ranges: tuple[str, ...], frr: bool) -> None:
+        """Make the networks of all hosts at the same time. Raises LabError."""
+        commands: list[subprocess.Popen[str]] = [
+            lab.popen_inside(
+                python_command("tui.cli", "apply", "-", "--yes"), python_environment(),
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+            for lab in self.hosts
+        ]  # fmt: skip
+        for host, command in enumerate(commands, 1):
+            assert command.stdin is not None
+            command.stdin.write(hosts.desired_state(host, ranges, frr))
+            command.stdin.close()
+            command.stdin = None  # communicate() would flush it
+        for host, command in enumerate(commands, 1):
+            output, _ = command.communicate()
+            if command.returncode:
+                raise LabError(f"{hosts.hostname(host)}: {output.strip()}")
+
+
+def has_frr() -> bool:
+    """Return whether the hosts can run FRRouting."""
+    daemons = all((FRR_FOLDER / name).exists() for name in FRR_DAEMONS if name != "mgmtd")
+    return daemons and bool(find_tool("vtysh"))
