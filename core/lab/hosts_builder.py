@@ -13,8 +13,8 @@ from core.lab import builder, hosts
 from core.lab.blueprint import UPLINK, LabSettings
 from core.lab.containers import BuildError, ip, run, start
 
-FRR_FOLDER = Path("/usr/lib/frr")
-FRR_DAEMONS = ("mgmtd", "zebra", "bgpd")  # in the order of their start; older versions have no mgmtd
+_FRR_FOLDERS = ("/usr/lib/frr", "/usr/libexec/frr")  # of Debian, Fedora
+_FRR_DAEMONS = ("mgmtd", "zebra", "bgpd")  # in the order of their start; older versions have no mgmtd
 _FRR_RUN = Path("/run/frr")
 _FRR_SECONDS = 10.0
 
@@ -77,28 +77,36 @@ def _connect(settings: LabSettings) -> None:
 
 def _start_frr() -> None:
     """Start FRRouting's daemons with files of their own, and wait until they answer."""
-    for folder in (Path("/etc/frr"), Path("/var/lib/frr"), _FRR_RUN):
-        if folder == _FRR_RUN:
-            folder.mkdir()
-        elif folder.is_dir():
-            builder.mount("none", str(folder), "tmpfs")
-        else:
-            continue
-        folder.chmod(0o755)
-        shutil.chown(folder, "frr", "frr")
+    _FRR_RUN.mkdir()
+    for folder in ("/etc/frr", "/var/lib/frr", "/var/tmp"):  # daemons leave files in /var/tmp
+        if Path(folder).is_dir():
+            builder.mount("none", folder, "tmpfs")
+    for path in (Path("/etc/frr"), Path("/var/lib/frr"), _FRR_RUN):
+        if path.is_dir():
+            path.chmod(0o755)
+            shutil.chown(path, "frr", "frr")
     for name in ("vtysh.conf", "frr.conf"):
         Path("/etc/frr", name).touch()
-    for name in FRR_DAEMONS:
-        if (FRR_FOLDER / name).exists():
-            _start_daemon(name)
+    for program in frr_daemons():
+        _start_daemon(program)
 
 
-def _start_daemon(name: str) -> None:
-    argv = [str(FRR_FOLDER / name), "-d", "-A", "127.0.0.1", "--log", f"file:{_FRR_RUN}/log"]
+def frr_daemons() -> list[Path]:
+    """Return the programs of FRRouting that a host runs; none if one is missing."""
+    for folder in map(Path, _FRR_FOLDERS):
+        found = [folder / name for name in _FRR_DAEMONS if (folder / name).exists()]
+        if {"zebra", "bgpd"} <= {program.name for program in found}:
+            return found
+    return []
+
+
+def _start_daemon(program: Path) -> None:
+    argv = [str(program), "-d", "-A", "127.0.0.1", "--log", f"file:{_FRR_RUN}/log"]
     null = subprocess.DEVNULL  # the daemon keeps them open
     done = subprocess.run(argv, stdin=null, stdout=null, stderr=null, check=False)
     end = time.monotonic() + _FRR_SECONDS
-    while not done.returncode and not (_FRR_RUN / f"{name}.vty").exists() and time.monotonic() < end:
+    socket = _FRR_RUN / f"{program.name}.vty"
+    while not done.returncode and not socket.exists() and time.monotonic() < end:
         time.sleep(0.01)
-    if not (_FRR_RUN / f"{name}.vty").exists():
-        raise BuildError(f"FRRouting's {name} doesn't start. Try: {' '.join(argv)}")
+    if not socket.exists():
+        raise BuildError(f"FRRouting's {program.name} doesn't start. Try: {' '.join(argv)}")

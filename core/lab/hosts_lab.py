@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
@@ -11,7 +12,7 @@ from typing import Self
 
 from core.lab import hosts
 from core.lab.blueprint import LabSettings
-from core.lab.hosts_builder import FRR_DAEMONS, FRR_FOLDER
+from core.lab.hosts_builder import frr_daemons
 from core.lab.lab import Lab, LabError
 from core.plan.vxlan import range_of, subnet_by_name
 from core.tools import find_tool, python_command, python_environment
@@ -84,25 +85,28 @@ class HostsLab:
 
     def _make_networks(self, ranges: tuple[str, ...], frr: bool) -> None:
         """Make the networks of all hosts at the same time. Raises LabError."""
-        commands: list[subprocess.Popen[str]] = [
-            lab.popen_inside(
-                python_command("tui.cli", "apply", "-", "--yes"), python_environment(),
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )
-            for lab in self.hosts
-        ]  # fmt: skip
-        for host, command in enumerate(commands, 1):
-            assert command.stdin is not None
-            command.stdin.write(hosts.desired_state(host, ranges, frr))
-            command.stdin.close()
-            command.stdin = None  # communicate() would flush it
-        for host, command in enumerate(commands, 1):
-            output, _ = command.communicate()
-            if command.returncode:
-                raise LabError(f"{hosts.hostname(host)}: {output.strip()}")
+        with ExitStack() as running:
+            commands = []
+            for host, lab in enumerate(self.hosts, 1):
+                commands.append(running.enter_context(_apply(lab, hosts.desired_state(host, ranges, frr))))
+                running.callback(commands[-1].kill)  # a lab ends only after its processes were waited for
+            for host, command in enumerate(commands, 1):
+                output, _ = command.communicate()
+                if command.returncode:
+                    raise LabError(f"{hosts.hostname(host)}: {output.strip()}")
+
+
+def _apply(lab: Lab, desired: str) -> subprocess.Popen[str]:
+    """Start `vnet-tui apply` on a host."""
+    with tempfile.TemporaryFile("w+") as file:
+        file.write(desired)
+        file.seek(0)
+        return lab.popen_inside(
+            python_command("tui.cli", "apply", "-", "--yes"), python_environment(),
+            stdin=file, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
 
 
 def has_frr() -> bool:
     """Return whether the hosts can run FRRouting."""
-    daemons = all((FRR_FOLDER / name).exists() for name in FRR_DAEMONS if name != "mgmtd")
-    return daemons and bool(find_tool("vtysh"))
+    return bool(frr_daemons() and find_tool("vtysh"))
