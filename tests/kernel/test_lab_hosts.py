@@ -184,11 +184,11 @@ def test_a_failed_step_ends_the_other_hosts(monkeypatch: pytest.MonkeyPatch) -> 
             _ = host.pid
 
 
-def test_nine_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fourth_host_has_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hosts_builder, "_FRR_FOLDERS", ("/nowhere",))  # faster
-    with HostsLab(9) as lab:
+    with HostsLab(4) as lab:
         address = overlay_address(lab.hosts[0], "web1")
-        assert eventually(lambda: pings(lab.hosts[8], "worker9", address))
+        assert eventually(lambda: pings(lab.hosts[3], "worker4", address))
 
 
 def test_an_orderly_end_leaves_nothing() -> None:

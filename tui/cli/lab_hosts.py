@@ -45,7 +45,8 @@ def run_on_hosts(count: int, traffic: bool, words: list[str]) -> int:
                 return shell_code(lab.hosts[0].run_inside(argv, python_environment()))
             return shell_code(lab.hosts[0].run_inside(words))
     except LabError as error:
-        raise CommandError(str(error)) from None
+        again = f"vnet-tui demo --hosts {count}"
+        raise CommandError(str(error).replace("vnet-tui demo", again)) from None
 
 
 def _run_dashboards(lab: HostsLab, flags: list[str]) -> int:
@@ -68,6 +69,7 @@ def _run_dashboards(lab: HostsLab, flags: list[str]) -> int:
         if code or not asked:
             return shell_code(code)
         current, view = int(asked[0]), asked[1]
+        print_progress(hostname(current + 1))  # seen until the dashboard is painted
 
 
 def given_hosts(text: str) -> LabHosts | None:
