@@ -19,8 +19,10 @@ pytestmark = pytest.mark.root
 _SHELL = ["sh", "-c", '"$@"; echo "left with $?"; exec cat', "sh"]
 
 
-def test_killing_the_demo_restores_the_terminal() -> None:
-    with Terminal([*_SHELL, sys.executable, "-m", "tui.cli", "demo", "--no-traffic"]) as terminal:
+@pytest.mark.parametrize("hosts", ["1", "2"])
+def test_killing_the_demo_restores_the_terminal(hosts: str) -> None:
+    words = [sys.executable, "-m", "tui.cli", "demo", "--no-traffic", "--hosts", hosts]
+    with Terminal([*_SHELL, *words]) as terminal:
         terminal.wait_for("br-shop")
         (launcher,) = psutil.Process(terminal.pid).children()
         inside = launcher.children(recursive=True)
