@@ -22,8 +22,9 @@ from textual.system_commands import SystemCommandsProvider
 
 from tui import keys, themes
 from tui.screens.dashboard import Dashboard
-from tui.services import NO_SERVICES, Services
+from tui.services import NO_SERVICES, LabHosts, Services
 from tui.sources import Source
+from tui.view_model import Navigation
 from tui.views import registry
 from tui.widgets.lines import TonedApp
 
@@ -110,7 +111,11 @@ class VnetApp(TonedApp):
 
     def get_default_screen(self) -> Screen[None]:
         """Return the dashboard's screen, which lies under all others."""
-        return Dashboard(self._source, self._services, self._write)
+        screen = Dashboard(self._source, self._services, self._write)
+        hosts = self._services.lab_hosts
+        if hosts and registry.view_named(hosts.view):
+            screen.navigation.state = Navigation(hosts.view)
+        return screen
 
     async def on_event(self, event: events.Event) -> None:
         """Forward keys to the prompt while it is open, before any other handler."""
@@ -151,6 +156,17 @@ class VnetApp(TonedApp):
         self.wants_demo = True
         self.exit()
 
+    def on_dashboard_next_host_asked(self) -> None:
+        """End, for the dashboard on the next host; elsewhere there is none."""
+        if hosts := self._services.lab_hosts:
+            self._go_to_host(hosts, (hosts.current + 1) % len(hosts.names))
+
+    def _go_to_host(self, hosts: LabHosts, number: int) -> None:
+        screen = self.screen_stack[0]
+        assert isinstance(screen, Dashboard)
+        hosts.request(number, screen.nav.current.view)
+        self.exit()
+
     def on_dashboard_shell_asked(self, message: Dashboard.ShellAsked) -> None:
         """Give the terminal to a shell, until that ends."""
         from tui.suspended import open_shell
@@ -182,7 +198,7 @@ class VnetApp(TonedApp):
         hosts = self._services.lab_hosts
         for number, name in enumerate(hosts.names if hosts else ()):
             if hosts and number != hosts.current:
-                run = partial(screen.go_to_host, number)
+                run = partial(self._go_to_host, hosts, number)
                 yield SystemCommand(f"Go to host {name}", "show this host of the demo lab", run)
         if self._services.lab_faults is not None:
             from tui.screens.lab_faults import palette_entries

@@ -63,7 +63,7 @@ async def test_an_unknown_view_is_the_first_one(view: str) -> None:
 
 async def test_h_is_in_the_help() -> None:
     async with dashboard(services=services([]), size=(200, 60)) as person:
-        await person.type("?")
+        await person.press("question_mark")
         assert "next host" in person.text
 
 
@@ -74,8 +74,8 @@ async def test_elsewhere_there_is_no_other_host() -> None:
         assert person.app.is_running
         listed = [one.title for one in person.app.get_system_commands(person.app.screen)]
         assert "Host" not in listed and not any("Go to host" in title for title in listed)
-        await person.type("?")
-        assert "next host" not in person.text
+        await person.press("question_mark")
+        assert "this help" in person.text and "next host" not in person.text
 
 
 @pytest.mark.parametrize(

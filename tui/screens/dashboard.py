@@ -46,6 +46,9 @@ class Dashboard(Layout):
     class DemoAsked(Message):
         """The user wants to see the demo."""
 
+    class NextHostAsked(Message):
+        """The user wants to see the next host of the demo lab."""
+
     class ShellAsked(Message):
         """The user wants a shell in a container or namespace, given by its id."""
 
@@ -58,8 +61,6 @@ class Dashboard(Layout):
         self._services, self._write = services, write
         self.presenter = Presenter(source, self.post_message)
         self.navigation = NavigationController(self, self.presenter, self._on_view_change)
-        if services.lab_hosts and registry.view_named(services.lab_hosts.view):
-            self.navigation.state = Navigation(services.lab_hosts.view)
         self.changes = ChangeController(self, self.presenter, self.navigation, services.change)
         self.why = WhyController(self, self.presenter, self.navigation, self.changes)
         self.recording = RecordController(self, self.presenter, self.changes)
@@ -423,14 +424,7 @@ class Dashboard(Layout):
             self.post_message(self.DemoAsked())
 
     def action_next_host(self) -> None:
-        if hosts := self._services.lab_hosts:
-            self.go_to_host((hosts.current + 1) % len(hosts.names))
-
-    def go_to_host(self, host: int) -> None:
-        """End, for the dashboard on another host of the demo lab."""
-        if hosts := self._services.lab_hosts:
-            hosts.request(host, self.nav.current.view)
-            self.app.exit()
+        self.post_message(self.NextHostAsked())
 
     def action_shell(self) -> None:
         """Open a shell, trace the selected flow, or show the flows of an OVS bridge."""
