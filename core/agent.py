@@ -1,4 +1,4 @@
-"""The agent: restores vnet's rules and BGP sessions, and reattaches containers."""
+"""The agent: restores rules and sessions, reattaches containers, renews leases."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from core.apply import run
 from core.collect import engines
+from core.etcd_sync import EtcdSync
 from core.model import Container
 from core.netlink.events import EVERYTHING, EventSocket
 from core.netlink.netns import NamespaceGone
@@ -29,13 +30,14 @@ from core.operations.attachments import read_attachments, remove_attachment
 from core.operations.executor import Executor, Lines, expected_lines, present_lines
 from core.operations.frr import restore_group
 from core.operations.settings import saved_rules
-from core.state import writers_lock
+from core.state import running_agent, writers_lock
 from core.watch.poller import Poller
 
 # Intervals in seconds; kernel and engine events poll at once.
 _RULES_INTERVAL = 30.0
 _CONTAINERS_INTERVAL = 30.0
 _SESSIONS_INTERVAL = 2.0
+_ETCD_INTERVAL = 2.0
 _RETRY_INTERVAL = 0.2
 _MAX_TRIES = 20  # per process of a container
 # Of these, the most to skip while the kernel still deletes the veth pair of the container's previous run.
@@ -46,6 +48,7 @@ _TASKS = {
     "rules": "restore vnet-tui's rules",
     "containers": "attach containers again",
     "sessions": "restore the BGP sessions of overlays",
+    "etcd": "renew the leases of overlays",
 }
 
 
@@ -64,13 +67,22 @@ class Agent:
         self._rules_poller = self._poller("rules", self._restore_rules, _RULES_INTERVAL)
         self._containers_poller = self._poller("containers", self._attach_containers, _CONTAINERS_INTERVAL)
         self._sessions_poller = self._poller("sessions", self._restore_sessions, _SESSIONS_INTERVAL)
+        self._etcd = EtcdSync(log)
+        self._etcd_poller = self._poller("etcd", self._sync_with_etcd, _ETCD_INTERVAL)
 
     def run(self) -> None:
-        """Run until `stop` is set. Raises OSError if kernel events can't be received."""
+        """Run until `stop` is set.
+
+        Raises StateError, and OSError if kernel events can't be received.
+        """
+        with running_agent():
+            self._run()
+
+    def _run(self) -> None:
         docker_events = threading.Thread(
             target=engines.watch_docker, args=(self._stop, self._containers_poller.mark), daemon=True
         )
-        pollers = (self._rules_poller, self._containers_poller, self._sessions_poller)
+        pollers = (self._rules_poller, self._containers_poller, self._sessions_poller, self._etcd_poller)
         events = EventSocket()
         try:
             for poller in pollers:
@@ -109,6 +121,11 @@ class Agent:
         if restore_group():
             self._log("FRRouting had lost the sessions of vnet-tui's overlays: configured again")
         self._failures.pop("sessions", None)
+
+    def _sync_with_etcd(self) -> None:
+        self._etcd.sync()
+        if self._failures.pop("etcd", ""):
+            self._log("etcd answers again: the leases of overlays are renewed")
 
     def _report_failure(self, part: str, error: Exception) -> None:
         """Report an error once for as long as it stays the same."""

@@ -116,8 +116,39 @@ def sync_directory(path: Path) -> None:
 _GRACE = 5.0
 _RETRY_INTERVAL = 0.02
 _NOTE_BYTES = 4096  # bytes
+_AGENT = "agent"  # the file that agents lock
 # Whether this thread holds the lock while it plans; the change that follows doesn't take it again.
 _planning = threading.local()
+
+
+@contextmanager
+def running_agent() -> Iterator[None]:
+    """Show other processes that an agent runs while the body does. Raises StateError."""
+    path = state_directory() / _AGENT
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateError(unusable(path.parent, error)) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_agent_running() -> bool:
+    """Return whether an agent runs."""
+    try:
+        descriptor = os.open(state_directory() / _AGENT, os.O_RDWR | os.O_CLOEXEC)
+    except (OSError, StateError):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 class Busy(Exception):

@@ -23,14 +23,16 @@ _EXISTS_ERRNOS = {errno.EEXIST}
 class Outcome:
     """Hold the outcome of a change.
 
-    `end` is "done", "undone" or "failed". `errors` are sentences, the first one the reason. `undone_commands`
-    are the commands that undid the steps executed before, including those that failed.
+    `end` is "done", "undone", "failed", or "kept" of an undo that didn't begin. `errors` are sentences, the
+    first one the reason. `undone_commands` are the commands that undid the steps executed before, including
+    those that failed. `notes` are sentences about what was left undone although nothing failed.
     """
 
     entry_id: str
     end: str
     errors: tuple[str, ...] = ()
     undone_commands: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def done(self) -> bool:
@@ -63,7 +65,7 @@ def apply(
                 record.end("undone", (str(error),))
                 raise
             with Executor() as executor:
-                return _apply(record, steps, progress, executor)
+                return replace(_apply(record, steps, progress, executor), notes=tuple(executor.notes))
         finally:
             record.close()
 
@@ -139,15 +141,30 @@ def undo(entry: Entry, wait: bool = False, progress: Callable[[Operation], None]
         if now.end == "undone":
             return Outcome(now.entry_id, "undone")
         made = _steps_to_undo(now, executor)
+        if now.was_done and now.undoing is None and (obstacles := _obstacles(made)):
+            return Outcome(now.entry_id, "kept", obstacles)
         record = journal.reopen(now)
         try:
             try:
                 record.undoing(len(made))
             except OSError as error:
                 raise StateError(unusable(state_directory(), error)) from error
-            return _Undo(record, executor, progress, now.undone, now.in_flight).run(made)
+            outcome = _Undo(record, executor, progress, now.undone, now.in_flight).run(made)
+            return replace(outcome, notes=tuple(executor.notes))
         finally:
             record.close()
+
+
+def _obstacles(steps: tuple[Operation, ...]) -> tuple[str, ...]:
+    """Return why the undo of these steps can't begin, as sentences."""
+    found = []
+    for operation in undo_of(steps):
+        try:
+            reason = operation.obstacle()
+        except OSError as error:
+            reason = _reason(error)
+        found += [f"can't {operation.describe()}: {reason}"] if reason else []
+    return tuple(found)
 
 
 def _current(entry: Entry) -> Entry:

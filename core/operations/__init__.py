@@ -14,6 +14,14 @@ from core.operations.base import Operation, affected, is_final, undo_of, undo_ti
 from core.operations.bridges import AddVlan, DeleteVlan, SetBridge, SetPort, SetPortState
 from core.operations.connections import DeleteConnection
 from core.operations.docker import DockerConnect, DockerCreateNetwork, DockerDisconnect, DockerRemoveNetwork
+from core.operations.etcd import (
+    DeleteDefinition,
+    JoinEtcd,
+    LeaseAddress,
+    LeaveEtcd,
+    PutDefinition,
+    ReleaseAddress,
+)
 from core.operations.firewall import AddFirewallRule, DeleteFirewallRule
 from core.operations.forwarding import AddFdb, AddPolicyRule, DeleteFdb, DeletePolicyRule
 from core.operations.frr import AnnounceMac, ConfigureFrr, WithdrawMac
@@ -42,6 +50,7 @@ __all__ = [
     "CreateVxlan",
     "DeleteAddress",
     "DeleteConnection",
+    "DeleteDefinition",
     "DeleteFdb",
     "DeleteFirewallRule",
     "DeleteLink",
@@ -56,7 +65,10 @@ __all__ = [
     "DockerRemoveNetwork",
     "ForgetAttachment",
     "Hop",
+    "JoinEtcd",
     "JoinNamespace",
+    "LeaseAddress",
+    "LeaveEtcd",
     "LeaveNamespace",
     "NetnsTarget",
     "Operation",
@@ -66,6 +78,8 @@ __all__ = [
     "OvsDeletePort",
     "OvsSetMtu",
     "PersistAttachment",
+    "PutDefinition",
+    "ReleaseAddress",
     "SetBridge",
     "SetDockerDns",
     "SetLink",

@@ -80,6 +80,13 @@ class Operation(ABC):
         """
         return True
 
+    def obstacle(self) -> str:
+        """Return why an undo that contains it can't begin, "" if nothing prevents it.
+
+        Raises OSError.
+        """
+        return ""
+
     def remaining(self, executor: Executor, was_interrupted: bool) -> Operation:
         """Return what remains to be done of it, as a step of an interrupted undo.
 

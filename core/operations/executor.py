@@ -283,6 +283,12 @@ class Executor:
         self._ioctl_sockets: dict[NetnsTarget, sockets.socket] = {}
         self._rules: dict[NetnsTarget, Nft] = {}
         self._docker: Any = None
+        self.notes: list[str] = []  # what the user should know although nothing failed
+
+    def note(self, sentence: str) -> None:
+        """Add a sentence about something that was left undone, once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
 
     def __enter__(self) -> Self:
         return self

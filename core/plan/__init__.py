@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from types import MappingProxyType
 
 from core.model import LinkKey, Ref
+from core.model.etcd import EtcdNetwork
 from core.operations import PersistAttachment
 from core.plan import (
     attachments,
@@ -63,9 +65,13 @@ def plan_all(
     session: str = "",
     title: str = "",
     persistent: Iterable[PersistAttachment] = (),
+    etcd: Mapping[str, EtcdNetwork] = MappingProxyType({}),
 ) -> Plan | Refused:
-    """Plan several requests, each building on those before it; all or none."""
-    builder = PlanBuilder(topology, reserved, session, persistent)
+    """Plan several requests, each building on those before it; all or none.
+
+    `etcd` is what etcd holds for the overlays that this host has joined or asks for, by name.
+    """
+    builder = PlanBuilder(topology, reserved, session, persistent, etcd)
     titles: list[str] = []
     reasons: list[str] = []
     for request in requests:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, count
 
@@ -23,7 +24,7 @@ from core.operations import (
     SetPort,
     SetStormGuard,
 )
-from core.plan import evpn, ipam, ovs, validate
+from core.plan import etcd, evpn, ipam, ovs, validate
 from core.plan.builder import CannotPlan, PlanBuilder, Target, plan_steps, require, when
 from core.plan.docker import attach_by_docker, detach_by_docker, find_docker_network
 from core.plan.guarded_ports import forget, guard_new_port
@@ -148,6 +149,7 @@ def attach(
     )
     if len(member.tag().encode()) > ALIAS_BYTES:
         raise CannotPlan([f"the name of {safe(target.name)} is too long for the tag of its link"])
+    etcd.lease(member, network, builder)
     steps = tuple(_attach_steps(member, target, network, builder))
     replaced = ovs.replaced_port(network, member.port)
     if member.port in ovs.lost_ports(network, builder):
@@ -183,8 +185,11 @@ def _attach_steps(
 
 
 def _stable_mac(member: VnetMember, network: VnetNetwork, builder: PlanBuilder) -> str:
-    """Return the MAC of a container that the bridge must know, "" for any."""
-    if not network.evpn and not network.guard:
+    """Return the MAC of a container that the bridge must know, "" for any.
+
+    With etcd an address may move to another host: other containers then know its MAC already.
+    """
+    if not network.evpn and not network.guard and not network.etcd:
         return ""
     if member.addresses:
         return container_mac(member.addresses)
@@ -292,21 +297,42 @@ def _addresses(
     container forwards to.
     """
     published = {port.address: port for port in builder.vnet.ports if port.container != target.uid}
-    require(*(validate.address(one, network.subnets, builder.used) for one in requested))
+    leased = etcd.leased_by_others(network, builder)
+    require(
+        *(validate.address(one, network.subnets, builder.used) for one in requested),
+        *(
+            when(one in leased, f"{one} is leased to {leased.get(one) or 'another host'}")
+            for one in requested
+        ),
+    )
     given = {":" in one: str(ipaddress.ip_address(one)) for one in requested}
     require(when(len(given) != len(requested), "only one address of each family is allowed"))
     chosen = []
     ranges = network.ranges or network.subnets
+    used = builder.used | published.keys() | leased.keys()
     warn_of_range(network, tuple(given.values()), builder)
     for subnet, own in zip(network.subnets, ranges, strict=True):
         try:
-            address = given.get(":" in subnet) or ipam.next_address(own, builder.used | published.keys())
+            places = etcd.free_addresses(network, subnet, builder) if network.etcd else (own,)
+            address = given.get(":" in subnet) or _next_address(places, used)
         except ipam.Exhausted as error:
             raise CannotPlan([f"{network.name} is full: {error}"]) from error
         builder.warn(_port_warning(published.get(address), target))
         builder.used.add(address)
         chosen.append(f"{address}/{ipaddress.ip_network(subnet).prefixlen}")
     return tuple(chosen)
+
+
+def _next_address(places: Iterable[str], used: Collection[str]) -> str:
+    """Return a free address in the first of these subnets that has one.
+
+    Raises Exhausted.
+    """
+    *first, last = places
+    for place in first:
+        with suppress(ipam.Exhausted):
+            return ipam.next_address(place, used)
+    return ipam.next_address(last, used)
 
 
 def _port_warning(port: VnetPort | None, target: Target) -> str:
@@ -375,6 +401,7 @@ def detach_member(member: VnetMember, builder: PlanBuilder) -> None:
     if network is not None and network.guard:
         builder.add(*forget(member, network, port, builder))
     delete_pair(builder, port)
+    etcd.release(member, network, builder)
     builder.drop_member(member)
     builder.used.difference_update(addresses)
     if inner is not None and member.container in builder.topology.containers:

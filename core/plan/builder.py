@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, singledispatch
+from types import MappingProxyType
 from typing import Any
 
 from core.model import Container, Link, Namespace, NetState
+from core.model.etcd import EtcdNetwork
 from core.operations import HOST, AddAddress, NetnsTarget, Operation, PersistAttachment, SetRules, SetSysctl
 from core.plan import ipam, rules
 from core.plan.tags import VnetMember, VnetNetwork, VnetState, vnet_state
@@ -85,7 +87,8 @@ class PlanBuilder:
     """Collect the steps of one plan and track the state that they lead to.
 
     `reserved` are addresses and prefixes of plans that aren't applied yet, `session` is the remote address
-    of the user's own session ("" for none), `persistent` what the agent makes again at restarts.
+    of the user's own session ("" for none), `persistent` what the agent makes again at restarts, `etcd` what
+    etcd holds for overlays, by name.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class PlanBuilder:
         reserved: Iterable[str] = (),
         session: str = "",
         persistent: Iterable[PersistAttachment] = (),
+        etcd: Mapping[str, EtcdNetwork] = MappingProxyType({}),
     ) -> None:
         self.topology = topology
         self.snapshot = topology.snapshot
@@ -101,6 +105,7 @@ class PlanBuilder:
         self.before = vnet_state(topology.snapshot, topology.host)
         self.vnet: VnetState = self.before
         self.frr = topology.snapshot.frr  # after the steps so far
+        self.etcd = dict(etcd)  # by network, after the steps so far
         self.reserved = tuple(reserved)
         # By container and network, after the steps so far.
         self.persistent = {(one.container, one.network): one for one in persistent}

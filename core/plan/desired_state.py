@@ -258,7 +258,7 @@ class _Comparison:
         for network in self.desired.networks:
             found = self.vnet.networks.get(network.name)
             desired = network.peers if found and found.evpn else network.remotes
-            if found is None or network.name in self.replaced or not desired:
+            if found is None or found.etcd or network.name in self.replaced or not desired:
                 continue
             kind = "peers" if found.evpn else "remotes"
             existing = tunnel_values(found, self.topology).get(kind, ())
@@ -387,6 +387,7 @@ def _differs(network: CreateNetwork, found: VnetNetwork, topology: Topology) -> 
         "local": network.local,
         "ranges": network.ranges,
         "evpn": network.evpn,
+        "etcd": bool(network.etcd),
     }
     existing = {
         "kind": found.kind,
@@ -398,6 +399,7 @@ def _differs(network: CreateNetwork, found: VnetNetwork, topology: Topology) -> 
         "local": tunnel.get("local", ""),
         "ranges": found.ranges,
         "evpn": found.evpn,
+        "etcd": found.etcd,
     }
     other = any(value and value != existing[key] for key, value in desired.items())
     gateways = {str(ipaddress.ip_address(one)) for one in network.gateways}

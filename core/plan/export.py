@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from core.plan.overlay import remotes_of, tunnel_of
@@ -15,10 +16,10 @@ from core.topology import Topology
 DOCKER_LABEL = ("vnet", "1")
 
 
-def export(topology: Topology) -> str:
+def export(topology: Topology, etcd: Mapping[str, str] = MappingProxyType({})) -> str:
     """Return the file for vnet's networks on this host.
 
-    `difference` finds nothing to do for it.
+    `difference` finds nothing to do for it. `etcd` are the URLs of overlays that have one, by name.
     """
     existing = vnet_state(topology.snapshot, topology.host)
     parts = []
@@ -28,6 +29,7 @@ def export(topology: Topology) -> str:
             "mtu": network.mtu, "bridge": network.bridge, "uplink": network.uplink,
             "nat66": network.nat66, "vlan_filtering": _filters(network.bridge, topology),
             "datapath": network.datapath,
+            "etcd": etcd.get(network.name, "") if network.etcd else "",
         } | tunnel_values(network, topology)  # fmt: skip
         parts.append(_table(f"[network.{_key(network.name)}]", values))
     parts += _docker_networks(topology)
@@ -57,6 +59,8 @@ def tunnel_values(network: VnetNetwork, topology: Topology) -> dict[str, Any]:
     tunnel = tunnel_of(network, topology) if network.kind == "overlay" else None
     if tunnel is None:
         return {}
+    if network.etcd:  # hosts come from there
+        return {"vni": network.vni, "local": tunnel.details.get("local", ""), "evpn": network.evpn}
     values = {
         "vni": network.vni, "local": tunnel.details.get("local", ""), "ranges": network.ranges,
         "remotes": remotes_of(tunnel, topology), "evpn": network.evpn,

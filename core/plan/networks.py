@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from core.model import Link, Network
 from core.nat.packets import Kind
 from core.operations import AddAddress, CreateBridge, DeleteRoute, SetLink
-from core.plan import evpn, ipam, overlay, ovs, validate
+from core.plan import etcd, evpn, ipam, overlay, ovs, validate
 from core.plan.attachments import (
     detach_member,
     forget_attachment,
@@ -32,6 +32,8 @@ from core.text import safe
 @plan_steps.register
 def plan_create_network(request: CreateNetwork, builder: PlanBuilder) -> str:
     require(validate.name(request.name, "network's name"), validate.kind(request.kind))
+    only = "only an overlay keeps its hosts and addresses in etcd. Try: --kind overlay"
+    require(when(request.etcd and request.kind != "overlay", only))
     if request.engine == "docker":
         return create_docker_network(request, builder)
     if request.kind == "overlay":
@@ -46,7 +48,7 @@ def plan_create_network(request: CreateNetwork, builder: PlanBuilder) -> str:
     builder.host_names.add(network.bridge)
     if network.kind == "overlay":
         hosts = (request.local, *request.remotes)
-        builder.warn(f"on each other host, run: {overlay.join_command(network, hosts)}")
+        builder.warn(f"on each other host, run: {overlay.join_command(network, hosts, request.etcd)}")
     kinds: tuple[Kind, ...] = () if network.kind == "internal" else ("out", "answers")
     warn_of_filters(builder, network.bridge, kinds, network.subnets)
     return f"create the {network.kind} network {network.name}"
@@ -77,7 +79,7 @@ def design(request: CreateNetwork, builder: PlanBuilder) -> VnetNetwork:
     network = VnetNetwork(
         request.name, request.kind, bridge, subnets, gateways, request.nat66, request.uplink, mtu,
         request.vni, overlay.choose_ranges(request, subnets) if is_overlay else (), request.evpn,
-        request.datapath.replace("system", ""),
+        request.datapath.replace("system", ""), etcd=bool(request.etcd),
     )  # fmt: skip
     if len(network.tag().encode()) > ALIAS_BYTES:
         raise CannotPlan(["the names are too long for the tag of the bridge. Try: shorter names"])
@@ -177,6 +179,8 @@ def _create(network: VnetNetwork, request: CreateNetwork, builder: PlanBuilder) 
         when(request.uplink, "only a NIC-bridged network has an uplink"),
         when(request.nat66 and not has_ipv6_nat, "NAT66 needs a NAT network with an IPv6 subnet"),
     )
+    if network.etcd:
+        etcd.join(network, request, builder)
     if network.kind == ovs.KIND:
         builder.add(ovs.create_bridge(network, _mac(network, builder)))
     else:
@@ -209,6 +213,7 @@ def _reattach_members(network: VnetNetwork, builder: PlanBuilder) -> None:
             continue
         label = _label(member.container, builder)
         if {ipaddress.ip_interface(one).network for one in member.addresses} <= subnets:
+            etcd.lease(member, network, builder)
             builder.add(ovs.connect_port(network, port.name, member.vlan))
             builder.add_side_effect(f"{label} is attached again: the bridge of its network was deleted")
             addresses |= {one.partition("/")[0] for one in member.addresses}
@@ -257,6 +262,7 @@ def plan_remove_network(request: RemoveNetwork, builder: PlanBuilder) -> str:
         ovs.delete_bridge(builder, bridge)
     else:
         delete_bridge(builder, bridge)
+    etcd.leave(network, builder)
     _free(network, builder)
     return f"remove the network {network.name}"
 

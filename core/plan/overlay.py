@@ -14,7 +14,7 @@ from core.model.link import ALL_ZERO
 from core.operations import AddFdb, CreateVxlan, DeleteFdb, DeleteLink, SetLink, SetPort
 from core.operations.links import VXLAN_PORT
 from core.overlay import OVERHEAD
-from core.plan import evpn, ipam, validate
+from core.plan import etcd, evpn, ipam, validate
 from core.plan.builder import CannotPlan, PlanBuilder, plan_steps, require, when
 from core.plan.requests import CreateNetwork, JoinOverlay, LeaveOverlay, RemoveNetwork
 from core.plan.tags import VnetNetwork
@@ -37,6 +37,7 @@ _WITH_PEERS = "--peer instead of --remote"
 
 def complete(request: CreateNetwork, builder: PlanBuilder) -> CreateNetwork:
     """Fill in what a request leaves out. Raises CannotPlan."""
+    request = etcd.complete(request, builder) if request.etcd else request
     with_evpn = request.evpn or bool(request.peers)
     require(when(with_evpn and request.remotes, f"with EVPN {_NO_REMOTES}. Try: {_WITH_PEERS}"))
     hosts, own = _others(request.peers if with_evpn else request.remotes, builder)
@@ -50,7 +51,8 @@ def complete(request: CreateNetwork, builder: PlanBuilder) -> CreateNetwork:
     if builder.frr.config.evpn:
         builder.warn("FRRouting announces all overlays of this host, and may change this one's hosts as well")
     vni = request.vni or vni_by_name(request.name)
-    local = _local(request.local or own or (group.source if group and with_evpn else ""), hosts, builder)
+    toward = hosts or (() if request.local else etcd.server_address(request.etcd, builder))
+    local = _local(request.local or own or (group.source if group and with_evpn else ""), toward, builder)
     used = next((one for one in builder.host.links.values() if _clashes(one, vni)), None)
     require(
         when(not 0 < vni <= MOST_VNI, f"the VNI {vni} is out of range (1 to {MOST_VNI})"),
@@ -155,6 +157,8 @@ def choose_mtu(request: CreateNetwork, builder: PlanBuilder) -> int:
 
 def choose_ranges(request: CreateNetwork, subnets: Sequence[str]) -> tuple[str, ...]:
     """Return this host's range in each subnet. Raises CannotPlan."""
+    if request.etcd:
+        return ()
     given: dict[int, str] = {}
     for text in request.ranges:
         try:
@@ -210,12 +214,14 @@ def _flood_entry(link: str, remote: str) -> AddFdb:
     return AddFdb(link, ALL_ZERO, on_master=False, state="permanent", dst=remote)
 
 
-def join_command(network: VnetNetwork, hosts: Sequence[str]) -> str:
+def join_command(network: VnetNetwork, hosts: Sequence[str], endpoints: str = "") -> str:
     """Return the command that joins a network on another host.
 
     It has only the options that don't follow from the network's name.
     """
     words = ["vnet-tui network join", quoted(network.name)]
+    if endpoints:
+        return " ".join([*words, "--etcd", endpoints])
     words += [f"--{'peer' if network.evpn else 'remote'} {one}" for one in hosts]
     if network.vni != vni_by_name(network.name):
         words.append(f"--vni {network.vni}")
@@ -267,11 +273,14 @@ def delete_tunnel(tunnel: Link, builder: PlanBuilder) -> None:
 @plan_steps.register
 def plan_join_overlay(request: JoinOverlay, builder: PlanBuilder) -> str:
     if request.name not in builder.vnet.networks:
+        if request.etcd:
+            etcd.require_definition(request.name, builder)
         plan_steps(
             CreateNetwork(
                 request.name, "overlay", request.subnets, request.gateways, request.ipv6, request.mtu,
                 vni=request.vni, local=request.local, remotes=request.remotes, ranges=request.ranges,
                 evpn=request.evpn, peers=request.peers, asn=request.asn, reflector=request.reflector,
+                etcd=request.etcd,
             ),
             builder,
         )  # fmt: skip
@@ -281,6 +290,10 @@ def plan_join_overlay(request: JoinOverlay, builder: PlanBuilder) -> str:
     existing = f"VNI {network.vni} and the subnet {' and '.join(network.subnets)}"
     require(
         when(differs, f"this host has it with {existing}. Try: vnet-tui network leave {network.name}"),
+        when(
+            request.etcd and not network.etcd,
+            f"this host has joined it without etcd. Try: vnet-tui network leave {network.name}",
+        ),
         _wrong_option(network, request),
     )
     tunnel = _tunnel(network, builder)
@@ -301,6 +314,9 @@ def plan_join_overlay(request: JoinOverlay, builder: PlanBuilder) -> str:
 
 
 def _wrong_option(network: VnetNetwork, request: JoinOverlay | LeaveOverlay) -> str:
+    if network.etcd:
+        given = request.remotes or request.peers or isinstance(request, JoinOverlay)
+        return when(given, "this host has joined it already, and its hosts come from etcd")
     if network.evpn:
         return when(request.remotes, f"with EVPN {_NO_REMOTES}. Try: {_WITH_PEERS}")
     return when(request.peers, f"{network.name} is joined without EVPN. Try: --remote instead of --peer")

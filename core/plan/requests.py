@@ -28,6 +28,9 @@ class CreateNetwork:
     uses to reach them), `ranges` the parts of the subnets that this host assigns (none: they follow from
     `local`). With `evpn` the hosts find each other by BGP, and `peers` are those that this host has a session
     with, in the AS `asn` (0: FRRouting's, else 65000); a `reflector` passes on what one peer announces.
+
+    With `etcd` (URLs, separated by commas) the hosts and all that they agree on come from there, and this
+    host leases addresses of the whole subnets.
     """
 
     name: str
@@ -50,6 +53,7 @@ class CreateNetwork:
     asn: int = 0
     reflector: bool = False
     datapath: str = ""
+    etcd: str = ""
 
     @property
     def other_hosts(self) -> tuple[str, ...]:
@@ -77,6 +81,7 @@ class JoinOverlay:
     peers: tuple[str, ...] = ()
     asn: int = 0
     reflector: bool = False
+    etcd: str = ""
 
 
 @dataclass(frozen=True, slots=True)

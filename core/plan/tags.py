@@ -27,9 +27,10 @@ class VnetNetwork:
     """A network that vnet made.
 
     `gateways` are in the order of `subnets`, `uplink` is the port if NIC-bridged. Of an overlay: `vni`, and
-    `ranges` are the parts of `subnets` that this host assigns, in the same order. With `evpn` its hosts
-    find each other by FRRouting. `datapath` is an OVS bridge's ("" for "system"). `guard`: the
-    limits of its storm guard as text (StormLimits), "" for none.
+    `ranges` are the parts of `subnets` that this host assigns, in the same order; with `etcd` there are none,
+    as it leases addresses of the whole subnets. With `evpn` its hosts find each other by FRRouting.
+    `datapath` is an OVS bridge's ("" for "system"). `guard`: the limits of its storm guard as text
+    (StormLimits), "" for none.
     """
 
     name: str
@@ -45,6 +46,7 @@ class VnetNetwork:
     evpn: bool = False
     datapath: str = ""
     guard: str = ""
+    etcd: bool = False
 
     @property
     def is_translated(self) -> bool:
@@ -61,6 +63,7 @@ class VnetNetwork:
         values += [("guard", self.guard)] if self.guard else []
         values += [("vni", str(self.vni))] if self.vni else []
         values += [("evpn", "yes")] if self.evpn else []
+        values += [("etcd", "yes")] if self.etcd else []
         return format_tag([*values, *(("range", one) for one in self.ranges)])
 
     def tunnel_tag(self) -> str:
@@ -207,6 +210,7 @@ def _networks(tagged: list[tuple[Link, TagValues]], snapshot: Snapshot) -> Itera
                 "evpn" in values,
                 datapaths.get(link.name, "").replace("system", ""),
                 _limits(values.get("guard", ("",))[0]),
+                "etcd" in values,
             )
 
 

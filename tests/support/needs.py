@@ -34,7 +34,8 @@ _RETURN_0 = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit
 AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 _TOOLS = {
     "bpftool": "bpftool", "busybox": "busybox-static", "conntrack": "conntrack", "containerd": "docker.io",
-    "docker": "docker-cli", "dockerd": "docker.io", "ethtool": "ethtool", "ip": "iproute2",
+    "docker": "docker-cli", "dockerd": "docker.io", "etcd": "etcd-server", "etcdctl": "etcd-client",
+    "ethtool": "ethtool", "ip": "iproute2",
     "iperf3": "iperf3", "iptables": "iptables", "nft": "nftables",
     "ovs-vswitchd": "openvswitch-switch", "ovsdb-server": "openvswitch-switch", "ping": "iputils-ping",
     "podman": "podman", "runc": "runc", "setpriv": "util-linux", "sysctl": "procps",
@@ -65,6 +66,7 @@ BY_PATH = {
     "kernel/test_accelerate": ("fastpath", "bpftool"),
     "kernel/test_drops": ("bcc",),
     "kernel/test_ovs_network": ("ovs-vswitchd", "ovsdb-server", "busybox"),
+    "kernel/test_overlay_etcd": ("etcd", "etcdctl"),
     "kernel/test_fastpath": ("fastpath", "bpftool"),
     "kernel/test_show_unprivileged": ("nobody",),
 }

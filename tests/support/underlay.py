@@ -99,12 +99,12 @@ _DAEMONS = tuple(name for name in ("mgmtd", "zebra", "bgpd") if Path("/usr/lib/f
 
 
 @contextmanager
-def underlay(count: int = 2, family: int = 4, mtu: int = 1500) -> Iterator[Underlay]:
-    """Start `count` hosts on an underlay of that address family."""
+def underlay(count: int = 2, family: int = 4, mtu: int = 1500, **environment: str) -> Iterator[Underlay]:
+    """Start `count` hosts on an underlay of that address family, vnet-tui with that environment."""
     with ExitStack() as stack:
         found = stack.enter_context(closing(Underlay(family)))
         for _ in range(count):
-            found.connect(stack.enter_context(closing(Machine(VNET_ENGINES="frr"))), mtu)
+            found.connect(stack.enter_context(closing(Machine(VNET_ENGINES="frr", **environment))), mtu)
         yield found
 
 

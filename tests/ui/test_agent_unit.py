@@ -97,6 +97,7 @@ def test_the_unit_allows_only_the_addresses_that_it_needs(monkeypatch: pytest.Mo
     for address in ("127.0.0.1:9742", "[::1]:9742", "localhost:9742"):
         assert settings(agent.render(address))["IPAddressAllow"] == ["localhost"]
     assert "IPAddressDeny" not in settings(agent.render("0.0.0.0:9742"))
+    assert "IPAddressDeny" not in settings(agent.render(etcd=True))
     monkeypatch.setenv("DOCKER_HOST", "tcp://192.0.2.1:2376")
     assert "IPAddressDeny" not in settings(agent.render())
 

@@ -110,6 +110,7 @@ FRAMED = {
     "CorruptFile": "tui/command.py load_with_fast_flows",
     "DropsUnavailable": "core/watch/drops.py poll",
     "EngineError": "core/apply/run.py _sentence",
+    "EtcdError": "core/apply/run.py _sentence",
     "Exhausted": "core/plan/__init__.py plan_all",
     "FaultError": "core/lab/lab.py change_faults",
     "LabError": "core/lab/lab.py LabError",
@@ -126,6 +127,7 @@ FRAMED = {
     "Unreachable": "core/collect/engine_http.py _stopped",
     "WriteError": "core/files.py WriteError",
     "WrongValue": "tui/command.py load_with_fast_flows",
+    "_Unanswered": "core/apply/run.py _sentence",
     "_Malformed": "core/collect/conntrack.py _ignored_problem",
 }
 _STYLE = re.compile(r"(cannot|can not|unable to|failed to|could not|couldn't)\b", re.IGNORECASE)

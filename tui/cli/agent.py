@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 def run(options: argparse.Namespace) -> int:
     """Run until SIGTERM or Ctrl-C; each action is a line on standard output."""
     if options.unit:
-        sys.stdout.write(render(options.metrics, options.accelerate, options.strict, options.drops))
+        sys.stdout.write(
+            render(options.metrics, options.accelerate, options.strict, options.drops, options.etcd)
+        )
         return 0
     require_rights()
     stop = threading.Event()
@@ -38,6 +40,8 @@ def run(options: argparse.Namespace) -> int:
     with _accelerating(options.accelerate, options.strict), _serving(options.metrics, options.drops):
         try:
             Agent(_print, stop).run()
+        except StateError as error:
+            raise CommandError(str(error)) from error
         except OSError as error:
             raise CommandError(f"can't receive kernel events: {error.strerror}") from error
     return 0
@@ -145,7 +149,7 @@ ProtectKernelTunables=yes
 ProtectControlGroups=yes
 PrivateDevices=yes
 PrivateTmp={tmp}
-# AF_INET: an ioctl of netdevice(7) needs such a socket; nothing is sent but metrics, if asked for.
+# AF_INET: an ioctl of netdevice(7) needs such a socket; nothing is sent but metrics or to etcd.
 RestrictAddressFamilies={families}
 {addresses}
 # It enters network namespaces, and makes an empty one to try its rules in; for metrics it asks hostnames.
@@ -183,12 +187,16 @@ _FAST_WHY = """;
 
 
 def render(
-    metrics: str = "", accelerate: Sequence[str] = (), strict: bool = False, drops: bool = False
+    metrics: str = "",
+    accelerate: Sequence[str] = (),
+    strict: bool = False,
+    drops: bool = False,
+    etcd: bool = False,
 ) -> str:
     """Return the systemd unit of this installation.
 
     `metrics` is the address to serve metrics at ("" for none), `accelerate` what to run the fast path for,
-    `strict` its mode; `drops`: metrics include dropped packets.
+    `strict` its mode; `drops`: metrics include dropped packets; `etcd`: overlays have one.
     """
     words, more = _program()
     environment = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)} | more
@@ -204,8 +212,8 @@ def render(
     needed += [url.removeprefix(_LOCAL) for url in _engines() if url.startswith(_LOCAL)]
     return _UNIT.format(
         start=" ".join(_quoted(word.replace("$", "$$")) for word in (*words, "agent", *serving, *fast)),
-        families="AF_UNIX AF_NETLINK AF_INET" + " AF_INET6" * ("[" in metrics or bool(accelerate)),
-        addresses=_addresses(metrics),
+        families="AF_UNIX AF_NETLINK AF_INET" + " AF_INET6" * ("[" in metrics or bool(accelerate) or etcd),
+        addresses=_addresses(metrics, etcd),
         capabilities=" CAP_NET_RAW CAP_NET_BROADCAST" if accelerate else "",
         namespaces="net uts" if metrics else "net",
         why=_FAST_WHY if accelerate else "",
@@ -231,8 +239,10 @@ def _engines() -> list[str]:
     return [os.environ.get(name, "") for name in _ENGINES]
 
 
-def _addresses(metrics: str) -> str:
+def _addresses(metrics: str, etcd: bool) -> str:
     """Return the unit's lines about the addresses that its sockets may use."""
+    if etcd:
+        return "# etcd is asked: where its address is known, IPAddressDeny=any and IPAddressAllow=."
     if any(url and not url.startswith(_LOCAL) for url in _engines()):
         return "# An engine at another address is asked: no IPAddressDeny=."
     if not metrics:

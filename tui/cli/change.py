@@ -141,6 +141,7 @@ def _network(options: argparse.Namespace) -> Request:
                 options.mtu, options.bridge, options.uplink, options.nat66, options.vlan_filtering,
                 options.engine, options.vni, tuple(options.remotes), options.local, tuple(options.ranges),
                 options.evpn, tuple(options.peers), options.asn, options.reflector, options.datapath,
+                options.etcd,
             )  # fmt: skip
         case "join":
             return _join(options)
@@ -157,14 +158,14 @@ def _join(options: argparse.Namespace) -> Request:
     overlay = JoinOverlay(
         options.network, tuple(options.remotes), options.vni, tuple(options.subnet), tuple(options.gateway),
         options.ipv6, options.mtu, options.local, tuple(options.ranges), options.evpn, tuple(options.peers),
-        options.asn, options.reflector,
+        options.asn, options.reflector, options.etcd,
     )  # fmt: skip
     if not options.other:
-        if options.remotes or options.peers or options.evpn or options.reflector:
+        if options.remotes or options.peers or options.evpn or options.reflector or options.etcd:
             return overlay
         raise CommandError(
             f'can\'t join "{safe(options.network)}": neither another network nor a remote host is given. '
-            f"Try: vnet-tui network join {quoted(options.network)} OTHER, or --remote ADDRESS for an overlay"
+            f"Try: vnet-tui network join {quoted(options.network)} OTHER, or --remote or --etcd"
         )
     if overlay != JoinOverlay(options.network):
         raise CommandError("can't join two networks: the options are for an overlay. Try: without OTHER")

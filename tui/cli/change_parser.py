@@ -40,6 +40,9 @@ def add_change_commands(commands: Commands) -> None:
         help="keep the fast path on for these bridges and networks, or for all (docs/fast-path.md)",
     )  # fmt: skip
     agent.add_argument("--drops", action="store_true", help="with --metrics: also count dropped packets")
+    agent.add_argument(
+        "--etcd", action="store_true", help="with --unit: let the service reach etcd (docs/etcd.md)"
+    )
     agent.add_argument("--strict", action="store_true", help="with --accelerate: like `accelerate --strict`")
 
 
@@ -114,6 +117,11 @@ def _subnets(command: argparse.ArgumentParser) -> None:
 
 def _overlay(command: argparse.ArgumentParser) -> None:
     _remote(command, "an overlay's other host, by address; repeat the option for several")
+    command.add_argument(
+        "--etcd", metavar="URL", default="",
+        help="keep an overlay's definition, hosts and addresses in etcd, such as http://192.0.2.9:2379; "
+        "several servers are separated by commas (docs/etcd.md)",
+    )  # fmt: skip
     command.add_argument(
         "--evpn", action="store_true",
         help="let an overlay's hosts find each other by BGP EVPN of FRRouting, without --remote",

@@ -79,6 +79,8 @@ def print_outcome(plan: Plan, outcome: Outcome | None, as_json: bool) -> int:
 def ended(outcome: Outcome) -> int:
     """Print errors to standard error; returns the exit code."""
     sys.stdout.flush()
+    for note in outcome.notes:
+        print(f"vnet-tui: note: {safe(note)}", file=sys.stderr)
     for error in outcome.errors:
         print(f"vnet-tui: {safe(error)}", file=sys.stderr)
     if outcome.end == "failed":

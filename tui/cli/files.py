@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from core.collect.etcd import joined_networks
 from core.files import PUBLIC, WriteError, write_whole
 from core.model import Container, Network, link_ref
 from core.operations import ForgetAttachment, SetRules, SetStormGuard
@@ -72,7 +73,8 @@ def _unguard_others(topology: Topology, plan: Plan) -> Iterator[SetStormGuard]:
 
 def write_export(options: argparse.Namespace) -> int:
     """Write the file that describes the existing networks."""
-    text = export(read_topology(WHOLE))
+    urls = {name: one.endpoints for name, one in joined_networks().items()}
+    text = export(read_topology(WHOLE), urls)
     try:
         content = text.encode()
     except UnicodeEncodeError as error:

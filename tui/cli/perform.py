@@ -8,14 +8,29 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from core.apply import guard, journal, run
+from core.collect.etcd import read_networks
 from core.collect.host import missing_capabilities
 from core.collect.nft_netlink import read_tables
 from core.collect.processes import remote_session
 from core.collect.snapshot import read_snapshot
 from core.model import Part
+from core.model.etcd import EtcdNetwork
 from core.operations import AddAddress, Operation, PersistAttachment, attachments
 from core.plan import Plan, Refused, plan_all, vnet_state
-from core.plan.requests import Request
+from core.plan.requests import (
+    ChangeBridge,
+    ChangeLink,
+    ChangePort,
+    CountTraffic,
+    CreateNetwork,
+    DeleteFlow,
+    JoinOverlay,
+    Publish,
+    Repair,
+    Request,
+    Tune,
+    Unpublish,
+)
 from core.state import StateError, planning_lock
 from core.text import TABLE, safe, unescape
 from core.topology import Topology
@@ -59,7 +74,33 @@ def change(options: argparse.Namespace, request: Callable[[Topology], Request], 
 
 def plan_requests(requests: Sequence[Request], topology: Topology, title: str = "") -> Plan | Refused:
     """Plan requests, without addresses that changes in the journal reserve."""
-    return plan_all(requests, topology, _reserved(), remote_session(), title, persistent_attachments())
+    return plan_all(
+        requests, topology, _reserved(), remote_session(), title, persistent_attachments(), _etcd(requests)
+    )
+
+
+# Requests that neither assign addresses nor join or leave a network.
+_WITHOUT_ETCD = (
+    ChangeBridge,
+    ChangeLink,
+    ChangePort,
+    CountTraffic,
+    DeleteFlow,
+    Publish,
+    Repair,
+    Tune,
+    Unpublish,
+)
+
+
+def _etcd(requests: Sequence[Request]) -> dict[str, EtcdNetwork]:
+    """Read from etcd what these requests may need."""
+    if all(isinstance(one, _WITHOUT_ETCD) for one in requests):
+        return {}
+    wanted = {
+        one.name: one.etcd for one in requests if isinstance(one, (CreateNetwork, JoinOverlay)) and one.etcd
+    }
+    return read_networks(wanted)
 
 
 def read_topology(parts: Parts, deep: bool = False) -> Topology:
