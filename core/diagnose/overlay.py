@@ -13,7 +13,7 @@ from core.model.overlay import ESTABLISHED
 from core.overlay import Overlay, OverlayHost, host_ref, local_ends, overlays, usable
 from core.reach.underlay import blocked_tunnel, underlay_of
 from core.reach.why import index_of
-from core.text import quoted
+from core.text import parse_tag, quoted
 from core.topology import Topology
 
 _LISTED = 5
@@ -77,6 +77,9 @@ def _left_out(topology: Topology, overlay: Overlay, host: OverlayHost) -> Findin
         )
         join = f"vnet-tui network join {quoted(overlay.name)} --remote {host.address}"
         append = f"bridge fdb append {ALL_ZERO} dev {quoted(overlay.link.name)} dst {host.address}"
+        tag = parse_tag(overlay.bridge.alias) if overlay.bridge else None
+        if tag and "etcd" in tag:
+            join = "vnet-tui agent"  # it follows the hosts
         advice = (
             f"add it, or let {host.address} leave; run: {join if overlay.owner == 'vnet-tui' else append}"
         )

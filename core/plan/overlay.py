@@ -217,11 +217,12 @@ def _flood_entry(link: str, remote: str) -> AddFdb:
 def join_command(network: VnetNetwork, hosts: Sequence[str], endpoints: str = "") -> str:
     """Return the command that joins a network on another host.
 
-    It has only the options that don't follow from the network's name.
+    It has only the options that don't follow from the network's name. `endpoints` are the URLs of etcd, if
+    known.
     """
     words = ["vnet-tui network join", quoted(network.name)]
-    if endpoints:
-        return " ".join([*words, "--etcd", endpoints])
+    if network.etcd:
+        return " ".join([*words, "--etcd", endpoints or "URL"])
     words += [f"--{'peer' if network.evpn else 'remote'} {one}" for one in hosts]
     if network.vni != vni_by_name(network.name):
         words.append(f"--vni {network.vni}")

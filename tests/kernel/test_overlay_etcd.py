@@ -540,6 +540,25 @@ def test_a_missing_agent_is_warned_of() -> None:
             wait_until(lambda: "no agent runs" not in ok(host, words), "the agent")
 
 
+def test_a_host_that_only_an_agent_would_add_is_found() -> None:
+    with cluster(3) as found:
+        _, one, other = found.hosts
+        found.join()
+        address = container(one, "a", "blue")
+        container(other, "b", "blue")
+        wait_for_ping(other, "b", address)
+        advice = wait_until(lambda: _advice(one, "192.0.2.3"), "the finding")
+        assert advice.endswith("run: vnet-tui agent")
+        found.agent(one)
+        wait_until(lambda: not _advice(one, "192.0.2.3"), "the repair")
+
+
+def _advice(host: Machine, other: str) -> str:
+    """Return the advice about a host that is missing in the flood list, "" without a finding."""
+    findings = json.loads(host.vnet("doctor", "--json").stdout)["findings"]
+    return next((one["advice"] for one in findings if one["short"] == f"{other} isn't in the flood list"), "")
+
+
 @pytest.mark.needs("frr")
 def test_hosts_with_evpn_find_each_other() -> None:
     with cluster(3) as found:

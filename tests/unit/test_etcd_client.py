@@ -37,7 +37,7 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def url() -> Iterator[str]:
     server = HTTPServer(("127.0.0.1", 0), _Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     _Handler.status, _Handler.content = 200, b"{}"
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

@@ -178,7 +178,7 @@ def _ranges(topology: Topology, overlay: Overlay, host: OverlayHost) -> Iterator
     from core.plan.vxlan import range_of
 
     network = vnet_state(topology.snapshot, overlay.link.ns).networks.get(overlay.name)
-    if network is None:
+    if network is None or network.etcd:
         return
     if host.is_local:
         yield from network.ranges
