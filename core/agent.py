@@ -48,7 +48,7 @@ _TASKS = {
     "rules": "restore vnet-tui's rules",
     "containers": "attach containers again",
     "sessions": "restore the BGP sessions of overlays",
-    "etcd": "renew the leases of overlays",
+    "etcd": "renew the leases of overlays and follow their hosts",
 }
 
 
@@ -125,12 +125,14 @@ class Agent:
     def _sync_with_etcd(self) -> None:
         self._etcd.sync()
         if self._failures.pop("etcd", ""):
-            self._log("etcd answers again: the leases of overlays are renewed")
+            self._log("the leases and hosts of overlays are up to date again")
 
     def _report_failure(self, part: str, error: Exception) -> None:
         """Report an error once for as long as it stays the same."""
         if part == "rules":
             self._rules_poller.set_every(_RETRY_INTERVAL)
+        if part == "etcd" and part in self._failures:
+            return  # its reason varies from poll to poll
         sentence = f"can't {_TASKS[part]}: {error or type(error).__name__}"
         if self._failures.get(part) != sentence:
             self._failures[part] = sentence

@@ -27,7 +27,7 @@ from core.operations import (
     SetLink,
 )
 from core.operations.attachments import read_attachments
-from core.operations.etcd import lease_of_host
+from core.operations.etcd import host_value, lease_of_host
 from core.operations.executor import Executor
 from core.operations.frr import saved_group
 from core.plan.tags import VnetNetwork, VnetState, vnet_state
@@ -73,25 +73,29 @@ class EtcdSync:
 
         Raises EtcdError for the first etcd that doesn't answer, after all others.
         """
-        joined, errors = joined_networks(), []
+        joined, errors = joined_networks(), {}  # by URL
         is_due = self._polls % _POLLS == 0
         self._polls += 1
         changed = False
         for name, own in joined.items():
+            if own.endpoints in errors:
+                continue  # each attempt may take seconds
             try:
                 changed |= self._sync(name, own, is_due)
             except EtcdError as error:
-                errors.append(error)
+                errors[own.endpoints] = error
         if changed or (is_due and joined):
             self._follow_hosts(joined)
         if errors:
             self._polls = 0
-            raise errors[0]
+            raise next(iter(errors.values()))
 
     def _sync(self, name: str, own: Joined, is_due: bool) -> bool:
         """Renew the lease of one network; return whether its hosts have changed."""
         found = etcd.hosts_in(name, etcd.read_prefix(own.endpoints, host_key(name)))
-        is_kept = own.host in found and etcd.keep_alive(own.endpoints, found[own.host].lease)
+        stored = found.get(own.host)
+        is_own = stored is not None and stored.value == host_value(own.hostname)
+        is_kept = bool(stored and is_own and etcd.keep_alive(own.endpoints, stored.lease))
         if not is_kept:
             with writers_lock(wait=True):
                 if joined_networks().get(name) != own:

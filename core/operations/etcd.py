@@ -105,7 +105,7 @@ class JoinEtcd(Operation):
     def command(self) -> str:
         granted = f"$(etcdctl --endpoints {self.endpoints} lease grant {self.seconds} | cut -d' ' -f2)"
         key = host_key(self.network, self.host)
-        return f"{_etcdctl(self.endpoints, 'put', key, _host_value(self.hostname))} --lease={granted}"
+        return f"{_etcdctl(self.endpoints, 'put', key, host_value(self.hostname))} --lease={granted}"
 
     def inverse(self) -> tuple[LeaveEtcd, ...]:
         return (LeaveEtcd(self),)
@@ -119,7 +119,7 @@ class JoinEtcd(Operation):
     def execute(self, executor: Executor) -> None:
         joined = Joined(self.endpoints, self.host, self.hostname, self.seconds)
         found = etcd.read_key(self.endpoints, host_key(self.network, self.host))
-        if found and found.lease and found.value == _host_value(self.hostname):
+        if found and found.lease and found.value == host_value(self.hostname):
             etcd.revoke(self.endpoints, found.lease)  # of an earlier boot
         expected = etcd.has_value(definition_key(self.network), self.definition)
         if not _put_host(self.network, joined, expected):
@@ -159,7 +159,7 @@ class LeaveEtcd(Operation):
         _save({name: one for name, one in joined_networks().items() if name != join.network})
         try:
             found = etcd.read_key(join.endpoints, host_key(join.network, join.host))
-            if found and found.lease and found.value == _host_value(join.hostname):
+            if found and found.lease and found.value == host_value(join.hostname):
                 etcd.revoke(join.endpoints, found.lease)
         except EtcdError as error:
             executor.note(f"{error}: its leases of this host end by themselves within {join.seconds} s")
@@ -255,7 +255,7 @@ def lease_of_host(network: str) -> int:
         found = etcd.read_key(joined.endpoints, host_key(network, joined.host))
         if found is None:
             _put_host(network, joined)
-        elif found.value != _host_value(joined.hostname):
+        elif found.value != host_value(joined.hostname):
             break
         elif found.lease:
             return found.lease
@@ -268,7 +268,7 @@ def _put_host(network: str, joined: Joined, *expected: dict[str, object]) -> boo
     It isn't if the host is there already, or what is `expected` isn't so.
     """
     key, lease = host_key(network, joined.host), etcd.grant(joined.endpoints, joined.seconds)
-    adding = etcd.put(key, _host_value(joined.hostname), lease)
+    adding = etcd.put(key, host_value(joined.hostname), lease)
     if etcd.transaction(joined.endpoints, [etcd.is_absent(key), *expected], [adding]):
         return True
     etcd.revoke(joined.endpoints, lease)
@@ -280,7 +280,8 @@ def _save(networks: dict[str, Joined]) -> None:
     write_state(etcd.SAVED, {"boot": boot_id(), "networks": noted}, durable=True)
 
 
-def _host_value(hostname: str) -> str:
+def host_value(hostname: str) -> str:
+    """Return the value of a host's key."""
     return to_json({"hostname": hostname})
 
 

@@ -311,7 +311,7 @@ def test_an_outage_longer_than_the_leases_loses_no_packet_and_no_address() -> No
         sent = 10 * 2 * SECONDS
         assert f", {sent} received" in one.run(f"ping -i 0.1 -c {sent} {address}", "a")
         found.etcd.start()
-        lines_of(logs[0], "etcd answers again")
+        lines_of(logs[0], "up to date again")
         assert found.etcd.content() == before
         assert flood_list(one) == {"192.0.2.2"}
 
@@ -580,6 +580,18 @@ def test_hosts_with_evpn_find_each_other() -> None:
         wait_until(lambda: frr[found.hosts[0]].established() == {"192.0.2.2"}, "the closed session")
         config = lambda: frr[found.hosts[0]].vtysh("show running-config")  # noqa: E731
         wait_until(lambda: "192.0.2.3" not in config(), "the configuration")
+
+
+def test_the_lease_of_a_host_with_the_same_address_is_not_renewed() -> None:
+    with cluster(1, SECONDS) as found:
+        (host,) = found.hosts
+        found.join()
+        wait_until(lambda: not found.joined(), "the end of the lease")
+        found.etcd.put(host_key("blue", "192.0.2.1"), '{"hostname": "another"}')
+        with agent(host) as logged:
+            assert "another host has the address 192.0.2.1 in etcd" in lines_of(logged, "can't renew")
+            found.etcd.delete(host_key("blue", "192.0.2.1"))
+            lines_of(logged, "it has joined again")
 
 
 def test_a_network_that_was_deleted_otherwise_is_removed_from_etcd() -> None:

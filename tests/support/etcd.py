@@ -60,6 +60,10 @@ class EtcdServer:
         """Set a key, which is bound to no lease."""
         self.host.run([*self._ctl, "put", "--", key], text=value)
 
+    def delete(self, key: str) -> None:
+        """Delete a key."""
+        self.host.run([*self._ctl, "del", "--", key])
+
     def close(self) -> None:
         """End it; its data go with its host."""
         self._process.kill()

@@ -79,6 +79,11 @@ def test_the_next_server_is_asked(url: str) -> None:
     assert not caught.value.uncertain
 
 
+def test_a_server_without_a_valid_certificate_is_refused(url: str) -> None:
+    with pytest.raises(EtcdError, match=r"doesn't answer \(.*SSL"):
+        etcd.read_prefix(url.replace("http:", "https:"), "/x/")
+
+
 def test_a_definition_that_is_missing_or_of_another_network(url: str) -> None:
     def encoded(text: str) -> str:
         return b64encode(text.encode()).decode()
