@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,8 +43,8 @@ Key = tuple[int, int, bytes]  # family, ifindex, address
 class NeighbourChanges:
     """Report changes of neighbours and filters.
 
-    `moved`: a neighbour has another MAC or none. `filters`: a tc filter was added or deleted, or a MAC was
-    pinned to a port.
+    `moved`: a neighbour has another MAC or none. `filters`: a tc filter was added or deleted, a MAC was
+    pinned to a port, or is now known behind a tunnel, or no longer.
     """
 
     moved: bool = False
@@ -54,7 +54,8 @@ class NeighbourChanges:
 class Neighbours:
     """Follow the MACs of this namespace's neighbours by events.
 
-    `pinned`: ports by bridge and MAC of entries that were set by hand in a forwarding table.
+    `pinned`: ports by bridge and MAC of entries that were set by hand in a forwarding table. `tunnelled`: the
+    same of all entries at tunnels.
     """
 
     def __init__(self) -> None:
@@ -62,6 +63,8 @@ class Neighbours:
         self._macs: dict[Key, bytes] = {}
         self._stale: set[Key] = set()
         self.pinned: dict[tuple[int, bytes], int] = {}
+        self.tunnelled: dict[tuple[int, bytes], int] = {}
+        self._tunnels: frozenset[int] = frozenset()
         self._read_all()
 
     def fileno(self) -> int:
@@ -80,23 +83,32 @@ class Neighbours:
                 if kind in _FILTERS:
                     found.filters = True
                 elif kind in (_NEW, _DEL) and payload[0] == _AF_BRIDGE:
-                    found.filters |= self._pin(payload, kind == _DEL)
+                    found.filters |= self._update_fdb(payload, kind == _DEL)
                 elif kind in (_NEW, _DEL) and self._update(payload, kind == _DEL):
                     found.moved = True
         return found
 
     def _read_all(self) -> None:
-        self._macs, self._stale, self.pinned = {}, set(), {}
+        self._macs, self._stale, self.pinned, self.tunnelled = {}, set(), {}, {}
+        self._read((0, _AF_BRIDGE))
+
+    def _read(self, families: Iterable[int]) -> None:
         with Netlink(ROUTE) as kernel:
-            for family in (0, _AF_BRIDGE):
+            for family in families:
                 for message in kernel.dump(_GET, _NDMSG.pack(family, 0, 0, 0, 0)):
                     self._update(message.payload, False)
+
+    def watch_tunnels(self, ports: frozenset[int]) -> None:
+        """Follow the MACs behind these bridge ports."""
+        if ports != self._tunnels:
+            self._tunnels, self.tunnelled = ports, {}
+            self._read((_AF_BRIDGE,))
 
     def _update(self, payload: bytes, is_gone: bool) -> bool:
         """Update one neighbour; return whether it was known with another MAC."""
         family, ifindex, state, _, _ = _NDMSG.unpack_from(payload)
         if family == _AF_BRIDGE:
-            return self._pin(payload, is_gone)
+            return self._update_fdb(payload, is_gone)
         given = attributes(payload, _NDMSG.size)
         key = (family, ifindex, given.get(_NDA_DST, b""))
         before = self._macs.get(key)
@@ -109,22 +121,24 @@ class Neighbours:
             self._stale.add(key)
         return before is not None and before != mac
 
-    def _pin(self, payload: bytes, is_gone: bool) -> bool:
-        """Update an entry of a forwarding table that isn't learned.
+    def _update_fdb(self, payload: bytes, is_gone: bool) -> bool:
+        """Update an entry of a bridge's forwarding table.
 
-        Returns whether it changed.
+        Returns whether one changed that isn't learned, or is behind a tunnel.
         """
         _, port, state, flags, _ = _NDMSG.unpack_from(payload)
         given = attributes(payload, _NDMSG.size)
         if _NDA_MASTER not in given:
             return False
         key = (int.from_bytes(given[_NDA_MASTER], sys.byteorder), given.get(_NDA_LLADDR, b""))
-        before = self.pinned.get(key)
+        before, tunnel = self.pinned.get(key), self.tunnelled.pop(key, None)
+        if not is_gone and port in self._tunnels:
+            self.tunnelled[key] = port
         if not is_gone and (state & _STATIC or flags & _NTF_STICKY):
             self.pinned[key] = port
         elif before == port:
             del self.pinned[key]
-        return self.pinned.get(key) != before
+        return self.pinned.get(key) != before or self.tunnelled.get(key) != tunnel
 
     def has_stale(self, ifindexes: Collection[int]) -> bool:
         """Return whether the kernel could expire unused neighbours on these interfaces."""

@@ -96,7 +96,7 @@ def _add_bridge(contents: MapContents, link_state: LinkState, bridge: Link, l2_a
         if why:
             contents.refused[port.name] = why
             continue
-        own = 0 if _is_card(port) else layout.LINK_CONTAINER
+        own = 0 if _is_card(port) or port.kind == "vxlan" else layout.LINK_CONTAINER
         own |= layout.LINK_ISOLATED if port.port and port.port.isolated else 0
         contents.links[port.ifindex] = LinkRow(
             port.ifindex, port.name, bridge.ifindex, flags | own, bridge.mac
@@ -216,6 +216,47 @@ def _add_egress(contents: MapContents, link_state: LinkState) -> None:
             contents.egress[link.ifindex] = LinkRow(
                 link.ifindex, link.name, link.ifindex, layout.LINK_OUT, link.mac
             )
+
+
+def tunnels(links: Mapping[int, Link], bridges: Collection[int]) -> frozenset[int]:
+    """Return the tunnels to other hosts among the ports of these bridges."""
+    return frozenset(
+        each.ifindex for each in links.values() if each.kind == "vxlan" and each.master in bridges
+    )
+
+
+def add_tunnelled(
+    contents: MapContents, link_state: LinkState, tunnelled: Mapping[tuple[int, bytes], int]
+) -> None:
+    """Add the MACs of other hosts' containers: their tunnel is the port to send to.
+
+    The tunnel itself chooses the host, as for every frame.
+    """
+    for (bridge, mac), port in sorted(tunnelled.items())[: layout.MACS - len(contents.macs)]:
+        tunnel, master = link_state.links.get(port), link_state.links.get(bridge)
+        key = _MAC_KEY.pack(bridge, mac.ljust(8, b"\0"))
+        own = {_mac(each.mac)[:6] for each in (tunnel, master) if each}
+        if (
+            tunnel is None
+            or master is None
+            or mac in own
+            or not _sends_by(contents, link_state, tunnel, master)
+        ):
+            continue
+        if key in contents.macs:
+            contents.macs[key] = b""  # here as well: the kernel decides
+            continue
+        isolated = layout.MAC_ISOLATED if tunnel.port and tunnel.port.isolated else 0
+        contents.macs[key] = _MAC_VALUE.pack(port, isolated, min(master.mtu, tunnel.mtu, 0xFFFF))
+        contents.port_macs.append((port, mac))
+    contents.macs = {key: value for key, value in contents.macs.items() if value}
+
+
+def _sends_by(contents: MapContents, link_state: LinkState, port: Link, bridge: Link) -> bool:
+    """Return whether frames may be sent to a port without the bridge."""
+    egress = {port.ifindex, bridge.ifindex} & link_state.filters.egress
+    is_plain = not egress and port.ifindex not in link_state.filters.unsafe and bridge.qdisc == "noqueue"
+    return port.ifindex in contents.links and port.carrier and is_plain
 
 
 def drop_pinned(contents: MapContents, pinned: Mapping[tuple[int, bytes], int]) -> None:

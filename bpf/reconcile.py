@@ -271,6 +271,8 @@ class Reconciler:
         self._ask_engines()
         link_state = self._observer.link_state(bridges, self._foreign, dirty)
         contents = ports.map_contents(link_state, bridges, not self._bridge_rules)
+        self._neighbours.watch_tunnels(ports.tunnels(self._observer.links, bridges))
+        ports.add_tunnelled(contents, link_state, self._neighbours.tunnelled)
         ports.drop_pinned(contents, self._neighbours.pinned)
         ports.fit_to_maps(contents)
         self._bindings.drop_conflicts(contents)
