@@ -141,7 +141,7 @@ ACTIONS: tuple[Action, ...] = (
         ("x",),
         "x",
         "Shell",
-        "open a shell in the selected container; trace a flow; list the flows of an OVS bridge",
+        "open a shell in a container; trace a flow; OVS flows",
         "any",
     ),
     Action("log", ("L",), "L", "Log", "commands that this session has run", "any"),

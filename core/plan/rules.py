@@ -151,7 +151,8 @@ def _forward(networks: Sequence[VnetNetwork], vnet: VnetState) -> Iterator[str]:
     isolated = [one for group in by_kind.values() for one in group]
     for network in networks:
         # With br_netfilter bridged packets pass this chain as well.
-        bridge, comment = network.bridge, _comment("in", escape(network.name))
+        marks = ("ovs",) if network.kind == "ovs" else ()
+        bridge, comment = network.bridge, _comment("in", escape(network.name), *marks)
         yield f'iifname "{bridge}" oifname "{bridge}" accept {comment}'
     if vnet.ports:
         yield f"ct status dnat accept {_comment('published')}"

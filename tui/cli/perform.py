@@ -243,7 +243,7 @@ def _require_vnet_rules(topology: Topology) -> None:
 
 
 def _require_ovs(topology: Topology) -> None:
-    """Raise CommandError if Open vSwitch can't be read and a network may be on it.
+    """Raise CommandError if Open vSwitch can't be read and a network is on it.
 
     The rules of that network would be removed.
     """
@@ -253,10 +253,10 @@ def _require_ovs(topology: Topology) -> None:
         return
     vnet = vnet_state(topology.snapshot, topology.host)
     comments = (one.comment.split(" ") for one in firewall.rules if one.table == TABLE)
-    names = {unescape(words[2]) for words in comments if words[:2] == [TABLE, "in"] and len(words) == 3}
+    names = {unescape(words[2]) for words in comments if words[:2] == [TABLE, "in"] and words[3:] == ["ovs"]}
     if unknown := sorted(names - set(vnet.networks)):
         raise CommandError(
-            f"can't change networks: {', '.join(map(safe, unknown))} may be on a bridge of Open vSwitch, "
+            f"can't change networks: {', '.join(map(safe, unknown))} is on a bridge of Open vSwitch, "
             f"which can't be read: {safe(problem.why)}. Try: {safe(problem.try_)}"
         )
 
