@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from weakref import WeakKeyDictionary
 
+from core.frr_config import GROUP
 from core.model import FdbEntry, Link, LinkKey, Neighbour, NetState, Network, Ref
 from core.model.link import ALL_ZERO
 from core.model.overlay import BgpPeer
@@ -31,8 +32,6 @@ _OWNERS = (
     (re.compile(r"cilium_vxlan"), "Cilium"),
 )
 _SWARM = re.compile(r"\d+-[0-9a-z]{10}")
-# The BGP peer group of vnet-tui's own sessions.
-EVPN_GROUP = "vnet-tui"
 _UNUSABLE = ("failed", "incomplete", "none")
 
 
@@ -209,7 +208,7 @@ def _overlay(topology: Topology, tables: _Tables, link: Link) -> Overlay:
     own = OverlayHost(local, "local", macs=tuple(_local_macs(topology, tables, link, bridge, ends, known)))
     gateway = bridge.mac if bridge else ""
     sessions = _sessions(topology, link)
-    hosts = {address: _Host() for address, one in sessions.items() if one.group == EVPN_GROUP}
+    hosts = {address: _Host() for address, one in sessions.items() if one.group == GROUP}
     hosts |= _remote_hosts(tables, link)
     remotes = (_remote(address, one, known, gateway, sessions.get(address)) for address, one in hosts.items())
     return Overlay(

@@ -11,8 +11,10 @@ import ipaddress
 from collections.abc import Sequence
 
 from core.model import NetState
+from core.operations.links import VXLAN_PORT
 from core.reach.packet import Packet
 from core.reach.routing import RoutingTables
+from core.reach.underlay import has_address, link_to
 
 MOST_VNI = 2**24 - 1
 # Docker assigns VNIs from 4096 on, one by one; flannel has 1, Calico 4096.
@@ -75,9 +77,8 @@ def underlay_mtu(local: str, remotes: Sequence[str], net: NetState) -> tuple[int
     (0, "") if unknown. Without remote hosts it is the link that has the local address.
     """
     tables = RoutingTables(net)
-    hops = [tables.lookup(Packet(local, one)).hop for one in remotes]
-    links = [net.links.get(hop.ifindex or 0) for hop in hops if hop]
+    links = [link_to(tables, Packet(local, one, "udp", dport=VXLAN_PORT)) for one in remotes]
     if not remotes:
-        links = [one for one in net.links.values() if any(own.address == local for own in one.addresses)]
+        links = [one for one in net.links.values() if has_address(one, local)]
     found = [(link.mtu, link.name) for link in links if link]
     return min(found, default=(0, ""))

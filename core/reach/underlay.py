@@ -38,7 +38,7 @@ def underlay_of(index: Index, overlay: Overlay) -> Underlay:
     fixed = tables.net.links.get(int(overlay.link.details.get("link", 0)))
     links, unreachable = [], []
     for host in overlay.remotes:
-        link = _link_to(tables, overlay, host.address, fixed.name if fixed else "")
+        link = link_to(tables, _tunnelled(overlay, host.address), fixed.name if fixed else "")
         if link is not None:
             links.append(link)
         elif not host.is_group:
@@ -47,7 +47,11 @@ def underlay_of(index: Index, overlay: Overlay) -> Underlay:
     failed = {one.address for one in tables.net.neighbours if one.state in ("failed", "incomplete")}
     silent = (host.address for host in overlay.remotes if host.address in failed)
     if not links:
-        links = [fixed] if fixed else [one for one in tables.net.links.values() if _has(one, overlay.local)]
+        links = (
+            [fixed]
+            if fixed
+            else [one for one in tables.net.links.values() if has_address(one, overlay.local)]
+        )
     return Underlay(min(links, key=lambda link: link.mtu, default=None), tuple(unreachable), tuple(silent))
 
 
@@ -55,14 +59,19 @@ def _tables(index: Index, overlay: Overlay) -> RoutingTables | None:
     return index.tables(overlay.underlay_ns) if overlay.underlay_ns is not None else None
 
 
-def _link_to(tables: RoutingTables, overlay: Overlay, address: str, oif: str = "") -> Link | None:
-    """Return the link by which packets to another host leave, None without a route."""
-    lookup = tables.lookup(Packet(overlay.local, address, "udp", dport=overlay.port), oif=oif)
+def link_to(tables: RoutingTables, packet: Packet, oif: str = "") -> Link | None:
+    """Return the link by which a tunnel's packet leaves, None without a route."""
+    lookup = tables.lookup(packet, oif=oif)
     found = tables.net.links.get(lookup.hop.ifindex or 0) if lookup.hop else None
     return None if lookup.end else found
 
 
-def _has(link: Link, address: str) -> bool:
+def _tunnelled(overlay: Overlay, address: str) -> Packet:
+    return Packet(overlay.local, address, "udp", dport=overlay.port)
+
+
+def has_address(link: Link, address: str) -> bool:
+    """Return whether a link has an address."""
     return any(one.address == address for one in link.addresses)
 
 
@@ -82,7 +91,7 @@ def blocked_tunnel(index: Index, overlay: Overlay, only: str = "") -> tuple[Hop,
     hops: dict[str, Hop] = {}
     hosts = [one.address for one in overlay.remotes if not one.is_group and only in ("", one.address)]
     for address in hosts[:_MOST_HOSTS]:
-        link = _link_to(tables, overlay, address)
+        link = link_to(tables, _tunnelled(overlay, address))
         hop = _obstacle(index, overlay, ns, address, link) if link is not None else None
         if hop is not None:
             hops[address] = hop

@@ -343,6 +343,15 @@ class Topology:
             return None
         return next((bridge for bridge in self.snapshot.ovs if bridge.name == link.name), None)
 
+    def bridges_named(self, text: str) -> list[Link]:
+        """Return the host's bridge of that name, or of the networks of that name or id."""
+        net = self.snapshot.nets.get(self.host)
+        for link in net.links.values() if net else ():
+            if link.kind == "bridge" and text in (link.name, *link.altnames):
+                return [link]
+        named = (self.bridge_link(one) for one in self.networks if text in (one.name, one.id))
+        return list({one.key: one for one in named if one}.values())
+
     def ovs_link(self, bridge: str) -> Link | None:
         """Return the own link of an Open vSwitch bridge, None if there is none."""
         return self._link_named(self.host, bridge)

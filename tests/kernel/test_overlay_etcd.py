@@ -18,12 +18,14 @@ from core.model.etcd import address_key, definition_key, host_key
 from core.plan.vxlan import range_of, vni_by_name
 from tests.support.etcd import EtcdServer
 from tests.support.killing import COUNTED, KILL_AT
-from tests.support.machine import PROGRAM, Machine, machine_state, ok, refused
+from tests.support.machine import Machine, machine_state, ok, refused
 from tests.support.underlay import (
     FrrDaemons,
     Underlay,
     addresses_of,
+    agent,
     container,
+    flood_list,
     reaches,
     underlay,
     wait_for_ping,
@@ -76,23 +78,6 @@ def cluster(count: int, seconds: int = 120) -> Iterator[Cluster]:
         yield Cluster(under, stack)
 
 
-@contextmanager
-def agent(host: Machine) -> Iterator[subprocess.Popen[str]]:
-    """Run the agent on a host."""
-    words = host.words("setpriv", "--pdeathsig", "TERM", *PROGRAM, "agent")
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=host.environment) as started:
-        try:
-            yield started
-        finally:
-            started.terminate()
-
-
-def flood_list(host: Machine) -> set[str]:
-    """Return the remote hosts in the kernel's forwarding table of the tunnel."""
-    entries = host.json(f"bridge -j fdb show dev {TUNNEL}")
-    return {one["dst"] for one in entries if one["mac"] == "00:00:00:00:00:00"}
-
-
 def test_the_url_is_all_that_another_host_needs() -> None:
     with cluster(3) as found:
         found.join("--ipv6 --vni 4242 --subnet 10.9.0.0/24 --subnet fd09::/64 --mtu 1400")
@@ -113,7 +98,7 @@ def test_the_url_is_all_that_another_host_needs() -> None:
 def whole_state(found: Cluster, host: Machine) -> dict[str, Any]:
     """Return what commands may change on a host, with its flood list and the content of etcd."""
     state = machine_state(host)
-    flood = flood_list(host) if TUNNEL in host.run("ip -br link") else set()
+    flood = flood_list(host, TUNNEL) if TUNNEL in host.run("ip -br link") else set()
     return {**state, "flood": flood, "etcd": found.etcd.content()}
 
 
@@ -313,7 +298,7 @@ def test_an_outage_longer_than_the_leases_loses_no_packet_and_no_address() -> No
         found.etcd.start()
         lines_of(logs[0], "up to date again")
         assert found.etcd.content() == before
-        assert flood_list(one) == {"192.0.2.2"}
+        assert flood_list(one, TUNNEL) == {"192.0.2.2"}
 
 
 def test_an_etcd_that_was_never_there_is_refused() -> None:
@@ -346,12 +331,12 @@ def test_a_lease_ends_with_its_host() -> None:
             found.agent(host)
         found.agent(dead)
         address = container(dead, "a", "blue")
-        wait_until(lambda: flood_list(one) == {"192.0.2.2", "192.0.2.3"}, "the flood list")
+        wait_until(lambda: flood_list(one, TUNNEL) == {"192.0.2.2", "192.0.2.3"}, "the flood list")
         container(one, "b", "blue")
         wait_for_ping(one, "b", address)
         os.kill(dead.pid, signal.SIGKILL)  # and so all of its processes
         wait_until(lambda: address not in found.leased(), "the end of the lease", 5 * SECONDS)
-        wait_until(lambda: flood_list(one) == {"192.0.2.2"}, "the flood list")
+        wait_until(lambda: flood_list(one, TUNNEL) == {"192.0.2.2"}, "the flood list")
         assert found.joined() == {"192.0.2.1", "192.0.2.2"}
         assert "192.0.2.3" not in one.run(f"bridge fdb show dev {TUNNEL}")
         ok(other, f"container create c --network blue --address {address}")
@@ -400,7 +385,8 @@ def test_the_agent_stores_everything_again_after_a_loss_of_all_keys() -> None:
             container(host, f"c{number}", "blue")
             found.agent(host)
         wait_until(
-            lambda: [flood_list(host) for host in found.hosts] == [{"192.0.2.2"}, {"192.0.2.1"}], "tunnels"
+            lambda: [flood_list(host, TUNNEL) for host in found.hosts] == [{"192.0.2.2"}, {"192.0.2.1"}],
+            "tunnels",
         )
         before = found.etcd.content()
         found.hosts[0].run(f"etcdctl --endpoints {found.url} del --prefix /vnet-tui/1/networks/blue/hosts")
@@ -483,7 +469,7 @@ def test_hostile_hosts_and_addresses_are_ignored() -> None:
         found.etcd.put(address_key("blue", first), "x" * 200_000)
         logged = found.agent(host)
         found.etcd.put(host_key("blue", "192.0.2.9"), "{")
-        wait_until(lambda: flood_list(host) == {"192.0.2.9"}, "the flood list")
+        wait_until(lambda: flood_list(host, TUNNEL) == {"192.0.2.9"}, "the flood list")
         assert container(host, "a", "blue") != first
         ok(host, "container create b")
         assert f"{first} is leased to another host" in refused(

@@ -6,22 +6,30 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.plan.vxlan import container_mac, vni_by_name
-from tests.support.machine import PROGRAM, Machine, link, machine_state, ok, refused
-from tests.support.underlay import FrrDaemons, Underlay, addresses_of, container, underlay, wait_for_ping
+from tests.support.machine import Machine, link, machine_state, ok, refused
+from tests.support.underlay import (
+    FrrDaemons,
+    Underlay,
+    addresses_of,
+    agent,
+    container,
+    destinations,
+    flood_list,
+    underlay,
+    wait_for_ping,
+)
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("frr")]
 
 VNI = vni_by_name("blue")
 TUNNEL = f"vx{VNI}"
-FLOOD = "00:00:00:00:00:00"
 
 
 class Fabric:
@@ -42,13 +50,7 @@ class Fabric:
             ok(host, f"network join blue {self.under.peers()} {options}")
         for host in self.hosts:
             others = {self.under.address(one) for one in self.hosts if one is not host}
-            wait_until(lambda host=host, others=others: destinations(host, FLOOD) == others, "the flood list")  # type: ignore[misc]
-
-
-def destinations(host: Machine, mac: str) -> set[str]:
-    """Return the hosts to which the tunnel sends a MAC."""
-    entries = host.json(f"bridge -j fdb show dev {TUNNEL}")
-    return {one["dst"] for one in entries if one["mac"] == mac and "dst" in one}
+            wait_until(lambda host=host, others=others: flood_list(host, TUNNEL) == others, "the flood list")  # type: ignore[misc]
 
 
 def neighbour(host: Machine, address: str) -> Any:
@@ -103,11 +105,11 @@ def test_a_container_is_announced_before_it_sends_anything(pair: Fabric) -> None
     wait_until(lambda: neighbour(one, address))
     entry = neighbour(one, address)
     assert (entry["lladdr"], entry["state"]) == (mac, ["NOARP"])
-    assert destinations(one, mac) == {pair.under.address(other)}
+    assert destinations(one, TUNNEL, mac) == {pair.under.address(other)}
     ok(other, "detach b blue")
-    wait_until(lambda: not neighbour(one, address) and not destinations(one, mac), "the withdrawal")
+    wait_until(lambda: not neighbour(one, address) and not destinations(one, TUNNEL, mac), "the withdrawal")
     ok(other, "undo")
-    wait_until(lambda: neighbour(one, address) and destinations(one, mac), "the announcement")
+    wait_until(lambda: neighbour(one, address) and destinations(one, TUNNEL, mac), "the announcement")
 
 
 def test_requests_for_known_containers_do_not_cross(pair: Fabric) -> None:
@@ -201,17 +203,6 @@ def test_without_frr_static_tunnels_are_offered() -> None:
         assert machine_state(host) == before
 
 
-@contextmanager
-def agent(host: Machine) -> Iterator[subprocess.Popen[str]]:
-    """Run the agent on a host."""
-    words = host.words("setpriv", "--pdeathsig", "TERM", *PROGRAM, "agent")
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=host.environment) as started:
-        try:
-            yield started
-        finally:
-            started.terminate()
-
-
 def lost(host: Machine, name: str, address: str, act: Callable[[], object]) -> int:
     """Return how many of the pings that are sent while `act` runs are lost."""
     words = host.words("ping", "-i", "0.02", "-W", "1", address, inside=name)
@@ -237,7 +228,7 @@ def test_traffic_goes_on_without_zebra_and_without_vnet_tui(pair: Fabric) -> Non
             started.kill()
         for host in pair.hosts:
             pair.frr[host].kill("zebra")
-            assert destinations(host, FLOOD)
+            assert flood_list(host, TUNNEL)
 
     assert lost(one, "a", address, kill) == 0
 

@@ -13,9 +13,9 @@ from tests.support.host import ThrowawayHost
 from tests.support.needs import FRR_FOLDERS
 from tests.support.waiting import PATIENCE, scaled, wait_until
 
-_PROGRAMS = next((path for path in map(Path, FRR_FOLDERS) if path.exists()), Path(FRR_FOLDERS[0]))
+PROGRAMS = next((path for path in map(Path, FRR_FOLDERS) if path.exists()), Path(FRR_FOLDERS[0]))
 # In the order of their start; older versions have no mgmtd.
-_DAEMONS = tuple(name for name in ("mgmtd", "zebra", "bgpd") if (_PROGRAMS / name).exists())
+DAEMONS = tuple(name for name in ("mgmtd", "zebra", "bgpd") if (PROGRAMS / name).exists())
 _FOLDERS = ("/etc/frr", "/run/frr", "/var/lib/frr")
 # Further mounts must not show on the machine, but names in /run/netns must. A mount below a shared one would
 # be copied there, so its parents are made private first.
@@ -33,7 +33,7 @@ class Frr:
     What the host runs afterwards, vnet-tui too, is in that mount namespace, where plain vtysh reaches them.
     """
 
-    def __init__(self, host: ThrowawayHost, daemons: tuple[str, ...] = _DAEMONS) -> None:
+    def __init__(self, host: ThrowawayHost, daemons: tuple[str, ...] = DAEMONS) -> None:
         self.host = host
         self._holder = subprocess.Popen(
             ["unshare", "--mount", "--propagation", "unchanged", "sh", "-c", _MOUNTS],
@@ -52,7 +52,7 @@ class Frr:
         socket = Path(f"/proc/{self._holder.pid}/root/run/frr/{name}.vty")
         socket.unlink(missing_ok=True)
         self._daemons[name] = subprocess.Popen(
-            [*words, str(_PROGRAMS / name), "-A", "127.0.0.1", "--log", "file:/run/frr/log", *options],
+            [*words, str(PROGRAMS / name), "-A", "127.0.0.1", "--log", "file:/run/frr/log", *options],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         wait_until(socket.exists, f"{name} on {self.host.name}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
 
+from core.collect.frr import VTYSH
+from core.model.link import ALL_ZERO
+from tests.support.frr import DAEMONS, PROGRAMS
 from tests.support.host import ThrowawayHost
-from tests.support.machine import Machine, ok
+from tests.support.machine import PROGRAM, Machine, ok
 from tests.support.waiting import wait_until
 
 PREFIXES = {4: "192.0.2.", 6: "2001:db8:2::"}
@@ -68,12 +71,12 @@ class FrrDaemons:
         host.run("mkdir -p /run/frr")
         host.run("chown -R frr:frr /etc/frr /var/lib/frr /run/frr")
         host.run("touch /etc/frr/vtysh.conf /etc/frr/frr.conf")
-        self.start(*_DAEMONS)
+        self.start(*DAEMONS)
 
     def start(self, *names: str) -> None:
         """Start daemons and wait until vtysh can reach them."""
         for name in names:
-            words = f"/usr/lib/frr/{name} -d -A 127.0.0.1 --log file:/run/frr/log"
+            words = f"{PROGRAMS / name} -d -A 127.0.0.1 --log file:/run/frr/log"
             self.host.run(["sh", "-c", f"{words} </dev/null >/dev/null 2>&1"])
             wait_until(lambda name=name: name in self.vtysh("show daemons"), name)  # type: ignore[misc]
 
@@ -86,16 +89,12 @@ class FrrDaemons:
     def vtysh(self, *commands: str) -> str:
         """Run vtysh commands and return their output."""
         words = [word for each in commands for word in ("-c", each)]
-        return self.host.run(["vtysh", "-H", "/dev/null", *words], check=False)
+        return self.host.run([*VTYSH, *words], check=False)
 
     def established(self) -> set[str]:
         """Return the peers with an established session."""
         found = json.loads(self.vtysh("show bgp l2vpn evpn summary json") or "{}").get("peers", {})
         return {name for name, row in found.items() if row["state"] == "Established"}
-
-
-# In the order of their start; older versions have no mgmtd.
-_DAEMONS = tuple(name for name in ("mgmtd", "zebra", "bgpd") if Path("/usr/lib/frr", name).exists())
 
 
 @contextmanager
@@ -129,3 +128,25 @@ def reaches(host: Machine, name: str, address: str, size: int = 56) -> bool:
 def wait_for_ping(host: Machine, name: str, address: str, size: int = 56) -> None:
     """Wait until a container reaches an address."""
     wait_until(lambda: reaches(host, name, address, size), f"the way from {name} to {address}")
+
+
+def destinations(host: Machine, tunnel: str, mac: str) -> set[str]:
+    """Return the hosts to which the kernel sends a MAC by a tunnel."""
+    entries = host.json(f"bridge -j fdb show dev {tunnel}")
+    return {one["dst"] for one in entries if one["mac"] == mac and "dst" in one}
+
+
+def flood_list(host: Machine, tunnel: str) -> set[str]:
+    """Return the hosts to which the kernel sends broadcasts by a tunnel."""
+    return destinations(host, tunnel, ALL_ZERO)
+
+
+@contextmanager
+def agent(host: Machine) -> Iterator[subprocess.Popen[str]]:
+    """Run the agent on a host."""
+    words = host.words("setpriv", "--pdeathsig", "TERM", *PROGRAM, "agent")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=host.environment) as started:
+        try:
+            yield started
+        finally:
+            started.terminate()

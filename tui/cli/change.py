@@ -256,14 +256,9 @@ def _tune(options: argparse.Namespace, topology: Topology) -> Request:
 
 def _bridge(text: str, topology: Topology) -> LinkKey:
     """Return the host's bridge of that name, or of the network of that name or id."""
-    net = topology.snapshot.nets.get(topology.host)
-    for link in net.links.values() if net else ():
-        if link.kind == "bridge" and text in (link.name, *link.altnames):
-            return link.key
-    named = (one for one in topology.networks if text in (one.name, one.id))
-    found = {bridge.key for one in named if (bridge := topology.bridge_link(one))}
+    found = topology.bridges_named(text)
     if len(found) == 1:
-        return found.pop()
+        return found[0].key
     if found:
         reason = "several networks have that name. Try: the name of the bridge"
     else:

@@ -50,11 +50,7 @@ def _forwards(port: Link) -> bool:
 
 
 def _bridge(text: str, topology: Topology) -> Link:
-    net = topology.snapshot.nets.get(topology.host)
-    bridges = [one for one in (net.links.values() if net else ()) if one.kind == "bridge"]
-    found = [one for one in bridges if one.name == text]
-    named = (one for one in topology.networks if text in (one.name, one.id))
-    found += [bridge for one in named if (bridge := topology.bridge_link(one))]
+    found = topology.bridges_named(text)
     if not found:
         raise CommandError(
             f'can\'t look for loops of "{safe(text)}": the host has no bridge or network of that name. '

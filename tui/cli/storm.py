@@ -79,8 +79,7 @@ def _ports(text: str, topology: Topology) -> list[Link]:
     """
     net = topology.snapshot.nets.get(topology.host)
     links = [one for one in (net.links.values() if net else ()) if one.name == text]
-    networks = (one for one in topology.networks if text in (one.name, one.id))
-    links += [bridge for one in networks if (bridge := topology.bridge_link(one))]
+    links += topology.bridges_named(text)
     if not links:
         raise CommandError(
             f'can\'t find "{safe(text)}": the host has no network, bridge or port of that name. '

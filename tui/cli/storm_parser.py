@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-
-type _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+from tui.cli.subcommands import Commands, add_command, add_yes
 
 RATE, MULTICAST_TIMES = 500, 10
 
 
-def add_storm(actions: _Commands) -> None:
+def add_storm(actions: Commands) -> None:
     """Add the actions of `vnet-tui storm`."""
     text = "limit the broadcast and multicast frames that enter a network's ports"
-    guard = actions.add_parser("guard", help=text, description=text, allow_abbrev=False)
+    guard = add_command(actions, "guard", text)
     guard.add_argument("network", metavar="NETWORK", help="a network or bridge, or the name of a single port")
     guard.add_argument("state", choices=("on", "off", "status"), help="on, off, or show the counters")
     guard.add_argument(
@@ -27,14 +25,14 @@ def add_storm(actions: _Commands) -> None:
     guard.add_argument(
         "--all-ports", action="store_true", help="also ports that vnet-tui didn't attach to the bridge"
     )
-    loop = actions.add_parser("loop", help=_LOOP, description=_LOOP, allow_abbrev=False)
+    loop = add_command(actions, "loop", _LOOP)
     loop.add_argument("network", metavar="NETWORK", help="a network or bridge")
     loop.add_argument(
         "--block",
         action="store_true",
         help="set a port of each loop down; asks first, and `undo` sets it up again",
     )
-    loop.add_argument("--yes", "-y", action="store_true", help="don't ask for confirmation")
+    add_yes(loop)
     for command in (guard, loop):
         command.add_argument("--dry-run", action="store_true", help="print the commands; change nothing")
         command.add_argument("--json", action="store_true", help="print JSON")
