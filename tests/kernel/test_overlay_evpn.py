@@ -99,7 +99,10 @@ def test_containers_of_three_hosts_reach_each_other(three: Fabric) -> None:
 def test_a_container_is_announced_before_it_sends_anything(pair: Fabric) -> None:
     pair.join()
     one, other = pair.hosts
-    address = container(other, "b", "blue")
+    ok(other, "container create b")
+    other.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1", "b")
+    ok(other, "attach b blue")
+    (address,) = addresses_of(other, "b")
     mac = container_mac([address])
     assert link(other, "eth0", "b")["address"] == mac
     wait_until(lambda: neighbour(one, address))

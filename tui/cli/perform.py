@@ -55,7 +55,7 @@ LIGHT: Parts = (Part.WIRING, Part.CONTAINERS, Part.OVS, Part.FILTERS, Part.FRR)
 RULED: Parts = (Part.WIRING, Part.CONTAINERS, Part.OVS, Part.HOST_FIREWALL, Part.FRR)
 PUBLISHING: Parts = (*RULED, Part.LISTENERS)
 # With forwarding tables.
-BRIDGED: Parts = (Part.LINKS, Part.CONTAINERS, Part.FILTERS)
+BRIDGED: Parts = (Part.LINKS, Part.CONTAINERS, Part.OVS, Part.FILTERS)
 TUNED: Parts = (*RULED, Part.TUNING)
 TRACKED: Parts = (Part.WIRING, Part.CONTAINERS, Part.OVS, Part.FIREWALL, Part.TUNING)
 WHOLE: Parts = (Part.WIRING, Part.CONTAINERS, Part.OVS, Part.FIREWALL, Part.LISTENERS, Part.FRR)
