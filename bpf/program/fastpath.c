@@ -269,13 +269,15 @@ INLINE enum verdict decide(
 		    (!flow || (flow->action == ACTION_NONE && !flow->packets)) && is_first_data(packet, link, now))
 			return V_YOUNG;
 		verdict = relearn(skb, packet, config, link, eth, flow, generation, now);
-		if (verdict != V_FAST)
+		if (verdict != V_FAST && verdict != V_NOT_ASSURED)
 			return verdict;
 		flow = find(packet);
 		if (!flow)
-			return V_CACHE_FULL;
+			return verdict == V_FAST ? V_CACHE_FULL : verdict;
 		if (config->flags & HAS_CAPTURES && is_translated_to_captured(packet, flow))
 			return V_CAPTURED;
+		if (verdict != V_FAST)
+			return verdict;
 	}
 	*slot = flow->slot;
 	if (RARE(flow->action < ACTION_PEER)) /* without a verdict: another CPU released it just now */

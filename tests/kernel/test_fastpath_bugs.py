@@ -419,6 +419,25 @@ def test_captured_packets_are_visible_on_the_bridge(lab: FastLab) -> None:
         assert stream.lost() == []
 
 
+def test_a_captured_udp_connection_that_is_too_young_to_be_assured(kernel_lab: FastLab) -> None:
+    """Its replies are left to the kernel at once too, although they arrive for the translated address."""
+    fast = kernel_lab.accelerate()
+    for port in range(6320, 6340):
+        with Stream(kernel_lab, "a", "far", V4["far"], port=port) as stream:
+            assert is_fast(kernel_lab, "v-a", "up0")
+            fast.ask("capture", address=V4["a"])
+            (entry,) = kernel_lab.conntrack(f"dport={port}")
+            assert stream.flows(5)  # what was under way
+            before = kernel_lab.counted("up0")
+            assert stream.flows(30)
+            after = kernel_lab.counted("up0")
+            fast.ask("release", address=V4["a"])
+        if "[ASSURED]" not in entry:
+            assert after == before
+            return
+    pytest.fail("every connection was assured before it was captured")
+
+
 def _drain(tap: socket.socket) -> int:
     """Return how many UDP frames of the stream the tap has received."""
     count = 0
