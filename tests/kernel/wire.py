@@ -22,6 +22,7 @@ _VNET = struct.Struct(
     "=BBHHHH"
 )  # struct virtio_net_hdr: flags, GSO type, header length, GSO size, checksum start and offset
 _NEEDS_CHECKSUM = 1
+# While frames are sent by hand, the ends' own sockets answer none of them.
 _QUIET = """table inet quiet {
   chain in {
     type filter hook input priority 0
@@ -119,9 +120,10 @@ class Wire:
         return found
 
     def close(self) -> None:
-        """Close all sockets."""
-        for each in self._sockets.values():
+        """Close all sockets; the ends' own sockets receive from every port again, as NAT may choose any."""
+        for end, each in self._sockets.items():
             each.close()
+            self.lab.run_with("nft -f -", "delete table inet quiet", end)
 
 
 def _is_traffic(frame: bytes) -> bool:

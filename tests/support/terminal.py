@@ -11,6 +11,7 @@ import signal
 import struct
 import termios
 import time
+from contextlib import suppress
 
 import psutil
 
@@ -21,6 +22,13 @@ _ESCAPES = re.compile(rb"\x1b\[[0-9;?<>=]*[ -/]*[@-~]|\x1b[()][A-Z0-9]|\x1b\][^\
 
 def _set_size(descriptor: int, columns: int, rows: int) -> None:
     fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """Return a process's command line, empty if it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []
 
 
 class Terminal:
@@ -99,7 +107,11 @@ class Terminal:
 
     def program(self) -> psutil.Process:
         """Return our program's process, without wrappers and children before their exec."""
-        return next(one for one in self.processes() if "tui.cli" in one.cmdline() and one.name() != "nsenter")
+        return next(
+            one
+            for one in self.processes()
+            if "tui.cli" in (words := command_line(one)) and not words[0].endswith("nsenter")
+        )
 
     def close(self) -> int:
         """End the program, if it has not ended; return its exit status."""

@@ -9,7 +9,7 @@ import pytest
 
 from core.lab import LabSettings, lab
 from tests.support.machine import PROGRAM
-from tests.support.terminal import Terminal
+from tests.support.terminal import Terminal, command_line
 from tests.ui.driver import Person, dashboard
 from tui.cli import main
 from tui.cli.lab_hosts import given_hosts
@@ -165,6 +165,6 @@ def test_h_goes_round_the_hosts_of_a_real_lab() -> None:
 def test_a_killed_dashboard_ends_the_lab() -> None:
     with Terminal([*PROGRAM, "demo", "--hosts", "2", "--no-traffic"], columns=100) as terminal:
         terminal.wait_for("proxy1")
-        inner = [one for one in terminal.processes() if one.cmdline()[-1:] == ["tui.cli"]]
+        inner = [one for one in terminal.processes() if command_line(one)[-1:] == ["tui.cli"]]
         inner[-1].kill()
         assert terminal.read_to_the_end() == 128 + 9
