@@ -17,10 +17,10 @@ if TYPE_CHECKING:  # this module is imported before the first paint
     from core.topology import Topology
     from tui.views.fast_targets import BridgeChoice
 
-# How much a plan needs to be read: "publishing" adds ports in use on the host, "tuning" offloads and steering
-# of links, "whole" the rules of other namespaces, which only their deletion needs, "repair" also forwarding
-# tables and policy rules.
-PlanScope = Literal["light", "publishing", "tuning", "whole", "repair"]
+# How much a plan needs to be read: "network" adds what FRRouting knows, "publishing" ports in use on the
+# host, "tuning" offloads and steering of links, "whole" FRRouting and the rules of other namespaces, which
+# only their deletion needs, "repair" also forwarding tables and policy rules.
+PlanScope = Literal["light", "network", "publishing", "tuning", "whole", "repair"]
 # The variable with LabHosts as JSON, which the launcher of the dashboard sets.
 LAB_HOSTS = "VNET_LAB_HOSTS"
 # Called with each operation before it is executed.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +260,17 @@ def test_the_agent_configures_frr_again_after_a_restart(pair: Fabric) -> None:
 def saved(host: Machine) -> object:
     """Return the peer group that the agent would configure again."""
     return json.loads((Path(host.environment["VNET_STATE"]) / "frr.json").read_text())["group"]
+
+
+def test_only_plans_of_networks_read_frr(tmp_path: Path) -> None:
+    """FRRouting that is slow or hangs delays nothing else."""
+    asked, vtysh = tmp_path / "asked", tmp_path / "vtysh"
+    vtysh.write_text(f"#!/bin/sh\ntouch {asked}\nexit 1\n")
+    vtysh.chmod(0o755)
+    with closing(Machine(VNET_ENGINES="frr", PATH=f"{tmp_path}:{os.environ['PATH']}")) as host:
+        ok(host, "network create shop")
+        assert asked.exists()
+        asked.unlink()
+        for words in ("container create web", "attach web shop", "publish web 8080:80", "detach web shop"):
+            ok(host, words)
+        assert not asked.exists()

@@ -45,6 +45,7 @@ from tui.cli.perform import (
     perform,
     plan_requests,
     read_topology,
+    with_frr,
 )
 from tui.command import CommandError
 
@@ -65,11 +66,12 @@ def _parts(options: argparse.Namespace, action: str) -> Parts:
     """Return the parts of a snapshot that the plan needs."""
     if (options.command, action) in _DELETING:
         return WHOLE
-    if getattr(options, "uplink", ""):
-        return RULED
+    parts = RULED if getattr(options, "uplink", "") else LIGHT
+    if options.command == "network":
+        return with_frr(parts)
     if getattr(options, "no_track_dns", None):
         return TRACKED
-    return {"publish": PUBLISHING, "tune": TUNED}.get(options.command, LIGHT)
+    return {"publish": PUBLISHING, "tune": TUNED}.get(options.command, parts)
 
 
 def _remove_network(options: argparse.Namespace) -> int:
@@ -82,7 +84,7 @@ def _remove_network(options: argparse.Namespace) -> int:
         return plan_requests((request_of(options, topology),), topology)
 
     asks = is_interactive() and not options.yes and not options.json
-    return perform(options, planner, LIGHT, _agreed if asks else None)
+    return perform(options, planner, with_frr(LIGHT), _agreed if asks else None)
 
 
 def _agreed(plan: Plan) -> bool:

@@ -22,7 +22,14 @@ from core.plan.untracked import restore_tracking
 from core.text import safe
 from core.topology import Topology
 from tui.cli.console import answers_yes, is_interactive, print_json, print_plan
-from tui.cli.perform import WHOLE, perform, persistent_attachments, plan_requests, read_topology
+from tui.cli.perform import (
+    WHOLE,
+    perform,
+    persistent_attachments,
+    plan_requests,
+    read_topology,
+    with_frr,
+)
 from tui.command import CommandError, unreadable
 
 _MOST_TEXT = 1 << 24
@@ -36,7 +43,7 @@ def apply(options: argparse.Namespace) -> int:
         requests = difference(desired, topology, options.prune)
         return plan_requests(requests, topology, f"apply {options.file}")
 
-    return perform(options, planner, WHOLE, None if options.yes else _confirm_plan)
+    return perform(options, planner, with_frr(WHOLE), None if options.yes else _confirm_plan)
 
 
 def cleanup(options: argparse.Namespace) -> int:
@@ -59,7 +66,7 @@ def cleanup(options: argparse.Namespace) -> int:
             )
         )
 
-    return perform(options, planner, WHOLE, None if options.yes else _confirm_plan)
+    return perform(options, planner, with_frr(WHOLE), None if options.yes else _confirm_plan)
 
 
 def _unguard_others(topology: Topology, plan: Plan) -> Iterator[SetStormGuard]:
@@ -74,7 +81,7 @@ def _unguard_others(topology: Topology, plan: Plan) -> Iterator[SetStormGuard]:
 def write_export(options: argparse.Namespace) -> int:
     """Write the file that describes the existing networks."""
     urls = {name: one.endpoints for name, one in joined_networks().items()}
-    text = export(read_topology(WHOLE), urls)
+    text = export(read_topology(with_frr(WHOLE)), urls)
     try:
         content = text.encode()
     except UnicodeEncodeError as error:

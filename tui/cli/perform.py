@@ -51,16 +51,22 @@ from tui.command import CommandError
 # of the host, the latter also the ports in use; only deleting a namespace needs the rules of other
 # namespaces.
 type Parts = Sequence[Part]
-LIGHT: Parts = (Part.WIRING, Part.CONTAINERS, Part.OVS, Part.FILTERS, Part.FRR)
-RULED: Parts = (Part.WIRING, Part.CONTAINERS, Part.OVS, Part.HOST_FIREWALL, Part.FRR)
+LIGHT: Parts = (Part.WIRING, Part.CONTAINERS, Part.OVS, Part.FILTERS)
+RULED: Parts = (Part.WIRING, Part.CONTAINERS, Part.OVS, Part.HOST_FIREWALL)
 PUBLISHING: Parts = (*RULED, Part.LISTENERS)
 # With forwarding tables.
 BRIDGED: Parts = (Part.LINKS, Part.CONTAINERS, Part.OVS, Part.FILTERS)
 TUNED: Parts = (*RULED, Part.TUNING)
 TRACKED: Parts = (Part.WIRING, Part.CONTAINERS, Part.OVS, Part.FIREWALL, Part.TUNING)
-WHOLE: Parts = (Part.WIRING, Part.CONTAINERS, Part.OVS, Part.FIREWALL, Part.LISTENERS, Part.FRR)
+WHOLE: Parts = (Part.WIRING, Part.CONTAINERS, Part.OVS, Part.FIREWALL, Part.LISTENERS)
 # Repairs may concern forwarding tables, policy rules and the firewall of every namespace.
 REPAIR: Parts = (Part.LINKS, Part.CONTAINERS, Part.OVS, Part.FIREWALL)
+
+
+def with_frr(parts: Parts) -> Parts:
+    """Add FRRouting, which only plans of networks need, as overlays are among them."""
+    return (*parts, Part.FRR)
+
 
 type Planner = Callable[[Topology], Plan | Refused]
 # Show a plan; returns whether to apply it.
@@ -105,7 +111,7 @@ def _etcd(requests: Sequence[Request]) -> dict[str, EtcdNetwork]:
 
 def read_topology(parts: Parts, deep: bool = False) -> Topology:
     """Read the host, with `deep` every namespace, else those that known links lead to."""
-    return Topology(read_snapshot(parts, deep or parts == WHOLE))
+    return Topology(read_snapshot(parts, deep or {*WHOLE} <= {*parts}))
 
 
 def perform(

@@ -22,9 +22,10 @@ from tui.services import ChangeResult, LoggedChange, PastChange, PlanScope, Prog
 
 _PARTS = {
     "light": perform.RULED,
+    "network": perform.with_frr(perform.RULED),
     "publishing": perform.PUBLISHING,
     "tuning": perform.TRACKED,
-    "whole": perform.WHOLE,
+    "whole": perform.with_frr(perform.WHOLE),
     "repair": perform.REPAIR,
 }
 _MOST_EARLIER = 200

@@ -62,7 +62,7 @@ def network_form() -> Form:
         Field("datapath", "datapath", options=DATAPATHS, hidden=True),
         Field("engine", "engine", options=("vnet", "docker"), hidden=True),
     )
-    return Form("New network", "light", lambda values, topology: (_request(values),), fields, _fill)
+    return Form("New network", "network", lambda values, topology: (_request(values),), fields, _fill)
 
 
 def _fill(topology: Topology, values: Values) -> FormState:
