@@ -23,7 +23,7 @@ from core.plan import (
     tuning,
 )
 from core.plan.builder import CannotPlan, Plan, PlanBuilder, Refused, plan_steps
-from core.plan.requests import PHRASES, Request
+from core.plan.requests import PHRASES, CreateNetwork, Request
 from core.plan.tags import VnetMember, VnetNetwork, VnetPort, VnetState, vnet_state
 from core.text import safe
 from core.topology import Topology
@@ -101,6 +101,8 @@ def _value(value: object, topology: Topology) -> str:
             return _link_name(value, topology)
         case Ref(kind, key):
             return _ref_name(kind, key, topology)
+        case CreateNetwork(name=name):
+            value = name
     text = str(value)
     return safe(text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 1] + "…") or '""'
 

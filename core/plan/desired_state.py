@@ -264,7 +264,7 @@ class _Comparison:
             existing = tunnel_values(found, self.topology).get(kind, ())
             if missing := tuple(one for one in desired if one not in existing):
                 remotes, peers = ((), missing) if found.evpn else (missing, ())
-                yield JoinOverlay(network.name, remotes, peers=peers)
+                yield JoinOverlay(CreateNetwork(network.name, "overlay", remotes=remotes, peers=peers))
             if surplus := tuple(one for one in existing if one not in desired):
                 remotes, peers = ((), surplus) if found.evpn else (surplus, ())
                 yield LeaveOverlay(network.name, remotes, peers)

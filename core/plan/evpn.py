@@ -21,14 +21,14 @@ from core.operations import (
     WithdrawMac,
 )
 from core.plan.builder import CannotPlan, PlanBuilder
-from core.plan.requests import CreateNetwork, JoinOverlay
+from core.plan.requests import CreateNetwork
 from core.plan.tags import VnetMember, VnetNetwork
 
 # A static entry would count as one that never moves to another host.
 _FLAGS = ("extern_learn",)
 
 
-def add_sessions(request: CreateNetwork | JoinOverlay, builder: PlanBuilder) -> None:
+def add_sessions(request: CreateNetwork, builder: PlanBuilder) -> None:
     """Add the step that opens sessions with the peers of a request. Raises CannotPlan."""
     group = builder.frr.config.group
     peers = {*request.peers, *(group.peers if group else ())}

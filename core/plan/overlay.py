@@ -33,6 +33,7 @@ from core.topology import Topology
 
 _NO_REMOTES = "the hosts find each other"
 _WITH_PEERS = "--peer instead of --remote"
+_HOSTS_FROM_ETCD = "this host has joined it already, and its hosts come from etcd"
 
 
 def complete(request: CreateNetwork, builder: PlanBuilder) -> CreateNetwork:
@@ -273,54 +274,47 @@ def delete_tunnel(tunnel: Link, builder: PlanBuilder) -> None:
 
 @plan_steps.register
 def plan_join_overlay(request: JoinOverlay, builder: PlanBuilder) -> str:
-    if request.name not in builder.vnet.networks:
-        if request.etcd:
-            etcd.require_definition(request.name, builder)
-        plan_steps(
-            CreateNetwork(
-                request.name, "overlay", request.subnets, request.gateways, request.ipv6, request.mtu,
-                vni=request.vni, local=request.local, remotes=request.remotes, ranges=request.ranges,
-                evpn=request.evpn, peers=request.peers, asn=request.asn, reflector=request.reflector,
-                etcd=request.etcd,
-            ),
-            builder,
-        )  # fmt: skip
-        return f"join the overlay network {request.name}"
-    network = _overlay(request.name, builder)
-    differs = request.vni not in (0, network.vni) or not set(request.subnets) <= set(network.subnets)
+    wanted = request.network
+    if wanted.name not in builder.vnet.networks:
+        if wanted.etcd:
+            etcd.require_definition(wanted.name, builder)
+        plan_steps(wanted, builder)
+        return f"join the overlay network {wanted.name}"
+    network = _overlay(wanted.name, builder)
+    differs = wanted.vni not in (0, network.vni) or not set(wanted.subnets) <= set(network.subnets)
     existing = f"VNI {network.vni} and the subnet {' and '.join(network.subnets)}"
     require(
         when(differs, f"this host has it with {existing}. Try: vnet-tui network leave {network.name}"),
         when(
-            request.etcd and not network.etcd,
+            wanted.etcd and not network.etcd,
             f"this host has joined it without etcd. Try: vnet-tui network leave {network.name}",
         ),
-        _wrong_option(network, request),
+        when(network.etcd, _HOSTS_FROM_ETCD) or _wrong_option(network, wanted.remotes, wanted.peers),
     )
     tunnel = _tunnel(network, builder)
-    hosts = _others(request.peers if network.evpn else request.remotes, builder)[0]
+    hosts = _others(wanted.peers if network.evpn else wanted.remotes, builder)[0]
     local = str(tunnel.details.get("local", ""))
     known = _known(network, tunnel, builder)
     new = tuple(one for one in hosts if one not in known)
     require(
-        when(not new and not request.reflector, "this host has joined it already, with these hosts"),
+        when(not new and not wanted.reflector, "this host has joined it already, with these hosts"),
         *(when((":" in one) != (":" in local), f"{one} isn't of the family of {local}") for one in new),
     )
     if network.evpn:
-        evpn.add_sessions(replace(request, local=local, peers=new), builder)
+        evpn.add_sessions(replace(wanted, local=local, peers=new), builder)
     else:
         builder.add(*(_flood_entry(tunnel.name, one) for one in new))
     _warn_of_hosts(network, local, new, builder)
     return f"add {', '.join(new)} to the hosts of {network.name}"
 
 
-def _wrong_option(network: VnetNetwork, request: JoinOverlay | LeaveOverlay) -> str:
+def _wrong_option(network: VnetNetwork, remotes: Sequence[str], peers: Sequence[str]) -> str:
+    """Return why these hosts can't be given for an existing network, "" if they can."""
     if network.etcd:
-        given = request.remotes or request.peers or isinstance(request, JoinOverlay)
-        return when(given, "this host has joined it already, and its hosts come from etcd")
+        return when(remotes or peers, _HOSTS_FROM_ETCD)
     if network.evpn:
-        return when(request.remotes, f"with EVPN {_NO_REMOTES}. Try: {_WITH_PEERS}")
-    return when(request.peers, f"{network.name} is joined without EVPN. Try: --remote instead of --peer")
+        return when(remotes, f"with EVPN {_NO_REMOTES}. Try: {_WITH_PEERS}")
+    return when(peers, f"{network.name} is joined without EVPN. Try: --remote instead of --peer")
 
 
 def _known(network: VnetNetwork, tunnel: Link, builder: PlanBuilder) -> tuple[str, ...]:
@@ -348,7 +342,7 @@ def _warn_of_hosts(network: VnetNetwork, local: str, hosts: Sequence[str], build
 @plan_steps.register
 def plan_leave_overlay(request: LeaveOverlay, builder: PlanBuilder) -> str:
     network = _overlay(request.name, builder)
-    require(_wrong_option(network, request))
+    require(_wrong_option(network, request.remotes, request.peers))
     if not request.remotes and not request.peers:
         plan_steps(RemoveNetwork(network.name), builder)
         return f"leave the overlay network {network.name}"

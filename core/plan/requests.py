@@ -65,23 +65,11 @@ class CreateNetwork:
 class JoinOverlay:
     """Join an overlay network that another host has.
 
-    If this host has joined it already, remote hosts are added. The fields are those of CreateNetwork.
+    `network` describes it, of the kind "overlay". If this host has joined it already, the remote hosts or
+    peers are added.
     """
 
-    name: str
-    remotes: tuple[str, ...] = ()
-    vni: int = 0
-    subnets: tuple[str, ...] = ()
-    gateways: tuple[str, ...] = ()
-    ipv6: bool = False
-    mtu: int = 0
-    local: str = ""
-    ranges: tuple[str, ...] = ()
-    evpn: bool = False
-    peers: tuple[str, ...] = ()
-    asn: int = 0
-    reflector: bool = False
-    etcd: str = ""
+    network: CreateNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +360,7 @@ PHRASES: dict[type, str] = {
     Tune: "tune {key}",
     Join: "join {network} and {other}",
     Separate: "separate {network} from {other}",
-    JoinOverlay: "join the network {name}",
+    JoinOverlay: "join the network {network}",
     LeaveOverlay: "leave the network {name}",
     GuardStorms: "guard {name} against storms",
     BlockPorts: "block the loop",

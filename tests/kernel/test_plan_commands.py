@@ -126,7 +126,10 @@ CASES: dict[str, tuple[tuple[Request, ...], Request | Place]] = {
         CreateNetwork("w6", "overlay", ipv6=True, mtu=1300, remotes=("2001:db8:2::9",), vni=77),
     ),
     "rm-overlay": ((WIDE, CreateContainer(WEB, "bridged", "wide")), RemoveNetwork("wide")),
-    "join-overlay": ((WIDE,), JoinOverlay("wide", ("192.0.2.7", "192.0.2.8"))),
+    "join-overlay": (
+        (WIDE,),
+        JoinOverlay(CreateNetwork("wide", "overlay", remotes=("192.0.2.7", "192.0.2.8"))),
+    ),
     "leave-host": ((WIDE,), LeaveOverlay("wide", ("192.0.2.8",))),
     "nic-bridged": ((), CreateNetwork("wire", "nic-bridged", uplink="up0")),
     "rm-nic-bridged": ((CreateNetwork("wire", "nic-bridged", uplink="up0"),), RemoveNetwork("wire")),

@@ -157,19 +157,20 @@ def _network(options: argparse.Namespace) -> Request:
 
 def _join(options: argparse.Namespace) -> Request:
     """Return the request to join two networks, or one overlay."""
-    overlay = JoinOverlay(
-        options.network, tuple(options.remotes), options.vni, tuple(options.subnet), tuple(options.gateway),
-        options.ipv6, options.mtu, options.local, tuple(options.ranges), options.evpn, tuple(options.peers),
-        options.asn, options.reflector, options.etcd,
+    overlay = CreateNetwork(
+        options.network, "overlay", tuple(options.subnet), tuple(options.gateway), options.ipv6, options.mtu,
+        vni=options.vni, remotes=tuple(options.remotes), local=options.local, ranges=tuple(options.ranges),
+        evpn=options.evpn, peers=tuple(options.peers), asn=options.asn, reflector=options.reflector,
+        etcd=options.etcd,
     )  # fmt: skip
     if not options.other:
         if options.remotes or options.peers or options.evpn or options.reflector or options.etcd:
-            return overlay
+            return JoinOverlay(overlay)
         raise CommandError(
             f'can\'t join "{safe(options.network)}": neither another network nor a remote host is given. '
             f"Try: vnet-tui network join {quoted(options.network)} OTHER, or --remote or --etcd"
         )
-    if overlay != JoinOverlay(options.network):
+    if overlay != CreateNetwork(options.network, "overlay"):
         raise CommandError("can't join two networks: the options are for an overlay. Try: without OTHER")
     return Join(options.network, options.other)
 

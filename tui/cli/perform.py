@@ -103,10 +103,10 @@ def _etcd(requests: Sequence[Request]) -> dict[str, EtcdNetwork]:
     """Read from etcd what these requests may need."""
     if all(isinstance(one, _WITHOUT_ETCD) for one in requests):
         return {}
-    wanted = {
-        one.name: one.etcd for one in requests if isinstance(one, (CreateNetwork, JoinOverlay)) and one.etcd
-    }
-    return read_networks(wanted)
+    networks = [one.network if isinstance(one, JoinOverlay) else one for one in requests]
+    return read_networks(
+        {one.name: one.etcd for one in networks if isinstance(one, CreateNetwork) and one.etcd}
+    )
 
 
 def read_topology(parts: Parts, deep: bool = False) -> Topology:
