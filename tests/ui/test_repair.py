@@ -69,9 +69,9 @@ def test_a_dry_run_changes_nothing(broken: ThrowawayHost, capsys: pytest.Capture
 def test_a_fix_asks_first(broken: ThrowawayHost, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CommandError, match=r"no terminal\. Try: --yes"):
         apply_fix(_options(), _up(broken))
-    monkeypatch.setattr("tui.cli.repair.is_interactive", lambda: True)
+    monkeypatch.setattr("tui.cli.console.is_interactive", lambda: True)
     for answer in (False, True):
-        monkeypatch.setattr("tui.cli.repair.answers_yes", lambda question, answer=answer: answer)
+        monkeypatch.setattr("tui.cli.console.answers_yes", lambda question, answer=answer: answer)
         assert apply_fix(_options(), _up(broken)) == 0
         assert _is_up(broken) == answer
 

@@ -7,7 +7,7 @@ import json
 import os
 import select
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -134,6 +134,14 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of cells in columns, the first row as their heads."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(line.rstrip())
+
+
 def printable(command: str) -> str:
     """Make a command harmless to a terminal; tabs and line breaks stay."""
     return "\n".join("\t".join(map(safe, line.split("\t"))) for line in command.split("\n"))
@@ -183,6 +191,20 @@ def answers_yes(question: str, seconds: float | None = None) -> bool:
     if not answer.endswith("\n"):
         print()
     return answer.strip().casefold() in ("y", "yes")
+
+
+def approve(plan: Plan, question: str) -> bool:
+    """Print a plan and return whether the answer is yes. Raises CommandError."""
+    print_plan(plan)
+    return agrees(question)
+
+
+def agrees(question: str) -> bool:
+    """Return whether the answer is yes. Raises CommandError without a terminal."""
+    sys.stdout.flush()
+    if not is_interactive():
+        raise CommandError("can't ask for confirmation: there is no terminal. Try: --yes")
+    return answers_yes(question)
 
 
 def ask_to_confirm(outcome: run.Outcome, as_json: bool) -> int:

@@ -15,7 +15,7 @@ from core.model import FastPath, Requirement
 from core.model.fastpath import FAST
 from core.text import quoted, safe
 from core.topology import Topology
-from tui.cli.console import answers_yes, is_interactive, require_rights
+from tui.cli.console import agrees, require_rights
 from tui.cli.fastpath_agent import read_fast_path
 from tui.cli.fastpath_session import FastPathSession, ask
 from tui.command import CommandError
@@ -84,7 +84,7 @@ def _switch(session: FastPathSession, options: argparse.Namespace) -> int:
         return 1
     if not preview.can_be_done or options.dry_run:
         return 0
-    if not options.yes and not _agreed():
+    if not options.yes and not agrees("Apply?"):
         return 0
     print(session.perform(preview, lambda words: print(words, flush=True)))
     return 0
@@ -92,7 +92,7 @@ def _switch(session: FastPathSession, options: argparse.Namespace) -> int:
 
 def _end_silent(session: FastPathSession, options: argparse.Namespace) -> int:
     print("The fast path's process doesn't answer. It will be killed, and its settings cleaned up.")
-    if options.dry_run or not (options.yes or _agreed()):
+    if options.dry_run or not (options.yes or agrees("Apply?")):
         return 0
     print(session.end_silent())
     return 0
@@ -114,13 +114,6 @@ def _choices(words: Sequence[str], topology: Topology, off: bool) -> tuple[Bridg
             )
         found.append(choice or BridgeChoice(safe(word), word, "", frozenset({word})))
     return tuple(found)
-
-
-def _agreed() -> bool:
-    sys.stdout.flush()
-    if not is_interactive():
-        raise CommandError("can't ask for confirmation: there is no terminal. Try: --yes")
-    return answers_yes("Apply?")
 
 
 def _print(preview: FastPathPreview) -> None:

@@ -21,7 +21,7 @@ from core.plan.requests import Delete, Request, Unpublish
 from core.plan.untracked import restore_tracking
 from core.text import safe
 from core.topology import Topology
-from tui.cli.console import answers_yes, is_interactive, print_json, print_plan
+from tui.cli.console import approve, print_json, print_table
 from tui.cli.perform import (
     WHOLE,
     perform,
@@ -119,11 +119,7 @@ def _read(name: str) -> Desired:
 
 
 def _confirm_plan(plan: Plan) -> bool:
-    print_plan(plan)
-    sys.stdout.flush()
-    if not is_interactive():
-        raise CommandError("can't ask for confirmation: there is no terminal. Try: --yes")
-    return answers_yes(f"Run these {len(plan.steps)} steps?")
+    return approve(plan, f"Run these {len(plan.steps)} steps?")
 
 
 def _orphaned_attachments(topology: Topology) -> list[Request]:
@@ -170,10 +166,7 @@ def list_networks(topology: Topology, as_json: bool) -> int:
         [column.upper() for column in _COLUMNS],
         *([_cell(one[key]) for key in _COLUMNS] for one in found),
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        sys.stdout.write(line.rstrip() + "\n")
+    print_table(rows)
     return 0
 
 

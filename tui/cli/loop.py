@@ -12,7 +12,7 @@ from core.plan.requests import BlockPorts
 from core.probe.loop import Loop, find_loops
 from core.text import safe
 from core.topology import Topology
-from tui.cli.console import answers_yes, is_interactive, print_plan, require_rights
+from tui.cli.console import approve, require_rights
 from tui.cli.perform import LIGHT, perform, plan_requests, read_topology
 from tui.command import CommandError
 
@@ -90,8 +90,4 @@ def _block(options: argparse.Namespace, keys: list[LinkKey]) -> int:
 
 
 def _approve(plan: Plan) -> bool:
-    print_plan(plan)
-    sys.stdout.flush()
-    if not is_interactive():
-        raise CommandError("can't ask for confirmation: there is no terminal. Try: --yes")
-    return answers_yes("Block?")
+    return approve(plan, "Block?")

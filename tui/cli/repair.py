@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from core.model.fix import Fix
 from core.plan import Plan, Refused
 from core.plan.requests import Repair
 from core.text import failure_sentence, safe
 from core.topology import Topology
-from tui.cli.console import answers_yes, is_interactive, print_plan
+from tui.cli.console import approve
 from tui.cli.perform import REPAIR, perform, plan_requests
 from tui.command import CommandError
 
@@ -35,8 +34,4 @@ def apply_fix(options: argparse.Namespace, fix: Fix) -> int:
 
 
 def _approve(plan: Plan) -> bool:
-    print_plan(plan)
-    sys.stdout.flush()
-    if not is_interactive():
-        raise CommandError("can't ask for confirmation: there is no terminal. Try: --yes")
-    return answers_yes("Apply?")
+    return approve(plan, "Apply?")

@@ -13,7 +13,7 @@ from core.plan.requests import GuardStorms
 from core.storms import CALM
 from core.text import failure_sentence, quoted, safe
 from core.topology import Topology
-from tui.cli.console import require_rights
+from tui.cli.console import print_table, require_rights
 from tui.cli.perform import BRIDGED, LIGHT, change, read_topology
 from tui.cli.storm_parser import MULTICAST_TIMES
 from tui.command import CommandError
@@ -68,7 +68,7 @@ def _status(options: argparse.Namespace) -> int:
         print(json.dumps({"schema": SCHEMA, "network": options.network, "ports": found}, indent=2))
         return 0
     rows = [row for port in ports for row in _rows(port, counters.get(port.ifindex))]
-    _print_table((("PORT", "CLASS", "LIMIT", "PASSED", "DROPPED", "NOW"), *rows))
+    print_table((("PORT", "CLASS", "LIMIT", "PASSED", "DROPPED", "NOW"), *rows))
     return 0
 
 
@@ -119,9 +119,3 @@ def _object(port: Link, found: GuardCounters | None) -> dict[str, Any]:
         for place, (kind, rate) in enumerate(zip(GUARDED, found.limits.rates, strict=True))
     }  # fmt: skip
     return {"port": port.name, "guarded": True, "burst": found.limits.burst, "classes": classes}
-
-
-def _print_table(rows: tuple[tuple[str, ...], ...]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
