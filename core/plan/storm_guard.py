@@ -80,8 +80,6 @@ def _guard_network(network: VnetNetwork, request: GuardStorms, builder: PlanBuil
 def _guard_others(request: GuardStorms, builder: PlanBuilder) -> None:
     """Guard a single port, or with `all_ports` those of another bridge."""
     link = builder.link(request.name) or _bridge_of_network(request.name, builder)
-    if link is None:
-        raise CannotPlan(["the host has no network, bridge or port of that name"])
     if link.kind != "bridge":
         is_port = link.port is not None or not request.limits
         require(when(not is_port, f"{safe(link.name)} isn't a port of a bridge"))
@@ -97,10 +95,13 @@ def _guard_others(request: GuardStorms, builder: PlanBuilder) -> None:
         builder.warn("containers that join it later aren't guarded, as vnet-tui didn't make it")
 
 
-def _bridge_of_network(name: str, builder: PlanBuilder) -> Link | None:
-    named = [one for one in builder.topology.networks if name in (one.name, one.id)]
-    found = {link.key: link for one in named if (link := builder.topology.bridge_link(one))}
-    return next(iter(found.values())) if len(found) == 1 else None
+def _bridge_of_network(name: str, builder: PlanBuilder) -> Link:
+    found = builder.topology.bridges_named(name)
+    require(
+        when(not found, "the host has no network, bridge or port of that name"),
+        when(len(found) > 1, "several networks have that name. Try: the name of the bridge"),
+    )
+    return found[0]
 
 
 def _guard_port(port: Link, limits: str, builder: PlanBuilder) -> None:

@@ -41,6 +41,7 @@ from tui.cli.perform import (
     TUNED,
     WHOLE,
     Parts,
+    bridge_named,
     change,
     perform,
     plan_requests,
@@ -247,7 +248,7 @@ def _tune(options: argparse.Namespace, topology: Topology) -> Request:
         )
     switched = {"on": True, "off": False, None: None}
     return Tune(
-        _bridge(options.network, topology),
+        bridge_named(options.network, topology, "tune").key,
         options.big_tcp,
         switched[options.offloads],
         switched[options.br_netfilter],
@@ -255,18 +256,6 @@ def _tune(options: argparse.Namespace, topology: Topology) -> Request:
         switched[options.no_track_dns],
         tuple(options.only),
     )
-
-
-def _bridge(text: str, topology: Topology) -> LinkKey:
-    """Return the host's bridge of that name, or of the network of that name or id."""
-    found = topology.bridges_named(text)
-    if len(found) == 1:
-        return found[0].key
-    if found:
-        reason = "several networks have that name. Try: the name of the bridge"
-    else:
-        reason = "the host has no bridge or network of that name. Try: vnet-tui show bridges"
-    raise CommandError(f'can\'t tune "{safe(text)}": {reason}')
 
 
 def _key(options: argparse.Namespace, topology: Topology) -> LinkKey:

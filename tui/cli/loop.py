@@ -13,7 +13,7 @@ from core.probe.loop import Loop, find_loops
 from core.text import safe
 from core.topology import Topology
 from tui.cli.console import approve, require_rights
-from tui.cli.perform import LIGHT, perform, plan_requests, read_topology
+from tui.cli.perform import LIGHT, bridge_named, perform, plan_requests, read_topology
 from tui.command import CommandError
 
 SCHEMA = 1
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     """
     require_rights()
     topology = read_topology(LIGHT)
-    bridge = _bridge(options.network, topology)
+    bridge = bridge_named(options.network, topology, "look for loops of")
     ports = {one.ifindex: one for one in topology.ports_of(bridge.key) if one.port and _forwards(one)}
     try:
         loops = find_loops(bridge.ifindex, ports)
@@ -47,16 +47,6 @@ def run(options: argparse.Namespace) -> int:
 
 def _forwards(port: Link) -> bool:
     return bool(port.port and port.port.state == "forwarding" and port.carrier)
-
-
-def _bridge(text: str, topology: Topology) -> Link:
-    found = topology.bridges_named(text)
-    if not found:
-        raise CommandError(
-            f'can\'t look for loops of "{safe(text)}": the host has no bridge or network of that name. '
-            "Try: vnet-tui show bridges"
-        )
-    return found[0]
 
 
 def _to_block(loop: Loop, ports: dict[int, Link]) -> tuple[int, ...]:

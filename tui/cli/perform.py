@@ -13,7 +13,7 @@ from core.collect.host import missing_capabilities
 from core.collect.nft_netlink import read_tables
 from core.collect.processes import remote_session
 from core.collect.snapshot import read_snapshot
-from core.model import Part
+from core.model import Link, Part
 from core.model.etcd import EtcdNetwork
 from core.operations import AddAddress, Operation, PersistAttachment, attachments
 from core.plan import Plan, Refused, plan_all, vnet_state
@@ -112,6 +112,21 @@ def _etcd(requests: Sequence[Request]) -> dict[str, EtcdNetwork]:
 def read_topology(parts: Parts, deep: bool = False) -> Topology:
     """Read the host, with `deep` every namespace, else those that known links lead to."""
     return Topology(read_snapshot(parts, deep or {*WHOLE} <= {*parts}))
+
+
+def bridge_named(text: str, topology: Topology, to: str, kinds: str = "bridge or network") -> Link:
+    """Return the host's bridge of that name, or of the network of that name or id.
+
+    Raises CommandError: can't `to` it, the host has none of these `kinds`, or several.
+    """
+    found = topology.bridges_named(text)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        reason = "several networks have that name. Try: the name of the bridge"
+    else:
+        reason = f"the host has no {kinds} of that name. Try: vnet-tui show bridges"
+    raise CommandError(f'can\'t {to} "{safe(text)}": {reason}')
 
 
 def perform(
