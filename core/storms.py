@@ -160,6 +160,12 @@ def _steadied(before: Storm, now: Storm) -> Storm:
     return before
 
 
+def is_dropping(counters: GuardCounters, place: int) -> bool:
+    """Return whether a guard has dropped frames of a class (of GUARDED) just now."""
+    last = counters.last_drop[place]
+    return last is not None and last < CALM
+
+
 class GuardWatch:
     """Detect in successive readings what the storm guards of a namespace drop."""
 
@@ -177,8 +183,8 @@ class GuardWatch:
         for ifindex, one in now.items():
             before = self._before.get(ifindex)
             for place, kind in enumerate(GUARDED):
-                key, last = (ifindex, kind), one.last_drop[place]
-                if last is not None and last < CALM:
+                if is_dropping(one, place):
+                    key = ifindex, kind
                     earlier = before.dropped[place] if before else one.dropped[place]
                     grown = max(0, one.dropped[place] - earlier)
                     drops[key] = self._steadied(key, grown / max(at - self._at, 0.001))

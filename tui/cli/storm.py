@@ -10,11 +10,11 @@ from bpf.build import CACHE, CompileError, compiled_program
 from bpf.storm_guard import read_counters
 from core.model import GUARDED, GuardCounters, Link, StormLimits
 from core.plan.requests import GuardStorms
-from core.storms import CALM
+from core.storms import is_dropping
 from core.text import failure_sentence, quoted, safe
 from core.topology import Topology
 from tui.cli.console import print_table, require_rights
-from tui.cli.perform import BRIDGED, LIGHT, change, read_topology
+from tui.cli.perform import BRIDGED, LIGHT, bridge_named, change, read_topology
 from tui.cli.storm_parser import MULTICAST_TIMES
 from tui.command import CommandError
 
@@ -78,15 +78,10 @@ def _ports(text: str, topology: Topology) -> list[Link]:
     Raises CommandError.
     """
     net = topology.snapshot.nets.get(topology.host)
-    links = [one for one in (net.links.values() if net else ()) if one.name == text]
-    links += topology.bridges_named(text)
-    if not links:
-        raise CommandError(
-            f'can\'t find "{safe(text)}": the host has no network, bridge or port of that name. '
-            "Try: vnet-tui show bridges"
-        )
-    first = links[0]
-    ports = topology.ports_of(first.key) if first.kind == "bridge" else [first]
+    links = net.links.values() if net else ()
+    link = next((one for one in links if one.name == text), None)
+    link = link or bridge_named(text, topology, "find", "network, bridge or port")
+    ports = topology.ports_of(link.key) if link.kind == "bridge" else [link]
     return sorted(ports, key=lambda one: one.name)
 
 
@@ -100,12 +95,6 @@ def _rows(port: Link, found: GuardCounters | None) -> list[tuple[str, ...]]:
         )
         for place, (kind, rate) in enumerate(zip(GUARDED, found.limits.rates, strict=True))
     ]  # fmt: skip
-
-
-def is_dropping(found: GuardCounters, place: int) -> bool:
-    """Return whether a guard has dropped frames of a class just now."""
-    last = found.last_drop[place]
-    return last is not None and last < CALM
 
 
 def _object(port: Link, found: GuardCounters | None) -> dict[str, Any]:
