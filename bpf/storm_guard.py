@@ -14,7 +14,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from bpf import syscall
 from bpf.build import CACHE, CompileError, compiled_program
 from core.collect.link_kinds import read_fdb
 from core.collect.links import read_links
-from core.collect.storm_guard import attached_guards
+from core.collect.storm_guard import AttachedGuard, attached_guards
 from core.model import GUARDED, GuardCounters, StormLimits
 from core.netlink.client import Netlink
 from core.netlink.clsact import STORM_GUARD
@@ -107,11 +107,14 @@ def _bucket(interval: int, burst: int) -> bytes:
     return np.array([(interval, interval * burst, 0, 0, 0, 0)], BUCKET).tobytes()
 
 
-def read_counters() -> list[GuardCounters]:
-    """Return the counters of all guarded links of this namespace. Raises OSError."""
+def read_counters(guards: Iterable[AttachedGuard] | None = None) -> list[GuardCounters]:
+    """Return the counters of these guards, by default of all in this namespace.
+
+    Raises OSError.
+    """
     return [
         _counters(one.ifindex, limits, buckets)
-        for one, limits in attached_guards()
+        for one, limits in (attached_guards() if guards is None else guards)
         if (buckets := _read_buckets(one.program)) is not None
     ]
 

@@ -7,8 +7,10 @@ import errno
 from core.model import StormGuard, StormLimits
 from core.netlink.clsact import STORM_GUARD, AttachedFilter
 
+type AttachedGuard = tuple[AttachedFilter, StormLimits]
 
-def attached_guards() -> list[tuple[AttachedFilter, StormLimits]]:
+
+def attached_guards() -> list[AttachedGuard]:
     """Return the storm guards of the thread's namespace. Raises OSError."""
     try:
         return [(one, limits) for one in STORM_GUARD.attached() if (limits := _limits(one))]

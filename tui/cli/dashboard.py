@@ -200,11 +200,12 @@ def read_guards() -> Sequence[GuardCounters]:
     """
     from core.collect.storm_guard import attached_guards
 
-    if not attached_guards():
+    guards = attached_guards()
+    if not guards:
         return ()
     from bpf.storm_guard import read_counters
 
-    return read_counters()
+    return read_counters(guards)
 
 
 def open_drops() -> DropReader:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from bpf.storm_guard import read_counters
 from core.collect.checksums import read_checksum_errors
 from core.model import Snapshot, StormGuard
 from core.storms import GuardWatch
@@ -16,12 +15,16 @@ def with_health(snapshot: Snapshot) -> Snapshot:
     """Return a snapshot of this host with its fast path and its wrong checksums."""
     known = snapshot.with_fast_path(read_fast_path())
     checksum_errors = read_checksum_errors(snapshot.namespaces)
-    return replace(known, checksum_errors=checksum_errors, storm_guards=_storm_guards(snapshot.host.netns))
+    return replace(known, checksum_errors=checksum_errors, storm_guards=_storm_guards(snapshot))
 
 
-def _storm_guards(ns: int) -> tuple[StormGuard, ...]:
+def _storm_guards(snapshot: Snapshot) -> tuple[StormGuard, ...]:
     """Return the storm guards, none without the rights to read their counters."""
+    if not snapshot.storm_guards:
+        return ()
+    from bpf.storm_guard import read_counters
+
     try:
-        return GuardWatch().feed(ns, read_counters(), time.monotonic())
+        return GuardWatch().feed(snapshot.host.netns, read_counters(), time.monotonic())
     except OSError:
         return ()
