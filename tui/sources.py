@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from core.recording import Recording
     from core.watch import Watcher
     from core.watch.drops import OpenDrops
-    from core.watch.storm_guards import ReadGuards
+    from core.watch.rates import ReadGuards
 
 
 Mode = Literal["live", "paused", "offline", "replay"]

@@ -1,11 +1,11 @@
-"""Work out rates of NAT rules, conntrack errors and broadcasts."""
+"""Work out rates of NAT rules, conntrack errors, broadcasts and storm guards."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +24,7 @@ from core.model import (
     FastFlows,
     Firewall,
     FirewallRule,
+    GuardCounters,
     LinkKey,
     Namespace,
     Part,
@@ -31,7 +32,7 @@ from core.model import (
 )
 from core.netlink.netns import NamespaceGone
 from core.rates import Histories, History, Rates
-from core.storms import LIMITS, StormWatch, group_frames
+from core.storms import LIMITS, GuardWatch, StormWatch, group_frames
 from core.watch.store import SnapshotStore
 
 _SHARE = 0.02  # of a core, for finding the connections of each rule
@@ -198,6 +199,31 @@ def _rates_between(before: _Counts, now: _Counts) -> dict[LinkKey, float]:
         if at > earlier and count >= fewer:
             found[key] = (count - fewer) / (at - earlier)
     return found
+
+
+# Reads the counters of all storm guards of the host; `bpf.storm_guard.read_counters`.
+ReadGuards = Callable[[], Sequence[GuardCounters]]
+
+
+class StormGuards:
+    """Keep the storm guards of the snapshot current; `poll` is called from one thread."""
+
+    def __init__(self, store: SnapshotStore, read: ReadGuards | None) -> None:
+        self._store, self._read = store, read
+        self._watch = GuardWatch()
+
+    def poll(self) -> None:
+        """Read the counters; without the rights to read them there are no guards."""
+        snapshot = self._store.snapshot
+        if self._read is None or not snapshot.host.netns:
+            return
+        try:
+            counters = self._read()
+        except OSError:
+            counters = ()
+        found = self._watch.feed(snapshot.host.netns, counters, time.monotonic())
+        if found != snapshot.storm_guards:
+            self._store.put(Part.STORMS, storm_guards=found)
 
 
 EVERY = 1.0

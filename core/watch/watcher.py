@@ -24,10 +24,11 @@ from core.watch.rates import (
     FlowSampler,
     NatRates,
     ReadFastFlows,
+    ReadGuards,
     SocketReader,
+    StormGuards,
 )
 from core.watch.store import SnapshotStore
-from core.watch.storm_guards import ReadGuards, StormGuards
 
 _SCAN_EVERY = 2.0  # seconds between cheap scans for namespaces, which send no events
 _DEEP_EVERY = 30.0  # seconds between scans of every process's descriptors and mounts
