@@ -14,6 +14,8 @@ KINDS = ("nat", "internal", "routed", "nic-bridged", "ovs", "overlay")
 MODELS = ("closed", "bridged", "joined", "open")
 # As core.plan.tuning has them.
 PLAIN_SIZE, USUAL_SIZE = 65536, 262144
+# The default rate of the storm guard, and how many times as many multicast frames.
+RATE, MULTICAST_TIMES = 500, 10
 _PORTS = "[HOST_IP:]HOST_PORTS[:CONTAINER_PORTS][/PROTO], such as 8080:80, 127.0.0.1:53/udp, [::]:8000-8010"
 
 
@@ -46,11 +48,13 @@ def add_change_commands(commands: Commands) -> None:
     agent.add_argument("--strict", action="store_true", help="with --accelerate: like `accelerate --strict`")
 
 
-def _add_change_command(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
+def _add_change_command(
+    commands: Commands, name: str, text: str, as_json: str = "print the plan and its result as JSON"
+) -> argparse.ArgumentParser:
     """Add a command that changes something, with the options of all such commands."""
     command = add_command(commands, name, text)
     command.add_argument("--dry-run", action="store_true", help="print the commands; change nothing")
-    command.add_argument("--json", action="store_true", help="print the plan and its result as JSON")
+    command.add_argument("--json", action="store_true", help=as_json)
     command.add_argument("--auto-undo", action="store_true", help="undo interrupted changes first")
     return command
 
@@ -304,3 +308,31 @@ def _journal(commands: Commands) -> None:
 
 def _entry(command: argparse.ArgumentParser, text: str) -> None:
     command.add_argument("entry", metavar="ID", nargs="?", default="", help=text)
+
+
+def add_storm(actions: Commands) -> None:
+    """Add the actions of `vnet-tui storm`."""
+    text = "limit the broadcast and multicast frames that enter a network's ports"
+    guard = _add_change_command(actions, "guard", text, as_json="print JSON")
+    guard.add_argument("network", metavar="NETWORK", help="a network or bridge, or the name of a single port")
+    guard.add_argument("state", choices=("on", "off", "status"), help="on, off, or show the counters")
+    guard.add_argument(
+        "--rate", type=int, metavar="N", default=RATE,
+        help=f"broadcast frames a second that may enter each port, and as many ARP (default {RATE})",
+    )  # fmt: skip
+    guard.add_argument(
+        "--multicast", type=int, metavar="N",
+        help=f"multicast frames a second (default {MULTICAST_TIMES} times --rate)",
+    )  # fmt: skip
+    guard.add_argument("--burst", type=int, metavar="N", help="frames at once (default: as --rate)")
+    guard.add_argument(
+        "--all-ports", action="store_true", help="also ports that vnet-tui didn't attach to the bridge"
+    )
+    text = "send a probe out of each port of a bridge, and name the ports that it comes back on"
+    loop = _add_change_command(actions, "loop", text, as_json="print JSON")
+    loop.add_argument("network", metavar="NETWORK", help="a network or bridge")
+    loop.add_argument(
+        "--block", action="store_true",
+        help="set a port of each loop down; asks first, and `undo` sets it up again",
+    )  # fmt: skip
+    add_yes(loop)

@@ -11,10 +11,9 @@ import sys
 from typing import Any, NoReturn
 
 from tui.cli.capture_options import add_capture_options
-from tui.cli.change_parser import add_change_commands
+from tui.cli.change_parser import add_change_commands, add_storm
 from tui.cli.diagnosis_parser import add_diff, add_doctor, add_drops, add_shell, add_trace, add_why
 from tui.cli.option_types import bytes_of, hosts_of, seconds_of
-from tui.cli.storm_parser import add_storm
 from tui.cli.subcommands import Commands, add_command, add_group, add_yes
 
 TOPICS = (

@@ -13,9 +13,9 @@ from core.plan.requests import GuardStorms
 from core.storms import is_dropping
 from core.text import failure_sentence, quoted, safe
 from core.topology import Topology
+from tui.cli.change_parser import MULTICAST_TIMES
 from tui.cli.console import print_table, require_rights
 from tui.cli.perform import BRIDGED, LIGHT, bridge_named, change, read_topology
-from tui.cli.storm_parser import MULTICAST_TIMES
 from tui.command import CommandError
 
 SCHEMA = 1
