@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 
+from tui.cli.option_types import count_of
 from tui.cli.subcommands import Commands, add_command, add_group, add_yes
 
 # Values of core.plan.requests, repeated here because importing it takes time.
@@ -317,14 +318,14 @@ def add_storm(actions: Commands) -> None:
     guard.add_argument("network", metavar="NETWORK", help="a network or bridge, or the name of a single port")
     guard.add_argument("state", choices=("on", "off", "status"), help="on, off, or show the counters")
     guard.add_argument(
-        "--rate", type=int, metavar="N", default=RATE,
+        "--rate", type=count_of, metavar="N", default=RATE,
         help=f"broadcast frames a second that may enter each port, and as many ARP (default {RATE})",
     )  # fmt: skip
     guard.add_argument(
-        "--multicast", type=int, metavar="N",
+        "--multicast", type=count_of, metavar="N",
         help=f"multicast frames a second (default {MULTICAST_TIMES} times --rate)",
     )  # fmt: skip
-    guard.add_argument("--burst", type=int, metavar="N", help="frames at once (default: as --rate)")
+    guard.add_argument("--burst", type=count_of, metavar="N", help="frames at once (default: as --rate)")
     guard.add_argument(
         "--all-ports", action="store_true", help="also ports that vnet-tui didn't attach to the bridge"
     )
