@@ -13,16 +13,25 @@ from core.model import (
     Link,
     LinkKey,
     NetState,
+    Route,
     Snapshot,
     StormGuard,
     StormLimits,
     link_ref,
 )
-from core.operations import SetStormGuard
+from core.model.link import BridgePort, NextHop
+from core.operations import SetLink, SetStormGuard
 from core.operations.values import from_record, to_record
+from core.plan import Plan, Refused, plan
+from core.plan.requests import BlockPorts, GuardStorms
 from core.probe.loop import Loop, _joined
 from core.storms import CALM, GuardWatch
 from core.topology import Topology
+from tests.support.host_builder import HOST, HostBuilder
+from tui.cli.loop import _to_block
+from tui.cli.parser import make_parser
+from tui.cli.perform import bridge_named
+from tui.command import CommandError
 from tui.views import bridges
 
 NS, PORT, BRIDGE = 1, 3, 2
@@ -104,3 +113,69 @@ def test_its_operation_prints_and_undoes_itself() -> None:
     (off,) = on.inverse()
     assert off.command() == "vnet-tui storm guard v-web off" and off.inverse() == (on,)
     assert from_record(to_record(on)) == on
+
+
+@pytest.mark.parametrize("option", ["--rate", "--multicast", "--burst"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "99999999999999"])
+def test_options_are_positive_numbers_that_the_program_can_hold(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        make_parser().parse_args(["storm", "guard", "shop", "on", f"{option}={value}"])
+    assert ended.value.code == 2
+    assert f"argument {option}: can't use '{value}'" in capsys.readouterr().err
+
+
+def test_a_loop_is_blocked_at_veths_rather_than_nics() -> None:
+    ports = {
+        number: Link(NS, number, f"p{number}", kind)
+        for number, kind in ((1, "veth"), (2, "physical"), (3, "veth"))
+    }
+    assert _to_block(Loop((1, 2, 3)), ports) == (1, 3)
+    assert _to_block(Loop((1, 3)), ports) == (3,)
+    assert _to_block(Loop((2,)), ports) == (2,)
+
+
+def lan() -> tuple[Topology, dict[str, LinkKey]]:
+    """Return a host with the NIC-bridged network lan on eth0, and a veth of another tool."""
+    host = HostBuilder()
+    bridge = host.bridge("br-lan", ["192.0.2.2/24"], alias="vnet:net=lan kind=nic-bridged uplink=eth0")
+    host.link(HOST, "eth0", "physical", master=bridge.ifindex, port=BridgePort("forwarding"))
+    host.link(HOST, "other", "veth", master=bridge.ifindex, port=BridgePort("forwarding"))
+    host.routes[HOST] = [Route(4, "default", nexthops=(NextHop("192.0.2.1", bridge.ifindex),))]
+    links = host.links[HOST].values()
+    return Topology(host.snapshot()), {link.name: link.key for link in links}
+
+
+def test_the_nic_of_a_network_is_guarded_other_ports_are_named() -> None:
+    topology, _ = lan()
+    made = plan(GuardStorms("lan", str(LIMITS)), topology)
+    assert isinstance(made, Plan)
+    assert [step.name for step in made.steps if isinstance(step, SetStormGuard)] == ["eth0"]
+    assert made.warnings == ("not guarded, as vnet-tui didn't attach them: other. Try: --all-ports",)
+    whole = plan(GuardStorms("lan", str(LIMITS), all_ports=True), topology)
+    assert isinstance(whole, Plan) and not whole.warnings
+    assert {step.name for step in whole.steps if isinstance(step, SetStormGuard)} == {"eth0", "other"}
+
+
+def test_blocking_a_port_that_the_host_needs_is_guarded() -> None:
+    topology, keys = lan()
+    made = plan(BlockPorts((keys["eth0"],)), topology)
+    assert isinstance(made, Plan) and made.guarded
+    assert [step for step in made.steps if isinstance(step, SetLink)] == [SetLink("eth0", "up", "down", "up")]
+
+
+@pytest.mark.parametrize("limits", ["0/5/5", "5/0/5", "5/5/0"])
+def test_limits_of_zero_are_refused(limits: str) -> None:
+    made = plan(GuardStorms("lan", limits), lan()[0])
+    assert isinstance(made, Refused) and made.reasons[0].endswith("rates and burst must be 1 or more")
+
+
+def test_of_several_networks_of_a_name_none_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    topology, keys = lan()
+    found = [topology.snapshot.link(keys[name]) for name in ("br-lan", "other")]
+    monkeypatch.setattr(Topology, "bridges_named", lambda self, text: found)
+    with pytest.raises(CommandError, match=r'^can\'t tune "shop": several networks have that name\. Try: '):
+        bridge_named("shop", topology, "tune")
+    made = plan(GuardStorms("shop", str(LIMITS), all_ports=True), topology)
+    assert isinstance(made, Refused) and "several networks have that name" in made.reasons[0]
