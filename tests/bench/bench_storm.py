@@ -142,7 +142,7 @@ def _flood(host: ThrowawayHost) -> float:
 def _storm(guarded: bool) -> tuple[float, float]:
     """Send one broadcast into a loop; return frames a second in the loop, and the loss of a stream."""
     with _bridge() as host:
-        _join(host)
+        host.loop("br0")
         mac = host.json("ip -j link show eth0", inside="web")[0]["address"].replace(":", "")
         if guarded:  # as `storm guard on` does
             host.run(f"bridge fdb replace {_mac(mac)} dev v-web master static sticky")
@@ -158,18 +158,6 @@ def _storm(guarded: bool) -> tuple[float, float]:
             sock.send(frame)
             loss = _loss(host)
             return (_passed(host) - before) / (time.monotonic() - began), loss
-
-
-def _join(host: ThrowawayHost) -> None:
-    """Join the bridge to another one by two veth pairs."""
-    host.namespace("far")
-    host.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1", inside="far")
-    host.run("ip link add brf type bridge", inside="far")
-    host.run("ip link set brf up", inside="far")
-    for number in (1, 2):
-        host.run(f"ip link add p{number} type veth peer name q{number} netns {host.full('far')}")
-        host.run(f"ip link set q{number} master brf up", inside="far")
-        host.run(f"ip link set p{number} master br0 up")
 
 
 def _mac(text: str) -> str:

@@ -31,13 +31,14 @@ NET = "shop"
 BROADCAST, GROUP, STP = "ff" * 6, "01005e0a0b0c", "0180c2000000"
 RATE, BURST = 100, 50
 GUARD = ("--rate", str(RATE), "--burst", str(BURST), "--multicast", str(RATE))
-# destination, number of frames, source
+ARP, LOCAL = "0806", "88b6"  # EtherTypes
+# destination, number of frames, source, EtherType
 _SENDER = """
 import socket, sys
-destination, count, source = sys.argv[1:]
+destination, count, source, ethertype = sys.argv[1:]
 sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 sock.bind(("eth0", 0))
-frame = bytes.fromhex(destination) + bytes.fromhex(source) + b"\\x88\\xb6" + bytes(50)
+frame = bytes.fromhex(destination + source + ethertype) + bytes(50)
 for _ in range(int(count)):
     sock.send(frame)
 """
@@ -83,17 +84,8 @@ class Network:
             return next(one for one in read_counters() if one.ifindex == ifindex)
 
     def loop(self) -> None:
-        """Join the network's bridge to another one by two veth pairs."""
-        self.host.namespace("far")
-        self.host.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1", inside="far")
-        self.host.run("ip link add brf type bridge", inside="far")
-        self.host.run("ip link set brf up", inside="far")
-        for number in (1, 2):
-            self.host.run(
-                f"ip link add p{number} type veth peer name q{number} netns {self.host.full('far')}"
-            )
-            self.host.run(f"ip link set q{number} master brf up", inside="far")
-            self.host.run(f"ip link set p{number} master br-{NET} up")
+        """Join the network's bridge to another one by the ports p1 and p2."""
+        self.host.loop(f"br-{NET}")
         for number in (1, 2):
             wait_until(partial(self.forwards, f"p{number}"))
 
@@ -111,8 +103,10 @@ def net(host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     yield Network(host)
 
 
-def send(net: Network, inside: str, destination: str, count: int, source: str = ANY) -> None:
-    words = [sys.executable, "-c", _SENDER, destination, str(count), source]
+def send(
+    net: Network, inside: str, destination: str, count: int, source: str = ANY, ethertype: str = LOCAL
+) -> None:
+    words = [sys.executable, "-c", _SENDER, destination, str(count), source, ethertype]
     net.host.run(words, inside=inside)
 
 
@@ -190,12 +184,17 @@ def _drain(receiver: socket.socket) -> int:
         return count
 
 
-@pytest.mark.parametrize(("destination", "kind"), [(BROADCAST, "broadcast"), (GROUP, "multicast")])
-def test_a_port_lets_in_only_its_rate_and_burst(net: Network, destination: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("destination", "ethertype", "kind"),
+    [(BROADCAST, LOCAL, "broadcast"), (GROUP, LOCAL, "multicast"), (BROADCAST, ARP, "arp")],
+)
+def test_a_port_lets_in_only_its_rate_and_burst(
+    net: Network, destination: str, ethertype: str, kind: str
+) -> None:
     net.guard()
     place, port = GUARDED.index(kind), net.port("web")
     before, began = net.counters(port), time.monotonic()
-    send(net, "web", destination, 20_000)
+    send(net, "web", destination, 20_000, ethertype=ethertype)
     seconds, after = time.monotonic() - began, net.counters(port)
     passed = after.passed[place] - before.passed[place]
     assert BURST <= passed <= BURST + RATE * seconds + 1
@@ -216,8 +215,6 @@ def test_unicast_and_stp_always_pass(net: Network) -> None:
     after = net.counters(port)
     assert (after.passed, after.dropped) == (before.passed, before.dropped)
     assert net.received(port) - received >= 4000
-    # A thousand ARP requests at once would be too many, but broadcasts don't take what is left for ARP.
-    assert net.host.run(f"ping -c1 -W5 {net.address('db')}", inside="web")
 
 
 def test_frames_to_unknown_receivers_are_limited_where_they_leave(net: Network) -> None:
@@ -235,12 +232,11 @@ def test_frames_to_unknown_receivers_are_limited_where_they_leave(net: Network) 
     assert net.counters(port).dropped[place] == after.dropped[place]
 
 
-def test_a_receiver_that_never_sends_gets_all(net: Network) -> None:
+def test_a_receiver_that_never_sends_gets_all_if_the_bridge_knows_it(net: Network) -> None:
+    silent, port, place = "02aabbccddef", net.port("db"), GUARDED.index("unknown unicast")
+    net.host.run(f"bridge fdb add 02:aa:bb:cc:dd:ef dev {port} master static")
     net.guard()
-    net.vnet("container", "create", net.host.full("log"), "--network", NET)
-    net.host.names.append(net.host.full("log"))
-    port, place = net.port("log"), GUARDED.index("unknown unicast")
-    send(net, "web", net.mac("log").replace(":", ""), 20_000)
+    send(net, "web", silent, 20_000)
     assert net.counters(port).dropped[place] == net.counters(port).passed[place] == 0
 
 
@@ -286,7 +282,7 @@ def test_it_needs_no_process_and_leaves_nothing(net: Network) -> None:
     net.guard("off")
     assert filters(net.host) == {}
     assert "clsact" not in net.host.run("tc qdisc show")
-    wait_until(lambda: (programs(), buckets()) == earlier)
+    wait_until(lambda: programs() <= earlier[0] and buckets() <= earlier[1])
     assert "sticky" not in net.host.run("bridge fdb show")
     assert _links(net.host.json("ip -j -d link show")) == _links(untouched[0])
     assert "extern_learn" not in net.host.run("ip neigh show")
@@ -338,9 +334,9 @@ def test_removing_the_network_removes_the_guard(net: Network) -> None:
 
 def test_ports_of_others_are_guarded_only_if_asked(net: Network) -> None:
     net.loop()
-    printed = net.guard()
+    done = net.host.vnet("storm", "guard", NET, "on", *GUARD)
     assert "p1" not in filters(net.host)
-    assert "p1" in printed or "p1" in net.guard("status")
+    assert "not guarded, as vnet-tui didn't attach them: p1, p2. Try: --all-ports" in done.stderr
     done = net.host.vnet("storm", "guard", "p1", "on", *GUARD)
     assert done.returncode == 0 and filters(net.host)["p1"]
     net.guard("off")

@@ -80,6 +80,20 @@ class ThrowawayHost:
             self.run(f"ip route add default via {gateway}", inside=short)
         return name
 
+    def loop(self, bridge: str) -> None:
+        """Join a bridge to another one, of the namespace `far`, by two veth pairs: p1 and p2 are its ports.
+
+        Without IPv6 there, which multicasts by itself.
+        """
+        self.namespace("far")
+        self.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1", inside="far")
+        self.run("ip link add brf type bridge", inside="far")
+        self.run("ip link set brf up", inside="far")
+        for number in (1, 2):
+            self.run(f"ip link add p{number} type veth peer name q{number} netns {self.full('far')}")
+            self.run(f"ip link set q{number} master brf up", inside="far")
+            self.run(f"ip link set p{number} master {bridge} up")
+
     def close(self) -> None:
         """Remove every namespace made."""
         for name in reversed(self.names):

@@ -20,10 +20,10 @@ from core.model import (
     link_ref,
 )
 from core.model.link import BridgePort, NextHop
-from core.operations import SetLink, SetStormGuard
+from core.operations import AddFdb, CreateVeth, SetLink, SetStormGuard
 from core.operations.values import from_record, to_record
 from core.plan import Plan, Refused, plan
-from core.plan.requests import BlockPorts, GuardStorms
+from core.plan.requests import Attach, BlockPorts, GuardStorms
 from core.probe.loop import Loop, _joined
 from core.storms import CALM, GuardWatch
 from core.topology import Topology
@@ -163,6 +163,23 @@ def test_blocking_a_port_that_the_host_needs_is_guarded() -> None:
     made = plan(BlockPorts((keys["eth0"],)), topology)
     assert isinstance(made, Plan) and made.guarded
     assert [step for step in made.steps if isinstance(step, SetLink)] == [SetLink("eth0", "up", "down", "up")]
+
+
+def test_a_new_container_is_known_before_its_port_is_guarded() -> None:
+    """The program takes over what the bridge knows, when it is loaded."""
+    host = HostBuilder()
+    tag = f"vnet:net=shop kind=nat subnet=10.9.0.0/24 gateway=10.9.0.1 guard={LIMITS}"
+    host.bridge("br-shop", ["10.9.0.1/24"], alias=tag)
+    host.namespace(70, names=("web",))
+    host.container("netns", "web", 70, id="web", pid=None)
+    made = plan(Attach("web", "shop"), Topology(host.snapshot()))
+    assert isinstance(made, Plan)
+    (pair,) = [step for step in made.steps if isinstance(step, CreateVeth)]
+    (known,) = [step for step in made.steps if isinstance(step, AddFdb)]
+    (guard,) = [step for step in made.steps if isinstance(step, SetStormGuard)]
+    assert known.mac == pair.peer_mac and known.flags == ("sticky",)
+    assert guard == SetStormGuard("v-web", str(LIMITS), "")
+    assert made.steps.index(known) < made.steps.index(guard)
 
 
 @pytest.mark.parametrize("limits", ["0/5/5", "5/0/5", "5/5/0"])
