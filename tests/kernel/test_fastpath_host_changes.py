@@ -16,7 +16,7 @@ import pytest
 
 from bpf import keepalive, maps, syscall
 from bpf.attachments import Attachments
-from core.netlink.clsact import FAST_PATH
+from core.netlink.clsact import FAST_PATH, STORM_GUARD, LinkFilter
 from core.netlink.netns import entered
 from tests.support.fastpath import (
     FastPath,
@@ -237,6 +237,25 @@ def test_our_clsact_is_removed_with_our_filter(inside_host: ThrowawayHost, other
     os.close(program)
     assert [one.ifindex for one in FAST_PATH.attached()] == []
     assert ("clsact" in inside_host.run("tc qdisc show dev v-a")) == others
+
+
+@pytest.mark.parametrize(
+    "kinds", [(FAST_PATH, STORM_GUARD), (STORM_GUARD, FAST_PATH)], ids=["fast path first", "guard first"]
+)
+@pytest.mark.parametrize("last", [0, 1])
+def test_our_clsact_is_removed_with_the_last_of_our_filters(
+    inside_host: ThrowawayHost, kinds: tuple[LinkFilter, LinkFilter], last: int
+) -> None:
+    inside_host.run("ip link add lone type bridge")
+    ifindex = inside_host.json("ip -j link show lone")[0]["ifindex"]
+    program = syscall.load_program(syscall.PROG_SCHED_CLS, _PASS, "ours")
+    for kind in kinds:
+        kind.attach(program, ifindex)
+    os.close(program)
+    kinds[1 - last].detach(ifindex)
+    assert [one.ifindex for one in kinds[last].attached()] == [ifindex]
+    kinds[last].detach(ifindex)
+    assert "clsact" not in inside_host.run("tc qdisc show dev lone")
 
 
 _WITHOUT_TCX = """

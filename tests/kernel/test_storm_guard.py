@@ -9,17 +9,29 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bpf.storm_guard import read_counters
 from core import storms
-from core.model import GUARDED, GuardCounters
+from core.model import GUARDED
 from core.netlink.netns import entered
 from tests.support.fastpath import FastPath, Talk
+from tests.support.guarded_network import (
+    ARP,
+    BROADCAST,
+    BURST,
+    GROUP,
+    GUARD,
+    LOCAL,
+    NET,
+    RATE,
+    STP,
+    Network,
+    send,
+    send_from_many,
+)
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import wait_until
 from tests.support.watching import Watched
@@ -27,87 +39,11 @@ from tui.cli.dashboard import read_guards
 
 pytestmark = pytest.mark.root
 
-NET = "shop"
-BROADCAST, GROUP, STP = "ff" * 6, "01005e0a0b0c", "0180c2000000"
-RATE, BURST = 100, 50
-GUARD = ("--rate", str(RATE), "--burst", str(BURST), "--multicast", str(RATE))
-ARP, LOCAL = "0806", "88b6"  # EtherTypes
-# destination, number of frames, source, EtherType
-_SENDER = """
-import socket, sys
-destination, count, source, ethertype = sys.argv[1:]
-sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-sock.bind(("eth0", 0))
-frame = bytes.fromhex(destination + source + ethertype) + bytes(50)
-for _ in range(int(count)):
-    sock.send(frame)
-"""
-ANY = "02aabbccdd02"
-
-
-class Network:
-    """A guarded or unguarded network `shop` with two containers, and more of the host."""
-
-    def __init__(self, host: ThrowawayHost) -> None:
-        self.host = host
-        host.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
-        self.vnet("network", "create", NET, "--subnet", "10.77.0.0/24")
-        for name in ("web", "db"):
-            self.container(name)
-
-    def container(self, name: str) -> None:
-        self.vnet("container", "create", self.host.full(name), "--network", NET)
-        self.host.names.append(self.host.full(name))
-        self.host.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1", inside=name)
-
-    def vnet(self, *words: str) -> str:
-        done = self.host.vnet(*words)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def guard(self, *words: str) -> str:
-        return self.vnet("storm", "guard", NET, *(words or ("on", *GUARD)))
-
-    def port(self, name: str) -> str:
-        return f"v-{self.host.full(name)}"[:15]
-
-    def address(self, name: str) -> str:
-        (found,) = self.host.json("ip -j -4 addr show eth0", inside=name)
-        return str(found["addr_info"][0]["local"])
-
-    def mac(self, name: str) -> str:
-        return str(self.host.json("ip -j link show eth0", inside=name)[0]["address"])
-
-    def counters(self, port: str) -> GuardCounters:
-        ifindex = self.host.json(f"ip -j link show {port}")[0]["ifindex"]
-        with entered(f"/run/netns/{self.host.name}"):
-            return next(one for one in read_counters() if one.ifindex == ifindex)
-
-    def loop(self) -> None:
-        """Join the network's bridge to another one by the ports p1 and p2."""
-        self.host.loop(f"br-{NET}")
-        for number in (1, 2):
-            wait_until(partial(self.forwards, f"p{number}"))
-
-    def forwards(self, port: str) -> bool:
-        return bool(self.host.json(f"bridge -j link show dev {port}")[0]["state"] == "forwarding")
-
-    def received(self, port: str) -> int:
-        (found,) = self.host.json(f"ip -j -s link show {port}")
-        return int(found["stats64"]["rx"]["packets"])
-
 
 @pytest.fixture
 def net(host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
     monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
     yield Network(host)
-
-
-def send(
-    net: Network, inside: str, destination: str, count: int, source: str = ANY, ethertype: str = LOCAL
-) -> None:
-    words = [sys.executable, "-c", _SENDER, destination, str(count), source, ethertype]
-    net.host.run(words, inside=inside)
 
 
 def filters(host: ThrowawayHost) -> dict[str, list[str]]:
@@ -238,6 +174,31 @@ def test_a_receiver_that_never_sends_gets_all_if_the_bridge_knows_it(net: Networ
     net.guard()
     send(net, "web", silent, 20_000)
     assert net.counters(port).dropped[place] == net.counters(port).passed[place] == 0
+
+
+def test_a_sender_of_dropped_frames_stays_unknown(net: Network) -> None:
+    """The bridge doesn't see these frames either."""
+    net.guard("on", "--rate", "1", "--burst", "1")
+    port, place = net.port("db"), GUARDED.index("unknown unicast")
+    for number in range(100):
+        source, before = f"02aabbccdf{number:02x}", net.counters(port).dropped[0]
+        send(net, "db", BROADCAST, 1, source)
+        if net.counters(port).dropped[0] > before:
+            break
+    send(net, "web", source, 1000)
+    assert net.counters(port).dropped[place] > 900
+
+
+def test_ports_with_many_addresses_or_without_learning_take_unknown_receivers(net: Network) -> None:
+    place, ports = GUARDED.index("unknown unicast"), [net.port("db"), net.port("web")]
+    net.host.run(f"bridge link set dev {ports[1]} learning off")
+    net.guard()
+    send(net, "db", "02aabbccddee", 2000)
+    assert net.counters(ports[1]).dropped[place] == net.counters(ports[1]).passed[place] == 0
+    send_from_many(net, "db", 8200)
+    before = net.counters(ports[0]).dropped[place]
+    send(net, "web", "02aabbccddee", 2000)
+    assert net.counters(ports[0]).dropped[place] == before
 
 
 def test_a_loop_takes_no_packets_of_others(net: Network) -> None:

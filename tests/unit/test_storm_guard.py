@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 
 from core.diagnose import findings
@@ -13,6 +16,7 @@ from core.model import (
     Link,
     LinkKey,
     NetState,
+    Part,
     Route,
     Snapshot,
     StormGuard,
@@ -23,10 +27,12 @@ from core.model.link import BridgePort, NextHop
 from core.operations import AddFdb, CreateVeth, SetLink, SetStormGuard
 from core.operations.values import from_record, to_record
 from core.plan import Plan, Refused, plan
-from core.plan.requests import Attach, BlockPorts, GuardStorms
+from core.plan.requests import Attach, BlockPorts, GuardStorms, RemoveNetwork
 from core.probe.loop import Loop, _joined
 from core.storms import CALM, GuardWatch
 from core.topology import Topology
+from core.watch.rates import StormGuards
+from core.watch.store import SnapshotStore
 from tests.support.host_builder import HOST, HostBuilder
 from tui.cli.loop import _to_block
 from tui.cli.parser import make_parser
@@ -180,6 +186,27 @@ def test_a_new_container_is_known_before_its_port_is_guarded() -> None:
     assert known.mac == pair.peer_mac and known.flags == ("sticky",)
     assert guard == SetStormGuard("v-web", str(LIMITS), "")
     assert made.steps.index(known) < made.steps.index(guard)
+
+
+def test_removing_a_network_stops_guarding_its_nic() -> None:
+    topology, keys = lan()
+    guards = (StormGuard(*keys["eth0"], LIMITS), StormGuard(*keys["other"], LIMITS))
+    made = plan(RemoveNetwork("lan"), Topology(replace(topology.snapshot, storm_guards=guards)))
+    assert isinstance(made, Plan), made
+    ended = {step.name for step in made.steps if isinstance(step, SetStormGuard) and not step.limits}
+    assert "eth0" in ended
+
+
+def test_without_the_rights_to_read_counters_there_are_no_guards() -> None:
+    def refuse() -> Sequence[GuardCounters]:
+        raise PermissionError
+
+    store = SnapshotStore(lambda update: None)
+    store.put(Part.NAMESPACES, host=Host(netns=NS))
+    StormGuards(store, lambda: [counters(5, 1.0)]).poll()
+    assert [one.dropped[0] for one in store.snapshot.storm_guards] == [5]
+    StormGuards(store, refuse).poll()
+    assert store.snapshot.storm_guards == ()
 
 
 @pytest.mark.parametrize("limits", ["0/5/5", "5/0/5", "5/5/0"])
