@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
 from urllib.parse import quote, unquote
 
@@ -78,6 +78,12 @@ def split_commands(text: str) -> tuple[str, tuple[str, ...]]:
 def joined(words: Iterable[str]) -> str:
     """Quote and join words as a command for a shell."""
     return " ".join(map(quoted, words))
+
+
+def join_short(words: Sequence[str], most: int = 3) -> str:
+    """Join words for a sentence; of many only the first ones: "a, b, c and 5 more"."""
+    text = ", ".join(words[:most])
+    return text if len(words) <= most else f"{text} and {len(words) - most} more"
 
 
 def _shell_escaped(match: re.Match[str]) -> str:

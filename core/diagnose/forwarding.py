@@ -25,7 +25,7 @@ from core.nat.packets import is_loopback, targets
 from core.reach.fixes import default_route
 from core.reach.link_fixes import down_link, set_up
 from core.reach.texts import evidence_of, policy_evidence
-from core.text import TABLE
+from core.text import TABLE, join_short
 from core.text import quoted as quote
 from core.topology import Topology
 
@@ -177,8 +177,9 @@ def bypassing_ports(topology: Topology) -> Iterator[Finding]:
     ports = list(dict.fromkeys(f"{one.l4_proto}/{one.outside.rpartition(':')[2]}" for one in entries))
     if ports:
         sentence = (
-            f"{program}'s rules for incoming connections don't apply to published ports ({_listed(ports)}): "
-            f"every host that can reach this one can connect to them."
+            f"{program}'s rules for incoming connections don't apply to published ports "
+            f"({join_short(ports, _MAX_LISTED_PORTS)}): every host that can reach this one can connect to "
+            "them."
         )
         first, uplink = entries[0], found[0].name if found else ""
         port = ports[0].partition("/")[2]
@@ -187,11 +188,6 @@ def bypassing_ports(topology: Topology) -> Iterator[Finding]:
         advice = f"to restrict one of them, run: {command}"
         ref, short = namespace_ref(topology.host), f"bypasses {program}"
         yield Finding("bypass", ref, short, sentence, "warn", related, advice)
-
-
-def _listed(ports: list[str]) -> str:
-    more = len(ports) - _MAX_LISTED_PORTS
-    return ", ".join(ports[:_MAX_LISTED_PORTS]) + (f" and {more} more" if more > 0 else "")
 
 
 def no_default_route(topology: Topology) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from core.model.overlay import ESTABLISHED
 from core.overlay import Overlay, OverlayHost, host_ref, local_ends, overlays, usable
 from core.reach.underlay import blocked_tunnel, underlay_of
 from core.reach.why import index_of
-from core.text import parse_tag, quoted
+from core.text import join_short, parse_tag, quoted
 from core.topology import Topology
 
 _LISTED = 5
@@ -253,9 +253,7 @@ def unreachable_hosts(topology: Topology) -> Iterator[Finding]:
 
 
 def _unreachable(overlay: Overlay, hosts: tuple[str, ...], short: str, why: str, command: str) -> Finding:
-    listed = ", ".join(hosts[:_LISTED]) + (
-        f" and {len(hosts) - _LISTED} more" if len(hosts) > _LISTED else ""
-    )
+    listed = join_short(hosts, _LISTED)
     sentence = f"Packets of {overlay.name} can't reach {listed}: {why}."
     refs = tuple(host_ref(overlay, one) for one in overlay.remotes if one.address in hosts)
     own = host_ref(overlay, overlay.hosts[0])

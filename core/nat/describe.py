@@ -12,23 +12,15 @@ from core.model import Chain, Firewall, FirewallRule
 from core.nat.forward_policy import DroppingChain, ForwardPath, Published
 from core.nat.packets import split
 from core.nat.raw_entries import Owners
+from core.text import join_short, safe
 from core.text import quoted as quote
-from core.text import safe
 
-# Longer lists are shortened.
-_MAX_LISTED = 3
 _KNOWN_FLOWS = {"established", "related"}
 # The packet mark as printed by nft and iptables-save, with or without a mask.
 _MARK = re.compile(
     r"(?<!ct )(?:meta )?mark (?:(?:and|&) (?P<mask>0x[0-9a-f]+) )?== (?P<value>0x[0-9a-f]+)"
     r"|meta mark (?P<plain>0x[0-9a-f]+)|-m mark --mark (?P<both>0x[0-9a-f]+(?:/0x[0-9a-f]+)?)"
 )
-
-
-def join_short(texts: Sequence[str]) -> str:
-    """Join a list for a sentence; of a long one only the first items."""
-    text = ", ".join(texts[:_MAX_LISTED])
-    return text if len(texts) <= _MAX_LISTED else f"{text} and {len(texts) - _MAX_LISTED} more"
 
 
 def first_name(owners: Owners, containers: Iterable[str]) -> str:

@@ -13,13 +13,12 @@ from core.nat.describe import (
     describe_packets,
     describe_traffic,
     first_name,
-    join_short,
     with_network_name,
 )
 from core.nat.filters import filter_entries
 from core.nat.packets import PlacedRule, is_everything, placed_rules, split
 from core.nat.raw_entries import Owners, RawEntry, family_of, fold_helpers
-from core.text import end_text
+from core.text import end_text, join_short
 
 _TRANSLATED = ("src", "dst", "l4_proto", "sport", "dport", "to_address", "to_port")
 

@@ -34,7 +34,7 @@ from core.model.fix import (
 from core.reach.answer import Hop
 from core.reach.packet import Hook, Packet, parse_address
 from core.reach.routing import Lookup, RoutingTables
-from core.text import PLAIN_LINK, TABLE, quoted
+from core.text import PLAIN_LINK, TABLE, join_short, quoted
 from core.topology import Topology
 
 # Matches of echo requests, as iptables-save(8) prints them.
@@ -165,7 +165,7 @@ def missing_owner(topology: Topology, ns: int, link: Link, address: str, is_gate
 
 def _gateway_lost(topology: Topology, network: Network, bridge: Link, address: str) -> Fault:
     users = [topology.label(ns) for ns in users_of_gateway(topology, bridge, address)]
-    who = f", the gateway of {_listed(users)}" if users else ""
+    who = f", the gateway of {join_short(users)}" if users else ""
     subject = f"{bridge.name} has lost the address {address}{who}"
     length = _prefix_of(topology, network, bridge, address)
     new = Address(6 if ":" in address else 4, address, length)
@@ -410,8 +410,3 @@ def start_service(container: Container | None, what: str, is_limited: bool) -> F
     if container is not None and container.runtime in ("docker", "podman"):
         return Fix(f"start the service in {name}", command=f"{container.runtime} logs {quoted(name)}")
     return Fix(f"start the service on {what} of {name}")
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - 3
-    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")

@@ -11,6 +11,7 @@ from core.reach.answer import Hop
 from core.reach.hooks import CLIENT_PORT, HookedPacket, Index, Stopped
 from core.reach.packet import Hook, Packet
 from core.reach.routing import RoutingTables
+from core.text import join_short
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ def has_address(link: Link, address: str) -> bool:
     return any(one.address == address for one in link.addresses)
 
 
+_LISTED = 4
 # Hosts whose packets are evaluated: more seldom differ, and each takes all rules.
 _MOST_HOSTS = 32
 
@@ -137,7 +139,7 @@ def into_tunnel(index: Index, link: Link, address: str, entry: Neighbour | None)
     assert overlay is not None
     mac, found = _forwarding(index, overlay, address, entry)
     hosts = [one.dst for one in found] or [one.address for one in overlay.remotes if one.flooded]
-    place, ref, listed = index.topology.label(link.ns), link_ref(link.key), _listed(hosts)
+    place, ref, listed = index.topology.label(link.ns), link_ref(link.key), join_short(hosts, _LISTED)
     if not hosts:
         text = f"the tunnel {link.name} has no host for {mac or address}"
         return Hop("uplink", place, text, "stop", (f"bridge fdb show dev {link.name}",), ref, None, text)
@@ -179,16 +181,8 @@ def _stopped(index: Index, overlay: Overlay, hosts: list[str]) -> Hop | None:
         (underlay.silent, "no answer from"),
     ):
         if set(hosts) <= set(unreachable):
-            text = f"{why} {_listed(hosts)}, where the tunnel {overlay.link.name} ends"
+            text = f"{why} {join_short(hosts, _LISTED)}, where the tunnel {overlay.link.name} ends"
             return Hop("route", place, text, "stop", (f"ip route get {hosts[0]}",), ref, None, text)
     if len(hosts) == 1 and (blocked := blocked_tunnel(index, overlay, hosts[0])) is not None:
         return blocked[0]
     return None
-
-
-_LISTED = 4
-
-
-def _listed(hosts: list[str]) -> str:
-    more = len(hosts) - _LISTED
-    return ", ".join(hosts[:_LISTED]) + (f" and {more} more" if more > 0 else "")

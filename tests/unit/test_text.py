@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.operations import CreateNamespace, NetnsTarget, SetLink, SetSteering, SetSysctl
-from core.text import joined, quoted, safe, split_commands
+from core.text import join_short, joined, quoted, safe, split_commands
 
 UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 ANY_TEXT = st.text(st.characters())
@@ -112,3 +112,8 @@ def test_commands_with_odd_names_are_complete(name: str) -> None:
 )  # fmt: skip
 def test_commands_at_the_end_of_a_sentence(text: str, parts: tuple[str, tuple[str, ...]]) -> None:
     assert split_commands(text) == parts
+
+
+def test_long_lists_are_shortened() -> None:
+    assert join_short([]) == "" and join_short(["a", "b", "c"]) == "a, b, c"
+    assert join_short("abcde") == "a, b, c and 2 more" and join_short("abcde", 4) == "a, b, c, d and 1 more"
