@@ -117,10 +117,6 @@ class Overlay:
         addresses = [host.address for host in self.hosts if host.address]
         return OVERHEAD[6 if any(":" in one for one in addresses) else 4]
 
-    def host(self, address: str) -> OverlayHost | None:
-        """Return the host with an address in the underlay."""
-        return next((one for one in self.hosts if one.address == address), None)
-
 
 def host_ref(overlay: Overlay, host: OverlayHost) -> Ref:
     """Return the ref of a host of an overlay: the tunnel link, and the host's address."""
@@ -151,13 +147,9 @@ def overlay_of(topology: Topology, link: LinkKey) -> Overlay | None:
 def find_host(topology: Topology, ref: Ref) -> tuple[Overlay, OverlayHost] | None:
     """Return the host of a ref with its overlay, None if it is gone."""
     overlay = overlay_of(topology, LinkKey(int(ref.key[0]), int(ref.key[1])))
-    address = str(ref.key[2])
     if overlay is None:
         return None
-    host = (
-        overlay.hosts[0] if not address else next((o for o in overlay.remotes if o.address == address), None)
-    )
-    return (overlay, host) if host else None
+    return next(((overlay, one) for one in overlay.hosts if host_ref(overlay, one) == ref), None)
 
 
 def owner_of(topology: Topology, link: Link, network: Network | None) -> str:
@@ -262,10 +254,10 @@ def _remote_hosts(tables: _Tables, link: Link) -> Mapping[str, _Host]:
 
 def _sessions(topology: Topology, link: Link) -> Mapping[str, BgpPeer]:
     """Map addresses to BGP sessions, if FRRouting handles the VNI of a tunnel."""
-    return {one.address: one for one in topology.snapshot.frr.peers} if _is_evpn(topology, link) else {}
+    return {one.address: one for one in topology.snapshot.frr.peers} if is_evpn(topology, link) else {}
 
 
-def _is_evpn(topology: Topology, link: Link) -> bool:
+def is_evpn(topology: Topology, link: Link) -> bool:
     """Return whether FRRouting exchanges EVPN routes for a tunnel."""
     return link.ns == topology.host and any(one.link == link.name for one in topology.snapshot.frr.vnis)
 
@@ -311,7 +303,7 @@ def _addresses(
         for neighbour in usable(net.neighbours) if net else ():
             if neighbour.ifindex == end.ifindex:
                 found.setdefault(neighbour.mac, {})[neighbour.address] = None
-    for known in topology.snapshot.frr.neighbors if _is_evpn(topology, link) else ():
+    for known in topology.snapshot.frr.neighbors if is_evpn(topology, link) else ():
         if known.vni == link.details.get("vni"):
             found.setdefault(known.mac, {})[known.address] = None
     return {mac: _sorted(addresses) for mac, addresses in found.items()}

@@ -10,7 +10,7 @@ from core.model.finding import Finding
 from core.model.fix import Fix, FixFdb, FixLink, FixNeighbour
 from core.model.link import ALL_ZERO
 from core.model.overlay import ESTABLISHED
-from core.overlay import Overlay, OverlayHost, host_ref, local_ends, overlays, usable
+from core.overlay import Overlay, OverlayHost, host_ref, is_evpn, local_ends, overlays, usable
 from core.reach.underlay import blocked_tunnel, underlay_of
 from core.reach.why import index_of
 from core.text import join_short, parse_tag, quoted
@@ -142,11 +142,11 @@ def _stale_neighbour(overlay: Overlay, link: Link, one: Neighbour, why: str) -> 
 def duplicates(topology: Topology) -> Iterator[Finding]:
     """Find MACs and addresses that a container here and another host both have."""
     for overlay in overlays(topology):
-        remote = {mac.mac: (host, mac) for host in overlay.remotes for mac in host.macs if not mac.is_gateway}
+        remote = {mac.mac: host for host in overlay.remotes for mac in host.macs if not mac.is_gateway}
         ends = [end for _, end in local_ends(topology, overlay.bridge, overlay.link)]
         for end in ends:
             if end.mac in remote:
-                yield _duplicate_mac(topology, overlay, end, remote[end.mac][0])
+                yield _duplicate_mac(topology, overlay, end, remote[end.mac])
         yield from _duplicate_addresses(topology, overlay, ends)
 
 
@@ -306,9 +306,8 @@ def unannounced_addresses(topology: Topology) -> Iterator[Finding]:
     """Find addresses here that FRRouting doesn't announce, as it misses their MAC."""
     frr = topology.snapshot.frr
     for overlay in overlays(topology):
-        known = any(one.link == overlay.link.name for one in frr.vnis) and overlay.link.ns == topology.host
         ends = {end.mac: (port, end) for port, end in local_ends(topology, overlay.bridge, overlay.link)}
-        for one in frr.neighbors if known else ():
+        for one in frr.neighbors if is_evpn(topology, overlay.link) else ():
             if one.vni != overlay.vni or one.vtep or one.active or one.mac not in ends:
                 continue
             port, end = ends[one.mac]
