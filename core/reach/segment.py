@@ -123,24 +123,23 @@ class Segments:
         """Yield where frames end that arrive at a link: a bridge, or the link itself."""
         link = at.link
         bridge = self._topology.master_of(link)
-        if bridge is not None and bridge.kind == "bridge" and link.port is not None:
-            visited = {crossing.bridge.key for crossing in at.crossings}
-            if len(visited) < _MOST_BRIDGES and bridge.key not in visited:
-                yield from self._enter(at, bridge, link)
-            return
-        if bridge is not None and self._topology.ovs_bridge(bridge) is not None:
-            visited = {crossing.bridge.key for crossing in at.crossings}
-            if len(visited) < _MOST_BRIDGES and bridge.key not in visited:
-                yield from self._switch(at, bridge, link)
-            return
         if bridge is not None:
-            yield replace(at, outside=True)  # a port of a bond, whose way isn't known
+            yield from self._arrive_at_port(at, bridge)
             return
         for child in self._children_of(link):
             if _tag(child) == at.vlan:
                 yield self._through(replace(at, vlan=_UNTAGGED), child)
         if at.vlan == _UNTAGGED:
             yield at
+
+    def _arrive_at_port(self, at: Attachment, bridge: Link) -> Iterator[Attachment]:
+        is_enslaved = bridge.kind == "bridge" and at.link.port is not None
+        if not is_enslaved and self._topology.ovs_bridge(bridge) is None:
+            yield replace(at, outside=True)  # a port of a bond, whose way isn't known
+            return
+        visited = {crossing.bridge.key for crossing in at.crossings}
+        if len(visited) < _MOST_BRIDGES and bridge.key not in visited:
+            yield from (self._enter if is_enslaved else self._switch)(at, bridge, at.link)
 
     def _enter(self, at: Attachment, bridge: Link, port: Link) -> Iterator[Attachment]:
         obstacle = self.down(bridge) or self._port_state(port, bridge) or self._locked(port, bridge, at)
