@@ -36,10 +36,9 @@ def underlay_of(index: Index, overlay: Overlay) -> Underlay:
     tables = _tables(index, overlay)
     if tables is None:
         return Underlay()
-    fixed = tables.net.links.get(int(overlay.link.details.get("link", 0)))
     links, unreachable = [], []
     for host in overlay.remotes:
-        link = link_to(tables, _tunnelled(overlay, host.address), fixed.name if fixed else "")
+        link = _link_to_host(tables, overlay, host.address)
         if link is not None:
             links.append(link)
         elif not host.is_group:
@@ -48,11 +47,9 @@ def underlay_of(index: Index, overlay: Overlay) -> Underlay:
     failed = {one.address for one in tables.net.neighbours if one.state in ("failed", "incomplete")}
     silent = (host.address for host in overlay.remotes if host.address in failed)
     if not links:
-        links = (
-            [fixed]
-            if fixed
-            else [one for one in tables.net.links.values() if has_address(one, overlay.local)]
-        )
+        fixed = _fixed_link(tables, overlay)
+        own = (one for one in tables.net.links.values() if has_address(one, overlay.local))
+        links = [fixed] if fixed else [*own]
     return Underlay(min(links, key=lambda link: link.mtu, default=None), tuple(unreachable), tuple(silent))
 
 
@@ -67,8 +64,20 @@ def link_to(tables: RoutingTables, packet: Packet, oif: str = "") -> Link | None
     return None if lookup.end else found
 
 
-def _tunnelled(overlay: Overlay, address: str) -> Packet:
-    return Packet(overlay.local, address, "udp", dport=overlay.port)
+def _link_to_host(tables: RoutingTables, overlay: Overlay, address: str) -> Link | None:
+    """Return the link by which packets to another host leave, None without a route.
+
+    Only those to the host or group that the tunnel was created with are bound to its link
+    (vxlan_xmit_one): forwarding entries are routed as all packets.
+    """
+    fixed = _fixed_link(tables, overlay) if address == overlay.link.details.get("remote") else None
+    packet = Packet(overlay.local, address, "udp", dport=overlay.port)
+    return link_to(tables, packet, fixed.name if fixed else "")
+
+
+def _fixed_link(tables: RoutingTables, overlay: Overlay) -> Link | None:
+    """Return the link that a tunnel was created on (`dev`), None for none."""
+    return tables.net.links.get(int(overlay.link.details.get("link", 0)))
 
 
 def has_address(link: Link, address: str) -> bool:
@@ -93,7 +102,7 @@ def blocked_tunnel(index: Index, overlay: Overlay, only: str = "") -> tuple[Hop,
     hops: dict[str, Hop] = {}
     hosts = [one.address for one in overlay.remotes if not one.is_group and only in ("", one.address)]
     for address in hosts[:_MOST_HOSTS]:
-        link = link_to(tables, _tunnelled(overlay, address))
+        link = _link_to_host(tables, overlay, address)
         hop = _obstacle(index, overlay, ns, address, link) if link is not None else None
         if hop is not None:
             hops[address] = hop

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.test_overlay_view import FLOOD, SANDBOX, TUNNEL, VNI, swarm, tunnel
+from tests.kernel.test_overlay_view import FLOOD, SANDBOX, TUNNEL, VNI, entry, shown, swarm, tunnel
 from tests.support.machine import Machine, link, ok
 from tests.support.underlay import Underlay, addresses_of, container, reaches, underlay, wait_for_ping
 from tests.support.waiting import eventually, wait_until
@@ -219,3 +219,30 @@ def test_a_firewall_that_drops_the_tunnel(hosts: Underlay, host: Machine, how: s
     finally:
         host.run("nft delete table inet guard")
     assert about(host) == []
+
+
+@pytest.mark.parametrize(
+    ("extra", "leaves_by"), [("nolearning", "up1"), ("nolearning remote 192.0.2.2", "up0")]
+)
+def test_only_the_host_of_a_tunnel_itself_is_bound_to_its_link(extra: str, leaves_by: str) -> None:
+    """Forwarding entries, as flannel and Calico add, are routed although the tunnel has `dev up0`."""
+    with underlay(1) as found:
+        (host,) = found.hosts
+        tunnel(host, "flannel.1", 1, 8472, extra)
+        host.run("ip addr add 10.244.0.0/16 dev flannel.1")
+        entry(host, "flannel.1", MAC, "192.0.2.2", "10.244.1.0")
+        if "remote" in extra:  # frames for unknown MACs
+            host.run(f"bridge fdb del {MAC} dev flannel.1 dst 192.0.2.2")
+        host.run("ip link add up1 mtu 1280 up type veth peer name far1")
+        host.run("ip link set far1 up")
+        host.run("ip route add 192.0.2.2/32 dev up1")
+        assert shown(host)[0]["underlay"]["link"] == leaves_by
+        for name in ("up0", "up1"):
+            host.run("nft add table inet guard")
+            host.run("nft add chain inet guard c { type filter hook output priority 0; }")
+            host.run(["nft", f"add rule inet guard c oifname {name} udp dport 8472 counter drop"])
+            host.run("ping -c 1 -W 1 10.244.1.0", check=False)
+            is_kernels = "packets 0" not in host.run("nft list table inet guard")
+            assert is_kernels == (name == leaves_by)
+            assert bool(about(host, "flannel.1 loses UDP 8472")) == is_kernels
+            host.run("nft delete table inet guard")
