@@ -197,6 +197,30 @@ def test_hosts_without_route_or_answer(host: Machine) -> None:
     assert about(host) == []
 
 
+def why(host: Machine, address: str) -> str:
+    """Return the answer of `why` about packets of c0, on one line."""
+    return " ".join(host.vnet("why", "c0", address).stdout.split())
+
+
+def test_why_stops_at_a_host_without_route_or_answer(host: Machine) -> None:
+    address = addresses_of(host, "c0")[0].rpartition(".")[0] + ".250"
+    host.run(f"ip neigh add {address} lladdr {MAC} dev eth0 nud permanent", "c0")
+    host.run("ip route del default")
+    try:
+        host.run(f"bridge fdb add {MAC} dev {TUNNEL} dst 203.0.113.7 self static")
+        assert f"there is no route to 203.0.113.7, where the tunnel {TUNNEL} ends" in why(host, address)
+        host.run(f"bridge fdb replace {MAC} dev {TUNNEL} dst 192.0.2.78 self static")
+        assert f"through the tunnel {TUNNEL} to the host 192.0.2.78" in why(host, address)
+        host.run("ping -c 1 -W 2 192.0.2.78", check=False)
+        wait_until(lambda: "FAILED" in host.run("ip neigh show 192.0.2.78"), "no answer")
+        assert f"no answer from 192.0.2.78, where the tunnel {TUNNEL} ends" in why(host, address)
+    finally:
+        host.run("ip route replace default via 192.0.2.254")
+        host.run(f"bridge fdb del {MAC} dev {TUNNEL} dst 192.0.2.78", check=False)
+        host.run(f"ip neigh del {address} dev eth0", "c0")
+    assert about(host) == []
+
+
 @pytest.mark.parametrize("how", ["rule", "policy", "output"])
 def test_a_firewall_that_drops_the_tunnel(hosts: Underlay, host: Machine, how: str) -> None:
     address = addresses_of(hosts.hosts[1], "c1")[0]
@@ -213,6 +237,8 @@ def test_a_firewall_that_drops_the_tunnel(hosts: Underlay, host: Machine, how: s
     try:
         found = next(iter(about(host, "blue loses UDP 4789")))
         assert not reaches(host, "c0", address)
+        stopped_by = found["sentence"].partition(": blue loses UDP")[0]
+        assert stopped_by[1:] in why(host, address)
         ok(host, f"doctor --yes --fix {found['id']}")
         assert about(host, "blue loses UDP 4789") == []
         wait_for_ping(host, "c0", address)
