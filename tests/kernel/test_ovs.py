@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from core.collect import ovs
-from core.collect.ovs import read_flows, read_ovs
+from core.collect.ovs import read_flows, read_ovs, with_normal
 from core.model import OvsBridge, OvsPort
 from tests.kernel.reading import links_of
 from tests.support.host import ThrowawayHost
@@ -158,6 +158,31 @@ def test_flows_with_counters(switch: ThrowawayHost) -> None:
     (printed,) = [line for line in switch.run("ovs-ofctl -O OpenFlow13 dump-flows br0").splitlines()
                   if "priority=9" in line]  # fmt: skip
     assert flows[0].packets > 0 and f"n_packets={flows[0].packets}, n_bytes={flows[0].bytes}" in printed
+
+
+def test_what_keeps_a_bridge_from_switching_as_usual(switch: ThrowawayHost) -> None:
+    vsctl(switch, "add-br br0 -- set bridge br0 datapath_type=netdev")
+    vsctl(switch, "add-port br0 in0 -- set interface in0 type=internal")
+
+    def is_normal() -> bool | None:
+        (bridge,) = with_normal((only_bridge(),))
+        return bridge.normal
+
+    assert only_bridge().normal is None and is_normal()
+    for setting, usual in (
+        ("set bridge br0 stp_enable=true", "set bridge br0 stp_enable=false"),
+        ("set bridge br0 rstp_enable=true", "set bridge br0 rstp_enable=false"),
+        ("set port in0 vlan_mode=native-untagged", "clear port in0 vlan_mode"),
+        ("set port in0 protected=true", "set port in0 protected=false"),
+    ):
+        vsctl(switch, setting)
+        assert is_normal() is False, setting
+        vsctl(switch, usual)
+        assert is_normal(), usual
+    switch.run("ovs-ofctl add-flow br0 priority=9,icmp,actions=drop")
+    assert is_normal() is False
+    switch.run("ovs-ofctl del-flows br0")
+    assert is_normal() is False, "without flows all packets are dropped"
 
 
 def test_show_lists_all_of_it(switch: ThrowawayHost) -> None:
