@@ -221,6 +221,26 @@ def test_why_stops_at_a_host_without_route_or_answer(host: Machine) -> None:
     assert about(host) == []
 
 
+def test_why_leaves_by_the_port_that_has_the_mac(hosts: Underlay, host: Machine) -> None:
+    """The bridge of an overlay has a port to the outside, too."""
+    address = addresses_of(host, "c0")[0].rpartition(".")[0] + ".251"
+    hosts.middle.run(f"ip link add x9 up type veth peer name up9 netns {host.pid}")
+    host.run("ip link set up9 master br-blue up")
+    host.run(f"bridge fdb add {MAC} dev up9 master static")
+    host.run(f"ip neigh add {address} lladdr {MAC} dev eth0 nud permanent", "c0")
+    try:
+        host.run("nft add table bridge seen")
+        host.run("nft add chain bridge seen c { type filter hook forward priority 0; }")
+        host.run("nft add rule bridge seen c oifname up9 icmp type echo-request counter")
+        host.run(f"ping -c 1 -W 1 {address}", "c0", check=False)
+        assert "packets 1 " in host.run("nft list table bridge seen")
+        host.run("nft delete table bridge seen")
+        assert f"leaves this host by up9 to {address}" in why(host, address)
+    finally:
+        host.run(f"ip neigh del {address} dev eth0", "c0")
+        host.run("ip link del up9")
+
+
 @pytest.mark.parametrize("how", ["rule", "policy", "output"])
 def test_a_firewall_that_drops_the_tunnel(hosts: Underlay, host: Machine, how: str) -> None:
     address = addresses_of(hosts.hosts[1], "c1")[0]
