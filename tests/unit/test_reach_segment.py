@@ -11,8 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.model import BridgePort, BridgeSettings, FdbEntry, Link, PortVlan, link_ref
+from core.model import (
+    BridgePort,
+    BridgeSettings,
+    FdbEntry,
+    Link,
+    OvsBridge,
+    OvsInterface,
+    OvsPort,
+    PortVlan,
+    link_ref,
+)
 from core.model.fix import FixPort, FixVlan
+from core.reach.answer import Hop
 from core.reach.segment import Attachment, Segments
 from core.topology import Topology
 from tests.support.host_builder import HOST, HostBuilder
@@ -304,3 +315,48 @@ def test_random_hosts_have_attachments_to_leave_out() -> None:
             obstacles += sum(one.obstacle is not None for one in whole)
             outside += sum(one.outside for one in whole)
     assert min(left_out, obstacles, outside) > 100
+
+
+# ---- Open vSwitch
+
+
+def switched(normal: bool = True, **tags: int | None) -> dict[tuple[int, str], Hop | None]:
+    """Return where frames of A arrive on a bridge of Open vSwitch, with what stops them."""
+    host = HostBuilder()
+    system = host.link(HOST, "ovs-system", "ovs-port")
+    own = host.link(HOST, "sw", "ovs-port", ("10.0.0.1/24",))
+    ports = [OvsPort("sw", tags.get("sw"), interfaces=(OvsInterface("sw", "internal", own.ifindex),))]
+    for ns, name in ((A, "a"), (B, "b"), (C, "c")):
+        host.namespace(ns)
+        outer = host.wire(ns, own, name)
+        host.links[HOST][outer.ifindex] = replace(outer, master=system.ifindex, port=None)
+        ports.append(OvsPort(name, tags.get(name), interfaces=(OvsInterface(name, "system", outer.ifindex),)))
+    topology = Topology(host.snapshot(ovs=(OvsBridge("sw", ports=tuple(ports), normal=normal),)))
+    inner = next(link for link in host.links[A].values() if link.name == "eth0")
+    found = Segments(topology).attachments(inner)
+    assert any(one.outside for one in found) != normal
+    return {(one.link.ns, one.link.name): one.obstacle for one in found if not one.outside}
+
+
+OPEN_SWITCH = ((HOST, "sw"), (B, "eth0"), (C, "eth0"))
+
+
+@pytest.mark.parametrize(
+    ("tags", "stopped"),
+    [
+        ({}, set()),
+        ({"a": 10, "b": 10, "c": 20}, {(HOST, "sw"), (C, "eth0")}),
+        ({"a": 10, "b": 10, "c": 10, "sw": 10}, set()),
+        ({"b": 10}, {(B, "eth0")}),
+        ({"a": 10}, {(HOST, "sw"), (B, "eth0"), (C, "eth0")}),
+    ],
+)
+@pytest.mark.parametrize("normal", [True, False])
+def test_access_ports_of_open_vswitch(
+    normal: bool, tags: dict[str, int], stopped: set[tuple[int, str]]
+) -> None:
+    found = switched(normal, **tags)
+    assert set(found) == set(OPEN_SWITCH)
+    assert {end for end, obstacle in found.items() if obstacle is not None} == stopped
+    verdicts = {obstacle.verdict for obstacle in found.values() if obstacle is not None}
+    assert verdicts <= {"stop" if normal else "unknown"}
