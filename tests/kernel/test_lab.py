@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import signal
 import subprocess
@@ -17,73 +16,10 @@ import pytest
 
 from core.lab import Lab, LabError, LabSettings, lab
 from tests.kernel.lab_sandbox import run_scenario
+from tests.support.lab_inside import Inside
 from tests.support.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.root
-
-# Every visible process: its name, namespaces and initial environment.
-_PROCESSES = """
-import json, os
-KINDS = ("net", "pid", "mnt", "uts", "ipc")
-found = []
-for pid in (name for name in os.listdir("/proc") if name.isdigit()):
-    try:
-        found.append({
-            "comm": open(f"/proc/{pid}/comm").read().strip(), "pid": int(pid),
-            "environ": open(f"/proc/{pid}/environ").read().split(chr(0)),
-            **{kind: os.stat(f"/proc/{pid}/ns/{kind}").st_ino for kind in KINDS},
-        })
-    except OSError:
-        pass
-print(json.dumps(found))
-"""
-_FETCH = "import sys, urllib.request as u; print(len(u.urlopen(sys.argv[1], timeout=3).read()))"
-
-
-class Inside:
-    """A lab, and commands to run in it."""
-
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
-
-    def run(self, *command: str, check: bool = True) -> str:
-        """Run a command on the lab's host and return its output."""
-        process = self.lab.popen_inside(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        out, err = process.communicate(timeout=PATIENCE)
-        assert not check or process.returncode == 0, err
-        return out
-
-    def json(self, *command: str) -> Any:
-        """Run a command and parse its output as JSON."""
-        return json.loads(self.run(*command) or "[]")
-
-    def fetch(self, netns: str, url: str) -> int:
-        """Fetch a URL in a namespace; return the number of bytes, -1 without an answer."""
-        command = ("ip", "netns", "exec", netns, sys.executable, "-I", "-S", "-c", _FETCH, url)
-        return int(self.run(*command, check=False) or -1)
-
-    def processes(self) -> dict[str, dict[str, Any]]:
-        """Return the processes of the lab by name; any of several with the same name."""
-        return {
-            process["comm"]: process for process in self.json(sys.executable, "-I", "-S", "-c", _PROCESSES)
-        }
-
-    def netns(self, name: str) -> int:
-        """Return the inode of a named namespace."""
-        return int(self.run("stat", "-c", "%i", f"/run/netns/{name}"))
-
-    def counter(self, link: str, name: str = "bytes", direction: str = "rx") -> int:
-        """Return a counter of a link on the lab's host."""
-        return self.json("ip", "-j", "-s", "link", "show", link)[0]["stats64"][direction][name]
-
-    def rule(self, comment: str) -> tuple[dict[str, Any], int]:
-        """Return the rule with that comment, and its packet counter."""
-        for item in self.json("nft", "-j", "list", "ruleset")["nftables"]:
-            rule = item.get("rule", {})
-            if rule.get("comment") == comment:
-                counters = [part["counter"]["packets"] for part in rule["expr"] if "counter" in part]
-                return rule, counters[0]
-        raise AssertionError(f"no rule has comment {comment!r}")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,30 +14,18 @@ from core.lab import Lab, LabError, hosts, hosts_builder, hosts_lab
 from core.lab.hosts_lab import HostsLab
 from core.plan.vxlan import subnet_by_name, vni_by_name
 from tests.kernel.lab_sandbox import run_scenario
-from tests.support.waiting import PATIENCE, eventually
+from tests.support.lab_inside import Inside
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.root
 
 TUNNEL = f"vx{vni_by_name(hosts.OVERLAY)}"
 FLOOD = "00:00:00:00:00:00"
-_FETCH = "import sys, urllib.request as u; print(len(u.urlopen(sys.argv[1], timeout=3).read()))"
-
-
-def run(lab: Lab, *command: str, check: bool = True) -> str:
-    """Run a command on a host and return its output."""
-    process = lab.popen_inside(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    out, err = process.communicate(timeout=PATIENCE)
-    assert not check or process.returncode == 0, err
-    return out
-
-
-def read_json(lab: Lab, command: str) -> Any:
-    """Run a command that prints JSON and decode it."""
-    return json.loads(run(lab, *command.split()) or "[]")
 
 
 def addresses(lab: Lab, link: str, netns: str = "") -> set[str]:
-    found = read_json(lab, f"ip -j {f'-n {netns} ' if netns else ''}-4 addr show {link}")
+    inside = ("-n", netns) if netns else ()
+    found = Inside(lab).json("ip", "-j", *inside, "-4", "addr", "show", link)
     return {f"{one['local']}/{one['prefixlen']}" for one in found[0]["addr_info"]}
 
 
@@ -46,20 +33,14 @@ def overlay_address(lab: Lab, netns: str) -> str:
     return next(iter(addresses(lab, "eth0", netns))).partition("/")[0]
 
 
-def fetch(lab: Lab, netns: str, url: str) -> int:
-    """Fetch a URL in a container; return the number of bytes, -1 without an answer."""
-    command = ("ip", "netns", "exec", netns, sys.executable, "-I", "-S", "-c", _FETCH, url)
-    return int(run(lab, *command, check=False) or -1)
-
-
 def pings(lab: Lab, netns: str, address: str) -> bool:
     words = ("ip", "netns", "exec", netns, "ping", "-c", "1", "-W", "1", address)
-    return ", 1 received" in run(lab, *words, check=False)
+    return ", 1 received" in Inside(lab).run(*words, check=False)
 
 
 def flooded_to(lab: Lab) -> set[str]:
     """Return the hosts to which a host's tunnel sends broadcasts."""
-    entries = read_json(lab, f"bridge -j fdb show dev {TUNNEL}")
+    entries = Inside(lab).json("bridge", "-j", "fdb", "show", "dev", TUNNEL)
     return {one["dst"] for one in entries if one["mac"] == FLOOD}
 
 
@@ -67,17 +48,13 @@ def others(number: int) -> set[str]:
     return {hosts.underlay_address(each) for each in (1, 2, 3) if each != number}
 
 
-def tunnel_bytes(lab: Lab, direction: str) -> int:
-    return int(read_json(lab, f"ip -j -s link show {TUNNEL}")[0]["stats64"][direction]["bytes"])
-
-
 def reach_each_other(lab: HostsLab) -> None:
     """Assert that containers of different hosts reach each other."""
     one, two, three = lab.hosts
     api, db = overlay_address(one, "api"), overlay_address(two, "db")
     assert eventually(lambda: pings(one, "web1", db))
-    assert eventually(lambda: fetch(two, "web2", f"http://{api}:8000/321") == 321)
-    assert eventually(lambda: fetch(three, "cache", f"http://{db}:5432/321") == 321)
+    assert eventually(lambda: Inside(two).fetch("web2", f"http://{api}:8000/321") == 321)
+    assert eventually(lambda: Inside(three).fetch("cache", f"http://{db}:5432/321") == 321)
 
 
 @pytest.fixture(scope="module", params=["frr", "static"])
@@ -94,21 +71,21 @@ def lab(request: pytest.FixtureRequest) -> Iterator[HostsLab]:
 
 def test_each_host_is_separate(lab: HostsLab) -> None:
     for number, host in enumerate(lab.hosts, 1):
-        assert run(host, "hostname") == f"demo-{number}\n"
+        assert Inside(host).run("hostname") == f"demo-{number}\n"
         assert addresses(host, "eth0") == {f"192.0.2.{10 + number}/24"}
         names = {f"proxy{number}", f"web{number}", ("api", "db", "cache")[number - 1]}
-        assert set(run(host, "ls", "/run/netns").split()) == names
-        assert "lab" in run(host, "cat", "/proc/1/comm")
-        commands = run(host, "sh", "-c", "cat /proc/[0-9]*/comm").split()
+        assert set(Inside(host).run("ls", "/run/netns").split()) == names
+        assert "lab" in Inside(host).run("cat", "/proc/1/comm")
+        commands = Inside(host).run("sh", "-c", "cat /proc/[0-9]*/comm").split()
         assert commands.count("nginx") == 1 and "pytest" not in commands
-    inodes = {run(host, "stat", "-Lc", "%i", f"/proc/self/ns/{kind}") for host in lab.hosts
+    inodes = {Inside(host).run("stat", "-Lc", "%i", f"/proc/self/ns/{kind}") for host in lab.hosts
               for kind in ("net", "mnt", "pid", "uts", "ipc")}  # fmt: skip
     assert len(inodes) == 15
 
 
 def test_the_overlay_is_made_by_vnet_tui(lab: HostsLab) -> None:
     for host in lab.hosts:
-        links = {one["ifname"]: one for one in read_json(host, "ip -j -d link show")}
+        links = {one["ifname"]: one for one in Inside(host).json("ip", "-j", "-d", "link", "show")}
         assert "kind=overlay" in links["br-shop"]["ifalias"]
         assert links[TUNNEL]["master"] == "br-shop" and links[TUNNEL]["ifalias"] == "vnet:tunnel=shop"
         (address,) = addresses(host, "br-shop")
@@ -128,11 +105,11 @@ def test_containers_reach_those_of_other_hosts(lab: HostsLab) -> None:
 
 def test_traffic_crosses_the_tunnels(lab: HostsLab) -> None:
     for host in lab.hosts:
-        before = {direction: tunnel_bytes(host, direction) for direction in ("rx", "tx")}
+        before = {direction: Inside(host).counter(TUNNEL, direction=direction) for direction in ("rx", "tx")}
         for direction, count in before.items():
             assert eventually(
                 lambda host=host, direction=direction, count=count: (
-                    tunnel_bytes(host, direction) > count + 10_000
+                    Inside(host).counter(TUNNEL, direction=direction) > count + 10_000
                 )
             )
 
@@ -141,28 +118,29 @@ def test_the_local_network_is_published_and_reaches_the_internet(lab: HostsLab) 
     assert lab.underlay is not None
     for number, host in enumerate(lab.hosts, 1):
         assert eventually(
-            lambda host=host, number=number: fetch(host, f"proxy{number}", "http://203.0.113.1:443/77") == 77
+            lambda host=host, number=number: (
+                Inside(host).fetch(f"proxy{number}", "http://203.0.113.1:443/77") == 77
+            )
         )
         url = f"http://192.0.2.{10 + number}:8080/88"
-        script = (sys.executable, "-I", "-S", "-c", _FETCH, url)
-        assert eventually(lambda script=script: run(lab.underlay, *script, check=False) == "88\n")
+        assert eventually(lambda url=url: Inside(lab.underlay).fetch("", url) == 88)
 
 
 def test_sessions_are_established_where_frr_runs(lab: HostsLab) -> None:
     for number, host in enumerate(lab.hosts, 1):
-        daemons = set(run(host, "sh", "-c", "cat /proc/[0-9]*/comm").split()) & {"zebra", "bgpd"}
+        daemons = set(Inside(host).run("sh", "-c", "cat /proc/[0-9]*/comm").split()) & {"zebra", "bgpd"}
         if not host.settings.frr:
-            assert not daemons and not run(host, "sh", "-c", "ls -d /run/frr || true")
+            assert not daemons and not Inside(host).run("sh", "-c", "ls -d /run/frr || true")
             continue
         assert daemons == {"zebra", "bgpd"}
 
         def established(host: Lab = host) -> set[str]:
             words = ("vtysh", "-H", "/dev/null", "-c", "show bgp l2vpn evpn summary json")
-            peers = json.loads(run(host, *words)).get("peers", {})
+            peers = json.loads(Inside(host).run(*words)).get("peers", {})
             return {name for name, row in peers.items() if row["state"] == "Established"}
 
         assert eventually(lambda number=number: established() == others(number))
-        entries = read_json(host, f"bridge -j fdb show dev {TUNNEL}")
+        entries = Inside(host).json("bridge", "-j", "fdb", "show", "dev", TUNNEL)
         assert all("extern_learn" in one["flags"] for one in entries if one["mac"] != FLOOD and "dst" in one)
 
 
