@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from core.model import LinkKey, Ref
+from core.model import FdbEntry, LinkKey, Ref
 from core.overlay import overlays
 from core.topology import Topology
 from tests.support.host_builder import HOST
 from tests.support.snapshots import empty_host, overlay_host, rates_of
 from tests.ui.driver import dashboard
 from tui.views import registry
-from tui.views.overlay import VIEW, detail
+from tui.views.overlay import MACS_SHOWN, VIEW, detail
 from tui.views.rows import Detail, ViewContext
 
 SNAPSHOT = overlay_host()
@@ -72,6 +75,41 @@ def test_details_of_another_host_have_its_macs() -> None:
     assert "known static" in text and "MACs behind 192.0.2.8" in text and "join" not in text
     gone = detail(TOPOLOGY, Ref("vtep", (*TUNNEL.key, "192.0.2.99")))
     assert gone.title == "this host of the overlay is gone"
+
+
+def changed(entries: list[FdbEntry], **link: Any) -> Topology:
+    """Return the host with further forwarding entries, and another tunnel link."""
+    net = SNAPSHOT.nets[HOST]
+    links = {**net.links, TUNNEL.ifindex: replace(TUNNEL, **link)}
+    nets = {**SNAPSHOT.nets, HOST: replace(net, fdb=(*net.fdb, *entries), links=links)}
+    return Topology(replace(SNAPSHOT, nets=nets))
+
+
+def behind(mac: str, host: str) -> FdbEntry:
+    return FdbEntry(mac, TUNNEL.ifindex, None, flags=("self",), dst=host)
+
+
+def test_details_list_the_first_macs_of_many() -> None:
+    many = [behind(f"02:00:00:00:{n // 256:02x}:{n % 256:02x}", "192.0.2.7") for n in range(MACS_SHOWN)]
+    found = detail(changed(many), Ref("vtep", (*TUNNEL.key, "192.0.2.7")))
+    title = f"MACs behind 192.0.2.7 (the first {MACS_SHOWN} of {MACS_SHOWN + 1})"
+    (macs,) = (section for section in found.sections if section.title == title)
+    assert len(macs.lines) == MACS_SHOWN
+
+
+@pytest.mark.parametrize(("mtu", "tone"), [(1450, ""), (1451, "bad")])
+def test_an_mtu_that_does_not_fit_is_marked(mtu: int, tone: str) -> None:
+    found = detail(changed([], mtu=mtu), Ref("vtep", (*TUNNEL.key, "")))
+    (cell,) = (cell for section in found.sections for label, cell, _ in section.lines if label == "MTU")
+    assert (cell.text, cell.tone) == (f"{mtu}, at most 1450", tone)
+
+
+def test_a_host_that_only_sends_is_not_joined() -> None:
+    """Its MACs are learned, or left from before it was removed."""
+    text = text_of(
+        detail(changed([behind("02:00:00:00:08:09", "192.0.2.9")]), Ref("vtep", (*TUNNEL.key, "")))
+    )
+    assert "other hosts 3" in text and "--remote 192.0.2.8 --vni" in text and "--remote 192.0.2.9" not in text
 
 
 def test_an_overlay_is_found_from_its_network_bridge_and_link() -> None:

@@ -417,6 +417,8 @@ def test_open_vswitch_bridges_are_bridges_with_ports() -> None:
     lines = lines_of(registry.detail(context, rows[0].ref))
     assert lines["datapath"] == "in user space" and lines["lost"].endswith("device lost")
     assert lines["v-x"] == "VLAN 7, system"
+    states = {row.cells[0].text: cells(context, "ovs", row)["state"] for row in rows_of(context, "ovs")}
+    assert (states["v-x"], states["lost"]) == ("down", "broken")
     assert the_row(context, "veths", "ct:x")["master"] == "ovsbr VLAN 7"
     leads = [label for label, _ in related(context.topology, container_ref("netns", "x"))]
     assert "bridge ovsbr" in leads
