@@ -21,7 +21,7 @@ from core.networks import sandbox_of
 from core.text import parse_tag
 from core.topology import Topology
 
-# Bytes of the outer headers, by IP version: Ethernet, IP, UDP, VXLAN.
+# Bytes beyond a tunnel's MTU in packets of the underlay, by IP version: inner Ethernet, outer IP, UDP, VXLAN.
 OVERHEAD = {4: 14 + 20 + 8 + 8, 6: 14 + 40 + 8 + 8}
 # How an entry came about: from packets, by a command, by a routing daemon; "local" is on this host.
 Source = Literal["learned", "static", "extern_learn", "local"]
@@ -113,7 +113,7 @@ class Overlay:
         return any(host.flooded for host in self.remotes)
 
     def overhead(self) -> int:
-        """Return the bytes of the outer headers."""
+        """Return the bytes beyond the tunnel's MTU in packets of the underlay."""
         addresses = [host.address for host in self.hosts if host.address]
         return OVERHEAD[6 if any(":" in one for one in addresses) else 4]
 
