@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -10,8 +9,9 @@ from dataclasses import dataclass, replace
 from core.collect import etcd
 from core.collect.etcd import EtcdError, Joined, joined_networks
 from core.collect.links import read_nets
+from core.frr_config import sorted_peers
 from core.model import Namespace, NetState, Snapshot
-from core.model.etcd import address_key, host_key, host_of
+from core.model.etcd import address_key, host_key
 from core.model.link import ALL_ZERO
 from core.netlink.netns import HOST_PATH, THREAD_PATH, inode_of
 from core.operations import (
@@ -144,10 +144,7 @@ class EtcdSync:
             for address in one.addresses
         }
         used |= {address: one.container for address, one in members.items()}
-        start = address_key(name)
-        owners = {
-            one.key.removeprefix(start): host_of(one.value) for one in etcd.read_prefix(own.endpoints, start)
-        }
+        owners = etcd.leased_in(name, etcd.read_prefix(own.endpoints, address_key(name)))
         steps: list[Operation] = []
         sentences = []
         for address, container in used.items():
@@ -164,7 +161,7 @@ class EtcdSync:
                 steps.append(SetLink(port, "up", "up", "down"))
                 sentences.append(f"{address} is free: {container} is connected to {name} again")
         for address, owner in owners.items():
-            if owner == own.host and address not in used and _is_address(address):
+            if owner == own.host and address not in used:
                 steps.append(ReleaseAddress(LeaseAddress(name, own.endpoints, own.host, address, "")))
                 sentences.append(f"no container has {address} of {name}: its lease is ended")
         return steps, sentences
@@ -199,7 +196,7 @@ class EtcdSync:
         peers = {host for one in networks for host in self._hosts.get(one.name, ())}
         if not all(one.etcd and one.name in self._hosts for one in networks):
             peers |= set(group.peers)  # some weren't read from etcd
-        after = replace(group, peers=tuple(sorted(peers, key=lambda one: ipaddress.ip_address(one).packed)))
+        after = replace(group, peers=sorted_peers(peers))
         return [ConfigureFrr(after, group)] if set(group.peers) != peers else []
 
 
@@ -240,10 +237,3 @@ def _flood_steps(network: VnetNetwork, hosts: tuple[str, ...], net: NetState) ->
 
 def _entry(link: str, mac: str, state: str, host: str) -> AddFdb:
     return AddFdb(link, mac, on_master=False, state=state, dst=host)
-
-
-def _is_address(text: str) -> bool:
-    try:
-        return str(ipaddress.ip_address(text)) == text
-    except ValueError:
-        return False

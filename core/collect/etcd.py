@@ -105,30 +105,29 @@ def _read(name: str, known: EtcdNetwork) -> EtcdNetwork:
         problem = f"etcd's definition of it is invalid ({safe(str(error))})"
         return replace(known, problem=problem, remedy=f"etcdctl get {model.definition_key(name)}")
     hosts = hosts_in(name, values)
-    subnets = definition.subnets if definition else ()
-    leased = _leased(name, values, subnets)
+    prefixes = [ipaddress.ip_network(one) for one in (definition.subnets if definition else ())]
+    leased = {
+        address: host
+        for address, host in leased_in(name, values).items()
+        if any(ipaddress.ip_address(address) in one for one in prefixes)
+    }
     return replace(known, definition=definition, stored=text or "", hosts=tuple(hosts), leased=leased)
 
 
 def hosts_in(name: str, values: Sequence[KeyValue]) -> dict[str, KeyValue]:
     """Return the keys of hosts by address, without those that aren't addresses."""
-    start = model.host_key(name)
-    found = {one.key.removeprefix(start): one for one in values if one.key.startswith(start)}
+    found = _below(model.host_key(name), values)
     return dict([each for each in found.items() if model.is_host(each[0])][:_MOST_HOSTS])
 
 
-def _leased(name: str, values: Sequence[KeyValue], subnets: Sequence[str]) -> dict[str, str]:
-    start, prefixes = model.address_key(name), [ipaddress.ip_network(one) for one in subnets]
-    keys = {one.key.removeprefix(start): one for one in values if one.key.startswith(start)}
-    return {text: model.host_of(one.value) for text, one in keys.items() if _is_inside(text, prefixes)}
+def leased_in(name: str, values: Sequence[KeyValue]) -> dict[str, str]:
+    """Return leased addresses with their hosts, without malformed addresses."""
+    found = _below(model.address_key(name), values)
+    return {text: model.host_of(one.value) for text, one in found.items() if model.parse_address(text)}
 
 
-def _is_inside(text: str, prefixes: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
-    try:
-        found = ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return str(found) == text and any(found in one for one in prefixes)
+def _below(start: str, values: Sequence[KeyValue]) -> dict[str, KeyValue]:
+    return {one.key.removeprefix(start): one for one in values if one.key.startswith(start)}
 
 
 # The API. Each function raises EtcdError.

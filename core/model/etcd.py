@@ -111,14 +111,21 @@ def host_of(value: str) -> str:
     return host if isinstance(host, str) and is_host(host) else ""
 
 
-def is_host(text: str) -> bool:
-    """Return whether a text is an address of a host in its usual form."""
+def parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Parse an address in its usual form; return None for other text."""
     try:
         found = ipaddress.ip_address(text)
     except ValueError:
+        return None
+    return found if str(found) == text else None
+
+
+def is_host(text: str) -> bool:
+    """Return whether a text is an address of a host in its usual form."""
+    found = parse_address(text)
+    if found is None or "%" in text:
         return False
-    usable = not (found.is_multicast or found.is_loopback or found.is_unspecified)
-    return usable and "%" not in text and str(found) == text
+    return not (found.is_multicast or found.is_loopback or found.is_unspecified)
 
 
 def normal_endpoints(text: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from core.model import Link
+from core.model.etcd import is_host
 from core.model.link import ALL_ZERO
 from core.operations import AddFdb, CreateVxlan, DeleteFdb, DeleteLink, SetLink, SetPort
 from core.operations.links import VXLAN_PORT
@@ -100,7 +101,7 @@ def _others(given: Sequence[str], builder: PlanBuilder) -> tuple[tuple[str, ...]
 
 def _unusable(text: str) -> bool:
     found = validate.parse_address(text)
-    return found is None or found.is_multicast or found.is_loopback or found.is_unspecified
+    return found is None or not is_host(str(found))
 
 
 def _local(given: str, remotes: Sequence[str], builder: PlanBuilder) -> str:

@@ -29,9 +29,7 @@ class EtcdServer:
             self.host.words("setpriv", "--pdeathsig", "KILL", *words),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        wait_until(
-            lambda: self.host.run([*self._ctl, "get", "x"], check=False) == "" and self._answers(), "etcd"
-        )
+        wait_until(self._answers, "etcd")
 
     def _answers(self) -> bool:
         return "is healthy" in self.host.run(
