@@ -172,7 +172,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _number(found: Mapping[str, Any], key: str, least: int, most: int) -> int:
-    value = found.get(key, least)
+    value = found.get(key, 0)  # only "asn" may be 0
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f'"{key}" must be a number from {least} to {most}')
     return value

@@ -102,6 +102,15 @@ def test_definitions_are_read_back() -> None:
     assert prefix_of("blue").endswith("/blue/")
 
 
+@pytest.mark.parametrize("key", ["vni", "mtu", "subnets", "gateways"])
+def test_a_definition_needs_these_keys(key: str) -> None:
+    values = json.loads(GOOD.to_json())
+    assert parse_definition(json.dumps({**values, "asn": 0, "evpn": False}))
+    del values[key]
+    with pytest.raises(ValueError, match=f'"{key}" must be'):
+        parse_definition(json.dumps(values))
+
+
 @pytest.mark.parametrize(
     "text", ["", "ftp://a", "http://", "http://a/b", "http://a?b", "http://u@a", "http://a:x", "http://a b",
              "http://a:2379,", "http://[::1", "http://\x1b"],
