@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from core.collect import etcd
 from core.collect.etcd import EtcdError, Joined, joined_networks
@@ -135,7 +135,7 @@ class EtcdSync:
         """Return the steps after which leases and attachments agree, and sentences."""
         host, used = _read_host(), _used_addresses(name)
         if name not in host.vnet.networks:
-            leaving = LeaveEtcd(JoinEtcd(name, own.endpoints, own.host, own.hostname, own.seconds, ""))
+            leaving = LeaveEtcd(JoinEtcd(name, **asdict(own)))
             return [leaving], [f"{name} no longer exists on this host: it is removed from etcd"]
         members = {
             address.partition("/")[0]: one

@@ -52,12 +52,15 @@ class KeyValue:
 class Joined:
     """An overlay that this host has joined by etcd.
 
-    `host` is its tunnel address there, `seconds` how long its lease lasts."""
+    `host` is its tunnel address there, `seconds` how long its lease lasts, `definition` the text that it has
+    joined by.
+    """
 
     endpoints: str
     host: str
     hostname: str
     seconds: int
+    definition: str = ""
 
 
 def joined_networks() -> dict[str, Joined]:
@@ -81,7 +84,7 @@ def read_networks(wanted: Mapping[str, str]) -> dict[str, EtcdNetwork]:
     """Read the overlays that this host has joined, and those `wanted`: URLs by name."""
     new = {name: EtcdNetwork(url, seconds=lease_seconds()) for name, url in wanted.items()}
     joined = {
-        name: EtcdNetwork(one.endpoints, one.host, one.hostname, seconds=one.seconds)
+        name: EtcdNetwork(one.endpoints, one.host, one.hostname, stored=one.definition, seconds=one.seconds)
         for name, one in joined_networks().items()
     }
     has_agent = bool(new or joined) and is_agent_running()

@@ -38,7 +38,7 @@ class EtcdNetwork:
     `host` is this host's tunnel address if it has joined, and `hostname` what it has stored as its name.
     `stored` is the text of the definition, `hosts` the addresses of all hosts, `leased` maps addresses to
     the host that has leased them ("" if that is unreadable). `problem` is why it couldn't be read, `remedy`
-    what to try.
+    what to try; `stored` is then the text that this host has joined by.
     `seconds` is how long the leases of a host last without an agent that renews them; `has_agent`: one runs.
     """
 

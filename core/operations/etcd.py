@@ -117,7 +117,7 @@ class JoinEtcd(Operation):
         return (f"{self.network} in etcd",)
 
     def execute(self, executor: Executor) -> None:
-        joined = Joined(self.endpoints, self.host, self.hostname, self.seconds)
+        joined = Joined(self.endpoints, self.host, self.hostname, self.seconds, self.definition)
         found = etcd.read_key(self.endpoints, host_key(self.network, self.host))
         if found and found.lease and found.value == host_value(self.hostname):
             etcd.revoke(self.endpoints, found.lease)  # of an earlier boot

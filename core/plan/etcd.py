@@ -139,7 +139,7 @@ def leave(network: VnetNetwork, builder: PlanBuilder) -> None:
     if found.problem:
         builder.warn(f"{found.problem}: its leases of this host end by themselves within {found.seconds} s")
     builder.add(LeaveEtcd(_joining(network.name, found)))
-    if found.stored and not set(found.hosts) - {found.host}:
+    if found.definition and not set(found.hosts) - {found.host}:
         builder.add(DeleteDefinition(PutDefinition(network.name, found.endpoints, found.stored)))
 
 

@@ -281,6 +281,19 @@ def test_without_etcd_nothing_new_begins_and_all_else_works() -> None:
         ok(one, "attach a blue")
 
 
+def test_undo_of_leaving_without_etcd() -> None:
+    with cluster(2) as found:
+        _, other = found.hosts
+        found.join()
+        container(other, "a", "blue")
+        before = whole_state(found, other)
+        found.etcd.kill()
+        ok(other, "network leave blue")
+        found.etcd.start()
+        ok(other, "undo")
+        assert whole_state(found, other) == before
+
+
 def test_an_outage_longer_than_the_leases_loses_no_packet_and_no_address() -> None:
     """A lease doesn't expire while etcd doesn't run."""
     with cluster(2, SECONDS) as found:
