@@ -88,18 +88,29 @@ def read_networks(wanted: Mapping[str, str]) -> dict[str, EtcdNetwork]:
         for name, one in joined_networks().items()
     }
     has_agent = bool(new or joined) and is_agent_running()
-    return {name: _read(name, replace(one, has_agent=has_agent)) for name, one in {**new, **joined}.items()}
+    failed: dict[str, EtcdError] = {}
+    return {
+        name: _read(name, replace(one, has_agent=has_agent), failed)
+        for name, one in {**new, **joined}.items()
+    }
 
 
-def _read(name: str, known: EtcdNetwork) -> EtcdNetwork:
+def _read(name: str, known: EtcdNetwork, failed: dict[str, EtcdError]) -> EtcdNetwork:
+    """Read one overlay.
+
+    The URLs in `failed` aren't asked again, as that may take seconds; a further one is added.
+    """
     try:
         known = replace(known, endpoints=model.normal_endpoints(known.endpoints))
     except ValueError as error:
         why = f'"{safe(known.endpoints)}" isn\'t the address of etcd: {error}'
         return replace(known, problem=why, remedy="--etcd http://ADDRESS:2379")
     try:
+        if known.endpoints in failed:
+            raise failed[known.endpoints]
         values = read_prefix(known.endpoints, model.prefix_of(name))
     except EtcdError as error:
+        failed[known.endpoints] = error
         return replace(known, problem=str(error), remedy="systemctl status etcd there, or another --etcd")
     text = next((one.value for one in values if one.key == model.definition_key(name)), None)
     try:
@@ -204,7 +215,7 @@ def key_range(prefix: str) -> dict[str, Any]:
 
 
 def _encoded(text: str) -> str:
-    return b64encode(text.encode()).decode()
+    return b64encode(text.encode("utf-8", "surrogateescape")).decode()
 
 
 def _decoded(text: str) -> str:
@@ -248,7 +259,8 @@ def _answer(endpoints: str, status: int, content: bytes) -> dict[str, Any]:
         raise _unexpected(endpoints)
     if status != 200:
         text = safe(str(answer.get("message") or answer.get("error") or status)[:_QUOTED])
-        raise EtcdError(f"etcd at {endpoints} refused: {text}")
+        # From 500 on it may have been executed: "request timed out" has the status 503.
+        raise EtcdError(f"etcd at {endpoints} refused: {text}", uncertain=status >= 500)
     return answer
 
 
@@ -275,10 +287,12 @@ def _exchange(scheme: str, host: str, port: int, path: str, body: bytes) -> tupl
         connection.request("POST", path, body, {"Content-Type": "application/json"})
         response = connection.getresponse()
         content, deadline = bytearray(), time.monotonic() + _LONGEST
-        while chunk := response.read(_CHUNK):
+        while chunk := response.read1(_CHUNK):  # read() would wait for the whole chunk
             content += chunk
-            if len(content) > _MOST_BYTES or time.monotonic() > deadline:
+            if len(content) > _MOST_BYTES:
                 raise _Unanswered("its answer is too large", sent)
+            if time.monotonic() > deadline:
+                raise TimeoutError
         return response.status, bytes(content)
     except (OSError, HTTPException) as error:
         reason = "it took too long" if isinstance(error, TimeoutError) else _reason(error)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,22 @@ GOOD = Definition(77, ("10.9.0.0/24", "fd09::/64"), ("10.9.0.1", "fd09::1"), 140
 
 class _Handler(BaseHTTPRequestHandler):
     status, content = 200, b"{}"
+    pause = 0.0  # seconds, between bytes
+    count = 0  # of requests
 
     def do_POST(self) -> None:
+        _Handler.count += 1
         self.rfile.read(int(self.headers["Content-Length"]))  # unread, it would reset the connection
         self.send_response(_Handler.status)
         self.send_header("Location", "http://192.0.2.9/")
         self.end_headers()
-        self.wfile.write(_Handler.content)
+        if not _Handler.pause:
+            self.wfile.write(_Handler.content)
+            return
+        with suppress(OSError):  # the client has closed the connection
+            for byte in _Handler.content:
+                self.wfile.write(bytes([byte]))
+                time.sleep(_Handler.pause)
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Print nothing."""
@@ -38,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
 def url() -> Iterator[str]:
     server = HTTPServer(("127.0.0.1", 0), _Handler)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    _Handler.status, _Handler.content = 200, b"{}"
+    _Handler.status, _Handler.content, _Handler.pause, _Handler.count = 200, b"{}", 0.0, 0
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -62,6 +73,37 @@ def test_malformed_answers(url: str, status: int, content: bytes, reason: str) -
     with pytest.raises(EtcdError) as caught:
         etcd.read_prefix(url, "/x/")
     assert reason in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("status", "uncertain"), [(400, False), (503, True), (504, True)])
+def test_a_failure_of_the_server_leaves_open_what_it_did(url: str, status: int, uncertain: bool) -> None:
+    _Handler.status, _Handler.content = status, b'{"message":"etcdserver: request timed out"}'
+    with pytest.raises(EtcdError) as caught:
+        etcd.transaction(url, [], [etcd.put("/x/", "1")])
+    assert caught.value.uncertain == uncertain
+
+
+def test_a_slow_answer_is_cut_off(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(etcd, "_LONGEST", 0.1)
+    _Handler.content, _Handler.pause = b" " * 200, 0.05
+    started = time.monotonic()
+    with pytest.raises(EtcdError, match="took too long"):
+        etcd.read_prefix(url, "/x/")
+    assert time.monotonic() - started < 5
+
+
+def test_a_server_that_fails_is_asked_once(url: str) -> None:
+    _Handler.status = 503
+    found = etcd.read_networks({"blue": url, "green": url, "red": url})
+    assert [one.problem for one in found.values()] == [f"etcd at {url} refused: 503"] * 3
+    assert _Handler.count == 1
+
+
+def test_bytes_that_are_no_text_are_sent_back(url: str) -> None:
+    value = b64encode(b'{"x":"\xff"}').decode()
+    _Handler.content = json.dumps({"kvs": [{"key": "YQ==", "value": value}]}).encode()
+    (found,) = etcd.read_prefix(url, "/x/")
+    assert etcd.has_value(found.key, found.value)["value"] == value
 
 
 def test_a_large_answer_is_cut_off(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
