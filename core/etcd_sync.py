@@ -30,6 +30,7 @@ from core.operations.attachments import read_attachments
 from core.operations.etcd import host_value, lease_of_host
 from core.operations.executor import Executor
 from core.operations.frr import saved_group
+from core.plan.overlay import flood_entry, remotes_of
 from core.plan.tags import VnetNetwork, VnetState, vnet_state
 from core.state import writers_lock
 
@@ -223,17 +224,15 @@ def _flood_steps(network: VnetNetwork, hosts: tuple[str, ...], net: NetState) ->
     tunnel = next((one for one in net.links.values() if one.name == f"vx{network.vni}"), None)
     if tunnel is None or tunnel.kind != "vxlan":
         return []
-    entries = [one for one in net.fdb if one.port == tunnel.ifindex and one.dst]
-    existing = {one.dst for one in entries if (one.mac, one.state) == (ALL_ZERO, "permanent")}
+    existing = remotes_of(tunnel, net)
     # What was learned from a host that is gone would hide the next host with its addresses.
     gone = [
-        one for one in entries if one.dst not in hosts and (one.mac == ALL_ZERO or one.state == "learned")
+        AddFdb(tunnel.name, one.mac, on_master=False, state=one.state, dst=one.dst)
+        for one in net.fdb
+        if one.port == tunnel.ifindex and one.dst and one.dst not in hosts
+        if one.mac == ALL_ZERO or one.state == "learned"
     ]
     return [
-        *(_entry(tunnel.name, ALL_ZERO, "permanent", one) for one in hosts if one not in existing),
-        *(DeleteFdb(_entry(tunnel.name, one.mac, one.state, one.dst)) for one in gone),
+        *(flood_entry(tunnel.name, one) for one in hosts if one not in existing),
+        *map(DeleteFdb, gone),
     ]
-
-
-def _entry(link: str, mac: str, state: str, host: str) -> AddFdb:
-    return AddFdb(link, mac, on_master=False, state=state, dst=host)

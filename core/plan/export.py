@@ -63,7 +63,7 @@ def tunnel_values(network: VnetNetwork, topology: Topology) -> dict[str, Any]:
         return {"vni": network.vni, "local": tunnel.details.get("local", ""), "evpn": network.evpn}
     values = {
         "vni": network.vni, "local": tunnel.details.get("local", ""), "ranges": network.ranges,
-        "remotes": remotes_of(tunnel, topology), "evpn": network.evpn,
+        "remotes": remotes_of(tunnel, topology.snapshot.nets[tunnel.ns]), "evpn": network.evpn,
     }  # fmt: skip
     group = topology.snapshot.frr.config.group if network.evpn else None
     if group:

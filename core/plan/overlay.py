@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import replace
 
-from core.model import Link
+from core.model import Link, NetState
 from core.model.etcd import is_host
 from core.model.link import ALL_ZERO
 from core.operations import AddFdb, CreateVxlan, DeleteFdb, DeleteLink, SetLink, SetPort
@@ -204,7 +204,7 @@ def add_tunnel(network: VnetNetwork, request: CreateNetwork, builder: PlanBuilde
         *([SetPort(link, "learning", False, True)] if network.evpn else []),
         # Each host's gateway answers for itself: requests for it must not cross the tunnel.
         SetPort(link, "neigh_suppress", True, False),
-        *(_flood_entry(link, remote) for remote in request.remotes),
+        *(flood_entry(link, remote) for remote in request.remotes),
         SetLink(link, "up", "up", "down"),
     )  # fmt: skip
     if network.evpn:
@@ -212,7 +212,8 @@ def add_tunnel(network: VnetNetwork, request: CreateNetwork, builder: PlanBuilde
     builder.host_names.add(link)
 
 
-def _flood_entry(link: str, remote: str) -> AddFdb:
+def flood_entry(link: str, remote: str) -> AddFdb:
+    """Return the step that adds a remote host to a tunnel's flood list."""
     return AddFdb(link, ALL_ZERO, on_master=False, state="permanent", dst=remote)
 
 
@@ -246,23 +247,20 @@ def tunnel_of(network: VnetNetwork, topology: Topology) -> Link | None:
     return next((one for one in ports if one.kind == "vxlan" and one.details.get("vni") == network.vni), None)
 
 
-def remotes_of(tunnel: Link, topology: Topology) -> tuple[str, ...]:
+def remotes_of(tunnel: Link, net: NetState) -> tuple[str, ...]:
     """Return the remote hosts that a tunnel was given: its permanent flood entries.
 
     With EVPN there are none: FRRouting adds and deletes all entries.
     """
     if not tunnel.details.get("learning"):
         return ()
-    entries = topology.snapshot.nets[tunnel.ns].fdb
-    found = [
-        one for one in entries if (one.port, one.mac, one.state) == (tunnel.ifindex, ALL_ZERO, "permanent")
-    ]
-    return tuple(one.dst for one in found if one.dst)
+    of_flood_list = (tunnel.ifindex, ALL_ZERO, "permanent")
+    return tuple(one.dst for one in net.fdb if one.dst and (one.port, one.mac, one.state) == of_flood_list)
 
 
 def delete_tunnel(tunnel: Link, builder: PlanBuilder) -> None:
     """Add the steps that delete a tunnel link, after its entries and settings."""
-    builder.add(*(DeleteFdb(_flood_entry(tunnel.name, one)) for one in remotes_of(tunnel, builder.topology)))
+    builder.add(*(DeleteFdb(flood_entry(tunnel.name, one)) for one in remotes_of(tunnel, builder.host)))
     empty_link(builder, tunnel)
     details = tunnel.details
     again = CreateVxlan(
@@ -304,7 +302,7 @@ def plan_join_overlay(request: JoinOverlay, builder: PlanBuilder) -> str:
     if network.evpn:
         evpn.add_sessions(replace(wanted, local=local, peers=new), builder)
     else:
-        builder.add(*(_flood_entry(tunnel.name, one) for one in new))
+        builder.add(*(flood_entry(tunnel.name, one) for one in new))
     _warn_of_hosts(network, local, new, builder)
     return f"add {', '.join(new)} to the hosts of {network.name}"
 
@@ -323,7 +321,7 @@ def _known(network: VnetNetwork, tunnel: Link, builder: PlanBuilder) -> tuple[st
     group = builder.frr.config.group
     if network.evpn:
         return group.peers if group else ()
-    return remotes_of(tunnel, builder.topology)
+    return remotes_of(tunnel, builder.host)
 
 
 def _warn_of_hosts(network: VnetNetwork, local: str, hosts: Sequence[str], builder: PlanBuilder) -> None:
@@ -353,7 +351,7 @@ def plan_leave_overlay(request: LeaveOverlay, builder: PlanBuilder) -> str:
     if network.evpn:
         evpn.remove_sessions(hosts, builder)
     else:
-        builder.add(*(DeleteFdb(_flood_entry(tunnel.name, one)) for one in hosts))
+        builder.add(*(DeleteFdb(flood_entry(tunnel.name, one)) for one in hosts))
     return f"remove {', '.join(hosts)} from the hosts of {network.name}"
 
 
