@@ -3,79 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import pytest
 
 from core.model.etcd import address_key, definition_key, host_key
-from core.plan.vxlan import range_of, vni_by_name
-from tests.support.etcd import EtcdServer
+from core.plan.vxlan import range_of
+from tests.support.etcd import CREATE, TUNNEL, Cluster, cluster, whole_state
 from tests.support.killing import COUNTED, KILL_AT
 from tests.support.machine import Machine, machine_state, ok, refused
-from tests.support.underlay import (
-    FrrDaemons,
-    Underlay,
-    addresses_of,
-    agent,
-    container,
-    flood_list,
-    reaches,
-    underlay,
-    wait_for_ping,
-)
+from tests.support.underlay import addresses_of, container, flood_list, underlay, wait_for_ping
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
-
-SECONDS = 4
-TUNNEL = f"vx{vni_by_name('blue')}"
-CREATE = "network create blue --kind overlay --etcd"
-
-
-class Cluster:
-    """Hosts of an overlay, and one that runs etcd."""
-
-    def __init__(self, under: Underlay, stack: ExitStack) -> None:
-        self.under, self.stack = under, stack
-        self.hosts = under.hosts[:-1]
-        self.etcd = stack.enter_context(closing(EtcdServer(under.hosts[-1], under.address(under.hosts[-1]))))
-        self.url = self.etcd.url
-
-    def join(self, options: str = "") -> None:
-        """Create the overlay `blue` on the first host, and join it on the others."""
-        ok(self.hosts[0], f"{CREATE} {self.url} {options}")
-        for host in self.hosts[1:]:
-            ok(host, f"network join blue --etcd {self.url}")
-
-    def agent(self, host: Machine) -> subprocess.Popen[str]:
-        """Run the agent on a host until the end of the test."""
-        return self.stack.enter_context(agent(host))
-
-    def leased(self) -> dict[str, str]:
-        """Return the leased addresses of blue with their hosts."""
-        start = address_key("blue")
-        found = {name: value for name, value in self.etcd.content().items() if name.startswith(start)}
-        return {name.removeprefix(start): json.loads(value)["host"] for name, value in found.items()}
-
-    def joined(self) -> set[str]:
-        """Return the hosts of blue."""
-        start = host_key("blue")
-        return {one.removeprefix(start) for one in self.etcd.content() if one.startswith(start)}
-
-
-@contextmanager
-def cluster(count: int, seconds: int = 120) -> Iterator[Cluster]:
-    """Start `count` hosts and one with etcd."""
-    with ExitStack() as stack:
-        under = stack.enter_context(underlay(count + 1, VNET_ETCD_TTL=str(seconds)))
-        yield Cluster(under, stack)
 
 
 def test_the_url_is_all_that_another_host_needs() -> None:
@@ -93,13 +37,6 @@ def test_the_url_is_all_that_another_host_needs() -> None:
         every = {address for host, name in ends for address in addresses_of(host, name)}
         assert len(every) == 6
         assert set(found.leased()) == every
-
-
-def whole_state(found: Cluster, host: Machine) -> dict[str, Any]:
-    """Return what commands may change on a host, with its flood list and the content of etcd."""
-    state = machine_state(host)
-    flood = flood_list(host, TUNNEL) if TUNNEL in host.run("ip -br link") else set()
-    return {**state, "flood": flood, "etcd": found.etcd.content()}
 
 
 @pytest.mark.parametrize(
@@ -244,76 +181,6 @@ def test_an_address_that_another_host_has_is_refused() -> None:
         assert whole_state(found, other) == before
 
 
-def test_without_etcd_nothing_new_begins_and_all_else_works() -> None:
-    with cluster(2) as found:
-        one, other = found.hosts
-        found.join()
-        container(one, "a", "blue")
-        address = container(other, "b", "blue")
-        ok(one, "container create c")
-        mine = addresses_of(one, "a")[0]
-        wait_for_ping(other, "b", mine)
-        found.etcd.kill()
-        before = machine_state(one)
-        for words in (
-            ("attach", "c", "blue"),
-            ("network", "create", "green", "--kind", "overlay", "--etcd", found.url),
-            ("network", "join", "green", "--etcd", found.url),
-        ):
-            error = refused(one, *words)
-            assert f"etcd at {found.url} doesn't answer (Connection refused). Try: " in error
-        assert "can't attach c to blue: " in refused(one, "attach", "c", "blue")
-        assert machine_state(one) == before
-        assert reaches(one, "a", address)
-        done = one.vnet("detach", "a", "blue")
-        assert done.returncode == 0 and "doesn't answer" in done.stdout + done.stderr
-        assert "v-a" not in one.run("ip -br link")
-        assert "can't lease" in refused(one, "undo")
-        done = other.vnet("undo")
-        assert done.returncode == 0 and "doesn't answer" in done.stderr
-        ok(other, "network leave blue")
-        assert TUNNEL not in other.run("ip -br link")
-        found.etcd.start()
-        found.agent(one)
-        wait_until(
-            lambda: not [host for host in found.leased().values() if host == "192.0.2.1"], "the release"
-        )
-        ok(one, "attach a blue")
-
-
-def test_undo_of_leaving_without_etcd() -> None:
-    with cluster(2) as found:
-        _, other = found.hosts
-        found.join()
-        container(other, "a", "blue")
-        before = whole_state(found, other)
-        found.etcd.kill()
-        ok(other, "network leave blue")
-        found.etcd.start()
-        ok(other, "undo")
-        assert whole_state(found, other) == before
-
-
-def test_an_outage_longer_than_the_leases_loses_no_packet_and_no_address() -> None:
-    """A lease doesn't expire while etcd doesn't run."""
-    with cluster(2, SECONDS) as found:
-        one, other = found.hosts
-        found.join()
-        logs = [found.agent(host) for host in found.hosts]
-        container(one, "a", "blue")
-        address = container(other, "b", "blue")
-        wait_for_ping(one, "a", address)
-        before = found.etcd.content()
-        found.etcd.kill()
-        lines_of(logs[0], "can't renew the leases of overlays")
-        sent = 10 * 2 * SECONDS
-        assert f", {sent} received" in one.run(f"ping -i 0.1 -c {sent} {address}", "a")
-        found.etcd.start()
-        lines_of(logs[0], "up to date again")
-        assert found.etcd.content() == before
-        assert flood_list(one, TUNNEL) == {"192.0.2.2"}
-
-
 def test_an_etcd_that_was_never_there_is_refused() -> None:
     with underlay(1) as under:
         (host,) = under.hosts
@@ -334,79 +201,6 @@ def test_an_etcd_that_was_never_there_is_refused() -> None:
         assert "only an overlay keeps" in error
         assert machine_state(host) == before
         assert "vxlan" not in host.run("ip -d link")
-
-
-def test_a_lease_ends_with_its_host() -> None:
-    with cluster(3, SECONDS) as found:
-        one, other, dead = found.hosts
-        found.join()
-        for host in (one, other):
-            found.agent(host)
-        found.agent(dead)
-        address = container(dead, "a", "blue")
-        wait_until(lambda: flood_list(one, TUNNEL) == {"192.0.2.2", "192.0.2.3"}, "the flood list")
-        container(one, "b", "blue")
-        wait_for_ping(one, "b", address)
-        os.kill(dead.pid, signal.SIGKILL)  # and so all of its processes
-        wait_until(lambda: address not in found.leased(), "the end of the lease", 5 * SECONDS)
-        wait_until(lambda: flood_list(one, TUNNEL) == {"192.0.2.2"}, "the flood list")
-        assert found.joined() == {"192.0.2.1", "192.0.2.2"}
-        assert "192.0.2.3" not in one.run(f"bridge fdb show dev {TUNNEL}")
-        ok(other, f"container create c --network blue --address {address}")
-        assert found.leased()[address] == "192.0.2.2"
-        wait_for_ping(one, "b", address)
-
-
-def lines_of(started: subprocess.Popen[str], text: str) -> str:
-    """Return the first line of an agent with this text."""
-    assert started.stdout is not None
-    return next(line for line in started.stdout if text in line)
-
-
-def test_a_partition_heals_without_a_duplicate_address() -> None:
-    """The host that kept its lease keeps the address; the other's container is cut off."""
-    with cluster(2, SECONDS) as found:
-        one, cut = found.hosts
-        found.join()
-        found.agent(one)
-        logged = found.agent(cut)
-        address, kept = container(cut, "a", "blue"), container(cut, "b", "blue")
-        found.under.middle.run(f"ip link set {found.under.port(cut)} down")
-        wait_until(lambda: found.joined() == {"192.0.2.1"}, "the end of the lease")
-        assert container_at(one, "c", address)
-        found.under.middle.run(f"ip link set {found.under.port(cut)} up")
-        assert f"192.0.2.1 has leased {address} while" in lines_of(logged, "has leased")
-        assert "DOWN" in cut.run("ip -br link show v-a") and "UP" in cut.run("ip -br link show v-b")
-        assert found.leased() == {address: "192.0.2.1", kept: "192.0.2.2"}
-        wait_for_ping(one, "c", kept)
-        ok(one, "container rm c")
-        assert lines_of(logged, "is connected to blue again")
-        wait_for_ping(cut, "a", kept)
-        assert found.leased() == {address: "192.0.2.2", kept: "192.0.2.2"}
-
-
-def container_at(host: Machine, name: str, address: str) -> bool:
-    """Create a container with this address, and return whether it has it."""
-    ok(host, f"container create {name} --network blue --address {address}")
-    return addresses_of(host, name) == [address]
-
-
-def test_the_agent_stores_everything_again_after_a_loss_of_all_keys() -> None:
-    with cluster(2) as found:
-        found.join()
-        for number, host in enumerate(found.hosts):
-            container(host, f"c{number}", "blue")
-            found.agent(host)
-        wait_until(
-            lambda: [flood_list(host, TUNNEL) for host in found.hosts] == [{"192.0.2.2"}, {"192.0.2.1"}],
-            "tunnels",
-        )
-        before = found.etcd.content()
-        found.hosts[0].run(f"etcdctl --endpoints {found.url} del --prefix /vnet-tui/1/networks/blue/hosts")
-        found.hosts[0].run(
-            f"etcdctl --endpoints {found.url} del --prefix /vnet-tui/1/networks/blue/addresses"
-        )
-        wait_until(lambda: found.etcd.content() == before, "the keys")
 
 
 def test_an_interrupted_change_leaves_neither_keys_nor_links() -> None:
@@ -528,82 +322,3 @@ def test_export_and_apply_agree() -> None:
         assert whole_state(found, one) == before
         ok(one, "cleanup --yes")
         assert found.leased() == {} and found.joined() == {found.under.address(other)}
-
-
-def test_a_missing_agent_is_warned_of() -> None:
-    with cluster(1) as found:
-        (host,) = found.hosts
-        words = f"{CREATE} {found.url} --dry-run --json"
-        assert "no agent runs on this host: 120 s from now" in ok(host, words)
-        with agent(host):
-            wait_until(lambda: "no agent runs" not in ok(host, words), "the agent")
-
-
-def test_a_host_that_only_an_agent_would_add_is_found() -> None:
-    with cluster(3) as found:
-        _, one, other = found.hosts
-        found.join()
-        address = container(one, "a", "blue")
-        container(other, "b", "blue")
-        wait_for_ping(other, "b", address)
-        advice = wait_until(lambda: _advice(one, "192.0.2.3"), "the finding")
-        assert advice.endswith("run: vnet-tui agent")
-        found.agent(one)
-        wait_until(lambda: not _advice(one, "192.0.2.3"), "the repair")
-
-
-def _advice(host: Machine, other: str) -> str:
-    """Return the advice about a host that is missing in the flood list, "" without a finding."""
-    findings = json.loads(host.vnet("doctor", "--json").stdout)["findings"]
-    return next((one["advice"] for one in findings if one["short"] == f"{other} isn't in the flood list"), "")
-
-
-@pytest.mark.needs("frr")
-def test_hosts_with_evpn_find_each_other() -> None:
-    with cluster(3) as found:
-        frr = {host: FrrDaemons(host) for host in found.hosts}
-        found.join("--evpn")
-        for host in found.hosts:
-            found.agent(host)
-        ends = [
-            (host, f"c{number}", container(host, f"c{number}", "blue"))
-            for number, host in enumerate(found.hosts)
-        ]
-        for host, name, _ in ends:
-            for _, _, address in ends:
-                wait_for_ping(host, name, address)
-        for host in found.hosts:
-            others = {found.under.address(one) for one in found.hosts if one is not host}
-            wait_until(lambda host=host, others=others: frr[host].established() == others, "the sessions")  # type: ignore[misc]
-        ok(found.hosts[2], "network leave blue")
-        wait_until(lambda: frr[found.hosts[0]].established() == {"192.0.2.2"}, "the closed session")
-        config = lambda: frr[found.hosts[0]].vtysh("show running-config")  # noqa: E731
-        wait_until(lambda: "192.0.2.3" not in config(), "the configuration")
-
-
-def test_the_lease_of_a_host_with_the_same_address_is_not_renewed() -> None:
-    with cluster(1, SECONDS) as found:
-        (host,) = found.hosts
-        found.join()
-        wait_until(lambda: not found.joined(), "the end of the lease")
-        found.etcd.put(host_key("blue", "192.0.2.1"), '{"hostname": "another"}')
-        with agent(host) as logged:
-            assert "another host has the address 192.0.2.1 in etcd" in lines_of(logged, "can't renew")
-            found.etcd.delete(host_key("blue", "192.0.2.1"))
-            lines_of(logged, "it has joined again")
-
-
-def test_a_network_that_was_deleted_otherwise_is_removed_from_etcd() -> None:
-    with cluster(1) as found:
-        (host,) = found.hosts
-        found.join()
-        container(host, "a", "blue")
-        before = found.etcd.content()
-        host.run("ip link del br-blue")
-        host.run(f"ip link del {TUNNEL}")
-        with agent(host) as logged:
-            assert lines_of(logged, "blue no longer exists on this host")
-        assert [*found.etcd.content()] == [definition_key("blue")]
-        ok(host, f"{CREATE} {found.url}")
-        assert found.etcd.content() == before
-        assert "br-blue" in host.run("ip link show v-a")
