@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -36,6 +37,10 @@ def test_the_url_is_all_that_another_host_needs() -> None:
                     wait_for_ping(host, name, address)
         every = {address for host, name in ends for address in addresses_of(host, name)}
         assert len(every) == 6
+        for host, name in ends:
+            for address, subnet in zip(addresses_of(host, name), ("10.9.0.0/24", "fd09::/64"), strict=True):
+                own = range_of(subnet, found.under.address(host))
+                assert ip_address(address) in ip_network(own)
         assert set(found.leased()) == every
 
 
@@ -283,6 +288,51 @@ def test_hostile_hosts_and_addresses_are_ignored() -> None:
             host, "attach", "b", "blue", "--address", first
         )
         assert logged.poll() is None
+
+
+def test_hosts_of_the_other_family_are_left_out() -> None:
+    with cluster(2) as found:
+        one, other = found.hosts
+        ok(one, f"{CREATE} {found.url}")
+        found.etcd.put(host_key("blue", "2001:db8::9"), "{}")
+        done = other.vnet("network", "join", "blue", "--etcd", found.url)
+        assert "without 2001:db8::9: tunnels to other hosts use IPv4" in done.stderr
+        assert flood_list(other, TUNNEL) == {"192.0.2.1"}
+
+
+_JOIN_BY_AN_EARLIER_DEFINITION = """
+import sys
+from core.operations import JoinEtcd
+from core.operations.executor import Executor
+with Executor() as executor:
+    JoinEtcd("blue", sys.argv[1], "192.0.2.2", "other", 120, "{}").execute(executor)
+"""
+
+
+def test_a_definition_that_changes_before_a_host_joins_is_noticed() -> None:
+    with cluster(2) as found:
+        one, other = found.hosts
+        ok(one, f"{CREATE} {found.url}")
+        before = whole_state(found, other)
+        words = other.words(sys.executable, "-c", _JOIN_BY_AN_EARLIER_DEFINITION, found.url)
+        done = subprocess.run(words, env=other.environment, capture_output=True, text=True, check=False)
+        assert "EtcdError: its definition has changed in etcd now" in done.stderr
+        assert whole_state(found, other) == before
+
+
+def test_keys_of_another_host_stay() -> None:
+    """Another host may have this host's address, or have leased one of its addresses."""
+    with cluster(1) as found:
+        (host,) = found.hosts
+        found.join()
+        address = container(host, "a", "blue")
+        found.etcd.put(address_key("blue", address), '{"host": "192.0.2.9"}')
+        ok(host, "detach a blue")
+        assert found.leased() == {address: "192.0.2.9"}
+        key, lease = host_key("blue", "192.0.2.1"), found.etcd.lease(host_key("blue", "192.0.2.1"))
+        host.run(f"etcdctl --endpoints {found.url} put {key} {{}} --lease={lease:x}")
+        ok(host, "network leave blue")
+        assert found.joined() == {"192.0.2.1"}
 
 
 def test_given_options_must_agree() -> None:

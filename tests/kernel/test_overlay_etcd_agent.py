@@ -118,6 +118,7 @@ def test_a_lease_ends_with_its_host() -> None:
             found.agent(host)
         found.agent(dead)
         address = container(dead, "a", "blue")
+        mac = mac_of(dead, "a")
         wait_until(lambda: flood_list(one, TUNNEL) == {"192.0.2.2", "192.0.2.3"}, "the flood list")
         container(one, "b", "blue")
         wait_for_ping(one, "b", address)
@@ -128,7 +129,13 @@ def test_a_lease_ends_with_its_host() -> None:
         assert "192.0.2.3" not in one.run(f"bridge fdb show dev {TUNNEL}")
         ok(other, f"container create c --network blue --address {address}")
         assert found.leased()[address] == "192.0.2.2"
+        assert mac_of(other, "c") == mac  # which b knows already
         wait_for_ping(one, "b", address)
+
+
+def mac_of(host: Machine, name: str) -> str:
+    """Return the MAC of a container."""
+    return str(host.json("ip -j link show eth0", name)[0]["address"])
 
 
 def test_a_partition_heals_without_a_duplicate_address() -> None:
@@ -276,6 +283,16 @@ def test_a_host_joins_again_after_a_reboot() -> None:
         assert found.joined() == {"192.0.2.1", "192.0.2.2"}
         assert found.leased() == {}
         assert container_at(other, "b", address)
+
+
+def test_the_agent_leaves_a_network_alone_that_this_host_has_left() -> None:
+    with cluster(2) as found:
+        one, _ = found.hosts
+        found.join()
+        ok(one, "network leave blue")
+        sync = "from core.etcd_sync import EtcdSync; EtcdSync(print).sync()"
+        assert one.run([sys.executable, "-c", sync]) == ""
+        assert found.joined() == {"192.0.2.2"}
 
 
 _SYNC_AFTER_A_LOSS = """
