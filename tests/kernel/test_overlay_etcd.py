@@ -17,7 +17,7 @@ from core.plan.vxlan import range_of
 from tests.support.etcd import CREATE, TUNNEL, Cluster, cluster, whole_state
 from tests.support.killing import COUNTED, KILL_AT
 from tests.support.machine import Machine, machine_state, ok, refused
-from tests.support.underlay import addresses_of, container, flood_list, underlay, wait_for_ping
+from tests.support.underlay import addresses_of, connect_containers, container, flood_list, underlay
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
@@ -28,13 +28,7 @@ def test_the_url_is_all_that_another_host_needs() -> None:
         found.join("--ipv6 --vni 4242 --subnet 10.9.0.0/24 --subnet fd09::/64 --mtu 1400")
         for host in found.hosts:
             found.agent(host)
-        ends = [(host, f"c{number}") for number, host in enumerate(found.hosts)]
-        for host, name in ends:
-            container(host, name, "blue")
-        for host, name in ends:
-            for other, far in ends:
-                for address in addresses_of(other, far):
-                    wait_for_ping(host, name, address)
+        ends = connect_containers(found.hosts, "blue")
         every = {address for host, name in ends for address in addresses_of(host, name)}
         assert len(every) == 6
         for host, name in ends:

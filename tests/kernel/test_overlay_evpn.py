@@ -20,6 +20,7 @@ from tests.support.underlay import (
     Underlay,
     addresses_of,
     agent,
+    connect_containers,
     container,
     destinations,
     flood_list,
@@ -82,13 +83,7 @@ def pair() -> Iterator[Fabric]:
 
 def test_containers_of_three_hosts_reach_each_other(three: Fabric) -> None:
     three.join("--ipv6")
-    ends = [(host, f"c{number}") for number, host in enumerate(three.hosts)]
-    for host, name in ends:
-        container(host, name, "blue")
-    for host, name in ends:
-        for other, far in ends:
-            for address in addresses_of(other, far):
-                wait_for_ping(host, name, address)
+    connect_containers(three.hosts, "blue")
     for host in three.hosts:
         info = link(host, TUNNEL)["linkinfo"]
         assert info["info_data"]["learning"] is False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 
 from core.collect.frr import VTYSH
@@ -128,6 +128,18 @@ def reaches(host: Machine, name: str, address: str, size: int = 56) -> bool:
 def wait_for_ping(host: Machine, name: str, address: str, size: int = 56) -> None:
     """Wait until a container reaches an address."""
     wait_until(lambda: reaches(host, name, address, size), f"the way from {name} to {address}")
+
+
+def connect_containers(hosts: Sequence[Machine], network: str) -> list[tuple[Machine, str]]:
+    """Create a container on each host; wait until each reaches all addresses."""
+    ends = [(host, f"c{number}") for number, host in enumerate(hosts)]
+    for host, name in ends:
+        container(host, name, network)
+    for host, name in ends:
+        for other, far in ends:
+            for address in addresses_of(other, far):
+                wait_for_ping(host, name, address)
+    return ends
 
 
 def destinations(host: Machine, tunnel: str, mac: str) -> set[str]:
