@@ -19,6 +19,7 @@ from tests.support.underlay import (
     addresses_of,
     container,
     flood_list,
+    overlay_state,
     reaches,
     underlay,
     wait_for_ping,
@@ -131,12 +132,6 @@ def test_another_host_joins_and_leaves() -> None:
         assert not reaches(one, "a", address)
 
 
-def whole_state(host: Machine) -> dict[str, Any]:
-    """Return what commands may change, with the flood lists."""
-    names = [one["ifname"] for one in host.json("ip -j link show type vxlan")]
-    return machine_state(host) | {name: (flood_list(host, name), details(host, name)) for name in names}
-
-
 @pytest.mark.parametrize(
     "command",
     [
@@ -149,11 +144,11 @@ def test_undo_restores_everything(command: str) -> None:
         (host,) = found.hosts
         ok(host, "network create blue --kind overlay --remote 192.0.2.2 --remote 192.0.2.3 --ipv6")
         container(host, "a", "blue")
-        before = whole_state(host)
+        before = overlay_state(host)
         ok(host, command)
-        assert whole_state(host) != before
+        assert overlay_state(host) != before
         ok(host, "undo")
-        assert whole_state(host) == before
+        assert overlay_state(host) == before
 
 
 def test_undo_of_creation_leaves_nothing() -> None:
@@ -184,10 +179,10 @@ def test_export_and_apply_agree() -> None:
         container(one, "a", "blue")
         file = ok(one, "export")
         assert "done" not in ok(one, "apply - --yes", text=file)
-        before = whole_state(one)
+        before = overlay_state(one)
         ok(one, "network rm blue")
         ok(one, "apply - --yes", text=file)
-        assert whole_state(one) == before
+        assert overlay_state(one) == before
         ok(other, "network create blue --kind overlay --remote 192.0.2.9 --ipv6")
         changed = file.replace('local = "192.0.2.1"', 'local = "192.0.2.2"').replace(
             'remotes = ["192.0.2.2"]', 'remotes = ["192.0.2.1"]'

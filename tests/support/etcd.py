@@ -12,8 +12,8 @@ from typing import Any
 
 from core.model.etcd import address_key, host_key
 from core.plan.vxlan import vni_by_name
-from tests.support.machine import Machine, machine_state, ok
-from tests.support.underlay import Underlay, addresses_of, agent, flood_list, underlay
+from tests.support.machine import Machine, ok
+from tests.support.underlay import Underlay, addresses_of, agent, overlay_state, underlay
 from tests.support.waiting import PATIENCE, wait_until
 
 TUNNEL = f"vx{vni_by_name('blue')}"
@@ -134,10 +134,8 @@ def cluster(count: int, seconds: int = 120) -> Iterator[Cluster]:
 
 
 def whole_state(found: Cluster, host: Machine) -> dict[str, Any]:
-    """Return what commands may change on a host, with its flood list and the content of etcd."""
-    state = machine_state(host)
-    flood = flood_list(host, TUNNEL) if TUNNEL in host.run("ip -br link") else set()
-    return {**state, "flood": flood, "etcd": found.etcd.content()}
+    """Return what commands may change on a host and in etcd."""
+    return {**overlay_state(host), "etcd": found.etcd.content()}
 
 
 def lines_of(started: subprocess.Popen[str], text: str) -> str:

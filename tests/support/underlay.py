@@ -6,12 +6,13 @@ import json
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from typing import Any
 
 from core.collect.frr import VTYSH
 from core.model.link import ALL_ZERO
 from tests.support.frr import DAEMONS, PROGRAMS
 from tests.support.host import ThrowawayHost
-from tests.support.machine import PROGRAM, Machine, ok
+from tests.support.machine import PROGRAM, Machine, machine_state, ok
 from tests.support.waiting import wait_until
 
 PREFIXES = {4: "192.0.2.", 6: "2001:db8:2::"}
@@ -151,6 +152,14 @@ def destinations(host: Machine, tunnel: str, mac: str) -> set[str]:
 def flood_list(host: Machine, tunnel: str) -> set[str]:
     """Return the hosts to which the kernel sends broadcasts by a tunnel."""
     return destinations(host, tunnel, ALL_ZERO)
+
+
+def overlay_state(host: Machine) -> dict[str, Any]:
+    """Return what commands may change on a host, with its tunnels and their flood lists."""
+    tunnels = {
+        one["ifname"]: one["linkinfo"]["info_data"] for one in host.json("ip -j -d link show type vxlan")
+    }
+    return machine_state(host) | {name: (flood_list(host, name), data) for name, data in tunnels.items()}
 
 
 @contextmanager
