@@ -36,8 +36,8 @@ _AUTOMATIC = re.compile(r"veth[0-9a-f]+|cali[0-9a-f]+|lxc[0-9a-z]+|vnet[0-9]+")
 class Alignment:
     """Hold the old snapshot with new ids.
 
-    `recreated` are the links that got another ifindex or container; `renamed` maps the names engines chose
-    for links to those that they chose since."""
+    `recreated` are the links that got another ifindex, or whose container was started again; `renamed` maps
+    the names engines chose for links to those that they chose since."""
 
     snapshot: Snapshot
     recreated: frozenset[LinkKey]
@@ -72,9 +72,9 @@ class _Aligner:
             engines={name: self._engine(one) for name, one in old.engines.items()},
             listeners={self.ns(ns): ports for ns, ports in old.listeners.items()},
         )  # fmt: skip
-        known = {one.id for one in old.containers()}
         # The kernel gives the inode of a namespace that is gone to the next one.
-        again = {one.netns for one in self.new.snapshot.containers() if one.id not in known}
+        known = {(one.id, one.pid) for one in old.containers()}
+        again = {one.netns for one in self.new.snapshot.containers() if (one.id, one.pid) not in known}
         recreated = (new for was, new in self.links.items() if was != new or new.ns in again)
         return Alignment(aligned, frozenset(recreated), self.renamed)
 

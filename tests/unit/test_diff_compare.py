@@ -127,6 +127,17 @@ def test_one_restarted_container_is_a_difference_of_low_rank() -> None:
     ]
 
 
+def test_a_restarted_container_in_the_same_namespace_may_have_another_mac() -> None:
+    """The kernel may number the new namespace and its link like the old ones."""
+    web = next(one for one in OLD.containers() if one.name == "web")
+    assert web.netns is not None
+    moved = changed_link(OLD, web.netns, "eth0", mac="66:ad:a2:6b:20:06")
+    assert sentences(changed_container(moved, "web", pid=9999)) == ["container web was restarted"]
+    assert sentences(moved) == [
+        "the MAC address of veth eth0 in web changed from 02:42:ac:12:00:00 to 66:ad:a2:6b:20:06"
+    ]
+
+
 def stopped(snapshot: Snapshot, name: str) -> Snapshot:
     """Stop a container: its namespace and the host's end of its link are gone."""
     container: Container = next(one for one in snapshot.containers() if one.name == name)
