@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from core.apply import journal
 from core.apply.entries import Entry
 from core.netlink.netns import NamespaceGone
 from core.operations import Operation, is_final, undo_of
 from core.operations.executor import EngineError, Executor
+from core.operations.values import NetnsTarget
 from core.state import Busy, StateError, state_directory, unusable, writers_lock
 
 # The errors of an undo whose step was never executed, or was undone by others.
@@ -97,6 +98,8 @@ def _apply(
                 record.refused(done)
         made = _owned(steps[: done + 1], executor) if begun and not refused else steps[:done]
         reason = _sentence(steps[done], error) if done < len(steps) else _end_error(error)
+        if isinstance(error, (OSError, LookupError)):
+            reason += _gone_text(steps[done:], executor)
         outcome = _undo_after_failure(record, made, reason, executor)
         if not isinstance(error, Exception):
             raise
@@ -243,6 +246,16 @@ def _end_error(error: BaseException) -> str:
     if isinstance(error, NamespaceGone):
         return f"can't complete the change: {error}"
     return _journal_failure(error)
+
+
+def _gone_text(steps: tuple[Operation, ...], executor: Executor) -> str:
+    """Return which target of these steps is gone, "" if none: it may be the cause."""
+    values = (getattr(step, field.name) for step in steps for field in fields(step))  # type: ignore[arg-type]
+    try:
+        executor.require_namespaces(one for one in values if isinstance(one, NetnsTarget) and one.inode)
+    except NamespaceGone as error:
+        return f"; {error}"
+    return ""
 
 
 def _journal_failure(error: BaseException) -> str:

@@ -308,12 +308,12 @@ class Executor:
     def _open(self) -> set[NetnsTarget]:
         return {*self._iproutes, *self._ioctl_sockets, *self._descriptors, *self._rules}
 
-    def require_namespaces(self) -> None:
+    def require_namespaces(self, more: Iterable[NetnsTarget] = ()) -> None:
         """Raise NamespaceGone if a target namespace exists only because it is open here.
 
-        Its container has ended meanwhile.
+        Its container has ended meanwhile. Checks those of `more` as well.
         """
-        for place in self._open() - {HOST}:
+        for place in {*self._open(), *more} - {HOST}:
             with suppress(OSError):
                 if inode_of(path_of(place)) == place.inode or place.inode is None:
                     continue
