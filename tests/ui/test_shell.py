@@ -95,6 +95,7 @@ def test_key_suspends_the_dashboard(machine: Machine) -> None:
         terminal.wait_for("in the network namespace of web; exit or Ctrl-d returns", since=since)
         terminal.press("ip -br addr show eth0\r")
         terminal.wait_for("10.91.0.2/24", since=since)
+        terminal.settle()  # until ip has ended, as its Ctrl-C wouldn't be the shell's
         terminal.press("\x03")  # ends neither the shell nor the dashboard
         terminal.wait_for("^C", since=since)
         terminal.settle()  # the shell drops what it gets together with Ctrl-C
