@@ -73,9 +73,10 @@ class _Aligner:
             listeners={self.ns(ns): ports for ns, ports in old.listeners.items()},
         )  # fmt: skip
         # The kernel gives the inode of a namespace that is gone to the next one.
-        known = {(one.id, one.pid) for one in old.containers()}
-        again = {one.netns for one in self.new.snapshot.containers() if (one.id, one.pid) not in known}
-        recreated = (new for was, new in self.links.items() if was != new or new.ns in again)
+        known = set(map(_run, old.containers()))
+        again = {one.netns for one in self.new.snapshot.containers() if _run(one) not in known}
+        kept = {one.netns for one in self.new.snapshot.containers() if _run(one) in known} | {self.new.host}
+        recreated = (new for was, new in self.links.items() if was != new or new.ns in again - kept)
         return Alignment(aligned, frozenset(recreated), self.renamed)
 
     def ns(self, inode: int) -> int:
@@ -230,6 +231,11 @@ def _pairs[Item: (Container, Network)](
             found[one.id] = new[key].id
             taken.add(new[key].id)
     return found
+
+
+def _run(one: Container) -> tuple[str, int | None]:
+    """Identify a run of a container; a named namespace outlives its processes."""
+    return one.id, None if one.runtime == "netns" else one.pid
 
 
 def _containers(snapshot: Snapshot) -> dict[Hashable, Container]:

@@ -138,6 +138,32 @@ def test_a_restarted_container_in_the_same_namespace_may_have_another_mac() -> N
     ]
 
 
+@pytest.mark.parametrize("joins", ["web", "host"])
+def test_another_mac_is_found_after_a_container_that_joined_the_namespace_was_restarted(joins: str) -> None:
+    """The sidecar is no sign that the namespace is another one."""
+    ns = HOST if joins == "host" else next(one.netns for one in OLD.containers() if one.name == joins)
+    docker = OLD.engines["docker"]
+    sidecar = replace(docker.containers[0], id="5" * 64, name="sidecar", namespaces={"net": ns}, endpoints=(),
+                      ports=(), network_mode="host")  # fmt: skip
+    old = with_engine(OLD, replace(docker, containers=(*docker.containers, sidecar)))
+    assert ns is not None
+    new = changed_container(changed_link(old, ns, "eth0", mac="66:ad:a2:6b:20:06"), "sidecar", pid=9999)
+    assert any("eth0" in each and "66:ad:a2:6b:20:06" in each for each in sentences(new, old))
+
+
+def test_another_mac_in_a_named_namespace_is_found_after_its_process_was_restarted() -> None:
+    def snapshot(pid: int, mac: str) -> Snapshot:
+        host = HostBuilder()
+        ns = host.namespace(HOST + 1, pids=(pid,), command="server", names=("lab",))
+        host.link(ns, "eth0", "veth", ifindex=2, mac=mac)
+        host.container("netns", "lab", ns, id="lab", pid=pid)
+        return host.snapshot()
+
+    assert sentences(snapshot(8, "06:00:00:00:00:02"), snapshot(7, "06:00:00:00:00:01")) == [
+        "the MAC address of veth eth0 in lab changed from 06:00:00:00:00:01 to 06:00:00:00:00:02"
+    ]
+
+
 def stopped(snapshot: Snapshot, name: str) -> Snapshot:
     """Stop a container: its namespace and the host's end of its link are gone."""
     container: Container = next(one for one in snapshot.containers() if one.name == name)
