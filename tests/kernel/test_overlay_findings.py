@@ -22,6 +22,7 @@ MAC = "02:00:00:00:00:77"
 def hosts() -> Iterator[Underlay]:
     """Start two hosts of the overlay `blue`, each with a container."""
     with underlay(2) as found:
+        found.middle.run("ip addr add 192.0.2.254/24 dev br0")  # a gateway that answers ARP
         for number, host in enumerate(found.hosts):
             ok(host, f"network join blue {found.remotes()}")
             host.run("ip route add default via 192.0.2.254")
