@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from core.frr_config import GROUP
 from core.model import FdbEntry, Link, LinkKey, Neighbour, NetState, Network, Ref
 from core.model.link import ALL_ZERO
-from core.model.overlay import BgpPeer
+from core.model.overlay import BgpPeer, Vni
 from core.networks import sandbox_of
 from core.text import parse_tag
 from core.topology import Topology
@@ -202,7 +202,11 @@ def _overlay(topology: Topology, tables: _Tables, link: Link) -> Overlay:
     sessions = _sessions(topology, link)
     hosts = {address: _Host() for address, one in sessions.items() if one.group == GROUP}
     hosts |= _remote_hosts(tables, link)
-    remotes = (_remote(address, one, known, gateway, sessions.get(address)) for address, one in hosts.items())
+    announced = {one for vni in _vnis(topology, link) for one in vni.remotes} | sessions.keys()
+    remotes = (
+        _remote(address, one, known, gateway, sessions.get(address), address in announced)
+        for address, one in hosts.items()
+    )
     return Overlay(
         link,
         int(link.details.get("vni", 0)),
@@ -259,16 +263,27 @@ def _sessions(topology: Topology, link: Link) -> Mapping[str, BgpPeer]:
 
 def is_evpn(topology: Topology, link: Link) -> bool:
     """Return whether FRRouting exchanges EVPN routes for a tunnel."""
-    return link.ns == topology.host and any(one.link == link.name for one in topology.snapshot.frr.vnis)
+    return bool(_vnis(topology, link))
+
+
+def _vnis(topology: Topology, link: Link) -> list[Vni]:
+    """Return what FRRouting knows of a tunnel's VNI, or nothing."""
+    known = topology.snapshot.frr.vnis if link.ns == topology.host else ()
+    return [one for one in known if one.link == link.name]
 
 
 def _remote(
-    address: str, found: _Host, known: Mapping[str, tuple[str, ...]], gateway: str, session: BgpPeer | None
+    address: str,
+    found: _Host,
+    known: Mapping[str, tuple[str, ...]],
+    gateway: str,
+    session: BgpPeer | None,
+    announced: bool,
 ) -> OverlayHost:
     sources = [source_of(one) for one in found.entries]
     if found.flood:
         sources = [source_of(found.flood)]
-    if session is not None:  # FRRouting doesn't mark its entries of the flood list
+    if announced:  # FRRouting doesn't mark its entries of the flood list
         sources = ["extern_learn"]
     return OverlayHost(
         address,

@@ -14,7 +14,7 @@ least=3.12
 
 run_debian=(python3 python3-venv python3-bpfcc linux-libc-dev iproute2 nftables iptables conntrack)
 dev_debian=(clang shellcheck tmux procps iputils-ping ethtool tcpdump bpftool iperf3 netperf busybox-static docker.io
-    docker-cli podman netavark openvswitch-switch frr etcd-server etcd-client systemd)
+    docker-cli podman netavark openvswitch-switch frr gobgpd etcd-server etcd-client systemd)
 # udev loads the drivers by which a virtual machine's output comes out.
 kernels_debian=(qemu-system-x86 virtme-ng virtiofsd busybox-static udev kmod)
 run_fedora=(python3 python3-bcc kernel-headers iproute nftables iptables-nft conntrack-tools)

@@ -35,7 +35,7 @@ AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 _TOOLS = {
     "bpftool": "bpftool", "busybox": "busybox-static", "conntrack": "conntrack", "containerd": "docker.io",
     "docker": "docker-cli", "dockerd": "docker.io", "etcd": "etcd-server", "etcdctl": "etcd-client",
-    "ethtool": "ethtool", "ip": "iproute2",
+    "ethtool": "ethtool", "gobgp": "gobgpd", "ip": "iproute2",
     "iperf3": "iperf3", "iptables": "iptables", "nft": "nftables",
     "ovs-vswitchd": "openvswitch-switch", "ovsdb-server": "openvswitch-switch", "ping": "iputils-ping",
     "podman": "podman", "runc": "runc", "setpriv": "util-linux", "sysctl": "procps",

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from core.lab import Lab
+from core.lab.hosts_lab import HostsLab
 
 HERE = Path(__file__).parents[2]
 # Each picture's name, its keys ("/word", ":word" and "=word" are typed, "~" waits a while), and its size. The
@@ -38,6 +39,8 @@ SHOTS = (
     ("form-fastpath", "2 W /br-shop enter escape f", (130, 40)),
     ("fastpath", "2 W /br-shop enter escape f ~ y ~ ~ ~ :fastpath enter ~ g", (130, 40)),
 )
+# The same, on the first of three hosts.
+HOSTS_SHOTS = (("overlay", ":overlay enter j", (130, 40)),)
 _NAMED = {
     "?": "question_mark",
     "!": "exclamation_mark",
@@ -50,15 +53,15 @@ _SETTLE = 12.0  # seconds of traffic, which rates and sparklines need
 
 
 async def shoot(folder: Path, names: set[str]) -> None:
-    """Take the pictures; runs inside the lab."""
+    """Take the pictures of these names; runs inside the lab."""
     from tui.app import VnetApp
     from tui.cli.dashboard import DashboardFastPath, open_drops
     from tui.cli.session import ChangeSession
     from tui.services import Services
     from tui.sources import LiveSource
 
-    for name, keys, size in SHOTS:
-        if names and name not in names:
+    for name, keys, size in (*SHOTS, *HOSTS_SHOTS):
+        if name not in names:
             continue
         fast = DashboardFastPath()
         services = Services(ChangeSession, fast.fast_path_service)
@@ -83,13 +86,27 @@ def main(arguments: list[str]) -> int:
         return 0
     folder = HERE / "screenshots"
     folder.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as state, Lab() as lab:
+    wanted, several = ({shot[0] for shot in shots} for shots in (SHOTS, HOSTS_SHOTS))
+    if arguments:
+        wanted, several = wanted & set(arguments), several & set(arguments)
+    code = 0
+    if wanted:
+        with Lab() as lab:
+            code = _shoot_inside(lab, folder, wanted)
+    if several:
+        with HostsLab(3) as hosts:
+            code = code or _shoot_inside(hosts.hosts[0], folder, several)
+    return code
+
+
+def _shoot_inside(lab: Lab, folder: Path, names: set[str]) -> int:
+    """Run this module inside a lab; return its exit code."""
+    with tempfile.TemporaryDirectory() as state:
         environment = {
             **os.environ, "VNET_SCREENSHOTS": str(folder), "PYTHONPATH": str(HERE), "VNET_STATE": state
         }  # fmt: skip
-        return lab.run_inside(
-            [sys.executable, "-m", "tests.support.screenshots", *arguments], env=environment
-        )
+        command = [sys.executable, "-m", "tests.support.screenshots", *names]
+        return lab.run_inside(command, env=environment)
 
 
 if __name__ == "__main__":

@@ -105,13 +105,15 @@ def _session_cell(context: ViewContext, overlay: Overlay, host: OverlayHost) -> 
             return cells.text(host.session.state.lower(), "bad")
         age = max(0.0, context.snapshot.taken_at - host.session.up_since)
         return Cell(f"up {formatting.duration(age)}", "ok", age)
-    return Cell(host.source, "warn" if overlay.has_flood_list and not host.flooded else "")
+    how = "announced" if host.source == "extern_learn" else host.source
+    return Cell(how, "warn" if overlay.has_flood_list and not host.flooded else "")
 
 
 def _flood_cell(overlay: Overlay, host: OverlayHost) -> Cell:
     if host.is_local or not overlay.has_flood_list:
         return cells.NONE
-    return Cell("yes") if host.flooded else Cell("no", "warn")
+    # A host without MACs may only reflect what others announce.
+    return Cell("yes") if host.flooded else Cell("no", "warn" if host.macs else "")
 
 
 def detail(topology: Topology, ref: Ref, rates: Rates | None = None) -> Detail:
@@ -149,7 +151,7 @@ def _host_lines(topology: Topology, overlay: Overlay, host: OverlayHost) -> Iter
         yield from _session_lines(host.session)
         if overlay.has_flood_list:
             words = "yes" if host.flooded else "no: ARP requests and other broadcasts don't reach it"
-            yield "flood list", Cell(words, "" if host.flooded else "warn"), None
+            yield "flood list", Cell(words, "" if host.flooded or not host.macs else "warn"), None
     for prefix in host.prefixes:
         yield "routed to it", cells.text(prefix), None
     for text in _ranges(topology, overlay, host):
