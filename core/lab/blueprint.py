@@ -193,7 +193,7 @@ class LabSettings:
 
     Of several hosts (core.lab.hosts): `host` is the number of this one, 0 for their underlay, and `ranges`
     are those of the hosts in the overlay, none for a single lab. A host is connected to the network namespace
-    of the file descriptor `underlay`; with `frr` it runs FRRouting.
+    of the file descriptor `underlay`; with `frr` it runs FRRouting. With `etcd` the underlay runs etcd.
     """
 
     traffic: bool = True
@@ -205,3 +205,4 @@ class LabSettings:
     ranges: tuple[str, ...] = ()
     underlay: int = -1
     frr: bool = False
+    etcd: bool = False

@@ -11,6 +11,7 @@ MOST_HOSTS = 9
 UNDERLAY = "underlay"
 UNDERLAY_ADDRESSES = ("192.0.2.1/24", "198.51.100.1/24", "203.0.113.1/24")
 GATEWAY = "192.0.2.1"
+ETCD = f"http://{GATEWAY}:2379"
 OVERLAY = "shop"
 LOCAL = "front"
 LOCAL_SUBNET = "172.18.0.0/24"  # the same on each host, as it is masqueraded
@@ -103,15 +104,17 @@ def internet(count: int) -> LabContainer:
     )
 
 
-def desired_state(host: int, ranges: Sequence[str], evpn: bool) -> str:
+def desired_state(host: int, ranges: Sequence[str], evpn: bool, etcd: bool) -> str:
     """Return the file for `vnet-tui apply` that makes a host's networks.
 
-    `evpn`: FRRouting of the hosts finds the tunnels; without it they are listed.
+    `evpn`: FRRouting of the hosts finds the tunnels. `etcd`: the hosts find each other there; without it they
+    are listed.
     """
     addresses = [underlay_address(each) for each in range(1, len(ranges) + 1)]
     others = ", ".join(f'"{one}"' for one in addresses)
-    # How the hosts find each other: a registry such as etcd would be a further line here.
-    known = f"peers = [{others}]\nevpn = true" if evpn else f"remotes = [{others}]"
+    listed = f"{'peers' if evpn else 'remotes'} = [{others}]"
+    known = f'etcd = "{ETCD}"' if etcd else listed
+    known += "\nevpn = true" if evpn else ""
     attached = {f"proxy{host}": (LOCAL, PROXY_ADDRESS)}
     attached |= {name: (OVERLAY, address) for name, address in overlay_members(host, ranges).items()}
     tables = [

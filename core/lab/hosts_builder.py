@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from core.lab import builder, hosts
@@ -17,6 +19,7 @@ _FRR_FOLDERS = ("/usr/lib/frr", "/usr/libexec/frr")  # of Debian, Fedora
 _FRR_DAEMONS = ("mgmtd", "zebra", "bgpd")  # in the order of their start; older versions have no mgmtd
 _FRR_RUN = Path("/run/frr")
 _FRR_SECONDS = 10.0
+_ETCD_SECONDS = 20.0
 
 
 def hostname(settings: LabSettings) -> str:
@@ -52,7 +55,25 @@ def _build_underlay(settings: LabSettings) -> None:
             f"link set {hosts.UNDERLAY} up",
         ]
     )
+    if settings.etcd:
+        _start_etcd()
     start(hosts.internet(len(settings.ranges)), settings)
+
+
+def _start_etcd() -> None:
+    """Start etcd with its data in memory, and wait until it listens."""
+    argv = [
+        "etcd", "--data-dir=/run/etcd", f"--listen-client-urls={hosts.ETCD}", "--unsafe-no-fsync",
+        f"--advertise-client-urls={hosts.ETCD}", "--log-level=error", "--listen-peer-urls=http://127.0.0.1:2380",
+    ]  # fmt: skip
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(argv, stdin=null, stdout=null, stderr=null)
+    end = time.monotonic() + _ETCD_SECONDS
+    while process.poll() is None and time.monotonic() < end:
+        with suppress(OSError), socket.create_connection((hosts.GATEWAY, 2379), timeout=1):
+            return
+        time.sleep(0.02)
+    raise BuildError(f"etcd doesn't start. Try: {' '.join(argv)}")
 
 
 def _connect(settings: LabSettings) -> None:

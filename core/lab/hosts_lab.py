@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -56,14 +56,14 @@ class HostsLab:
         self._stack.close()
 
     def _build(self, stack: ExitStack) -> None:
-        frr = has_frr()
+        frr, etcd = has_frr(), bool(find_tool("etcd"))
         if not frr:
             self._progress(_NO_FRR)
         subnet = subnet_by_name(hosts.OVERLAY, 4)
         numbers = range(1, self.count + 1)
         ranges = tuple(range_of(subnet, hosts.underlay_address(host)) for host in numbers)
         self.underlay = stack.enter_context(
-            Lab(LabSettings(traffic=self._traffic, ranges=ranges), self._progress)
+            Lab(LabSettings(traffic=self._traffic, ranges=ranges, etcd=etcd), self._progress)
         )
         netns = os.open(f"/proc/{self.underlay.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -81,16 +81,24 @@ class HostsLab:
         for lab in self.hosts:
             lab.wait_until_built()
         self._progress("networks")
-        self._make_networks(ranges, frr)
+        files = {host: hosts.desired_state(host, ranges, frr, etcd) for host in numbers}
+        if etcd:  # the first host defines the overlay, the others join it
+            self._make_networks({1: files.pop(1)})
+        self._make_networks(files)
+        if etcd:
+            self._progress("agents")
+            for lab in self.hosts:
+                _start_agent(lab, stack)
 
-    def _make_networks(self, ranges: tuple[str, ...], frr: bool) -> None:
-        """Make the networks of all hosts at the same time. Raises LabError."""
+    def _make_networks(self, files: Mapping[int, str]) -> None:
+        """Make the networks of these hosts at the same time. Raises LabError."""
         with ExitStack() as running:
-            commands = []
-            for host, lab in enumerate(self.hosts, 1):
-                commands.append(running.enter_context(_apply(lab, hosts.desired_state(host, ranges, frr))))
-                running.callback(commands[-1].kill)  # a lab ends only after its processes were waited for
-            for host, command in enumerate(commands, 1):
+            commands = {}
+            for host, desired in files.items():
+                commands[host] = running.enter_context(_apply(self.hosts[host - 1], desired))
+                # A lab ends only after its processes were waited for.
+                running.callback(commands[host].kill)
+            for host, command in commands.items():
                 output, _ = command.communicate()
                 if command.returncode:
                     raise LabError(f"{hosts.hostname(host)}: {output.strip()}")
@@ -105,6 +113,16 @@ def _apply(lab: Lab, desired: str) -> subprocess.Popen[str]:
             python_command("tui.cli", "apply", "-", "--yes"), python_environment(),
             stdin=file, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
+
+
+def _start_agent(lab: Lab, stack: ExitStack) -> None:
+    """Start `vnet-tui agent` on a host, which renews leases and follows hosts in etcd."""
+    null = subprocess.DEVNULL
+    agent = lab.popen_inside(
+        python_command("tui.cli", "agent"), python_environment(), stdin=null, stdout=null, stderr=null
+    )
+    stack.callback(agent.wait)
+    stack.callback(agent.kill)
 
 
 def has_frr() -> bool:

@@ -13,6 +13,7 @@ import pytest
 from core.lab import Lab, LabError, hosts, hosts_builder, hosts_lab
 from core.lab.hosts_lab import HostsLab
 from core.plan.vxlan import subnet_by_name, vni_by_name
+from core.tools import find_tool
 from tests.kernel.lab_sandbox import run_scenario
 from tests.support.lab_inside import Inside
 from tests.support.waiting import eventually
@@ -57,10 +58,18 @@ def reach_each_other(lab: HostsLab) -> None:
     assert eventually(lambda: Inside(three).fetch("cache", f"http://{db}:5432/321") == 321)
 
 
-@pytest.fixture(scope="module", params=["frr", "static"])
+def find_no_etcd(*names: str) -> str:
+    return "" if "etcd" in names else find_tool(*names)
+
+
+@pytest.fixture(scope="module", params=["etcd", "frr", "static"])
 def lab(request: pytest.FixtureRequest) -> Iterator[HostsLab]:
-    """Return three hosts, with FRRouting and without."""
+    """Return three hosts: with FRRouting and etcd, with FRRouting, and with neither."""
     with pytest.MonkeyPatch.context() as patch:
+        if request.param != "etcd":
+            patch.setattr(hosts_lab, "find_tool", find_no_etcd)
+        elif not find_tool("etcd"):
+            pytest.skip("needs etcd (apt install etcd-server)")
         if request.param == "static":
             patch.setattr(hosts_builder, "_FRR_FOLDERS", ("/nowhere",))
         elif not hosts_lab.has_frr():
@@ -142,6 +151,29 @@ def test_sessions_are_established_where_frr_runs(lab: HostsLab) -> None:
         assert eventually(lambda number=number: established() == others(number))
         entries = Inside(host).json("bridge", "-j", "fdb", "show", "dev", TUNNEL)
         assert all("extern_learn" in one["flags"] for one in entries if one["mac"] != FLOOD and "dst" in one)
+
+
+def test_hosts_and_addresses_are_in_etcd(lab: HostsLab) -> None:
+    assert lab.underlay is not None
+    if not lab.underlay.settings.etcd:
+        assert "etcd" not in Inside(lab.underlay).run("sh", "-c", "cat /proc/[0-9]*/comm").split()
+        return
+    start = "/vnet-tui/1/networks/shop/"
+    words = ("etcdctl", "--endpoints", hosts.ETCD, "get", "--prefix", start)
+    found = Inside(lab.underlay).run(*words, "--keys-only").split()
+    leased = {
+        overlay_address(host, name)
+        for number, host in enumerate(lab.hosts, 1)
+        for name in (f"web{number}", hosts.service(number)[0])
+    }
+    assert {key.removeprefix(start) for key in found} == {
+        "definition",
+        *(f"hosts/{hosts.underlay_address(number)}" for number in (1, 2, 3)),
+        *(f"addresses/{address}" for address in leased),
+    }
+    for host in lab.hosts:  # whose agents renew the leases
+        commands = Inside(host).run("sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+        assert commands.count("-m tui.cli agent") == 1
 
 
 def test_without_frr_a_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
