@@ -26,7 +26,26 @@ STAGES = {
     "fastpath": _FASTPATH,
     "commands": ["tests/kernels/test_commands.py"],
     "functions": ["tests/kernels/test_functions.py"],
+    "overlay": [
+        "tests/kernel/test_overlay_reflected.py",
+        *(
+            f"tests/kernel/test_fastpath_tunnels.py::test_{each}"
+            for each in (
+                "packets_pass_without_the_tunnels_link",
+                "the_headers_are_those_of_the_kernel",
+                "a_damaged_packet_is_noticed",
+                "a_rule_about_the_tunnels_packets_stops_them",
+            )
+        ),
+    ],
+    "ovs": [
+        "tests/kernel/test_ovs_network.py",
+        "--deselect=tests/kernel/test_ovs_network.py::test_a_missing_kernel_datapath_is_explained",
+    ],
+    "storms": ["tests/kernel/test_storm_guard.py", "tests/kernel/test_storm_guard_xdp.py"],
 }
+# What a stage needs before its tests.
+_BEFORE = {"ovs": "modprobe openvswitch; export VNET_OVS_DATAPATH=system"}
 _IN_PARALLEL = ("datapath", "fastpath")
 _BOOT_SECONDS, _STAGE_SECONDS = 60, 400  # times the factor of a slow machine
 
@@ -119,6 +138,8 @@ def script(stages: list[str]) -> str:
     for stage in stages:
         if stage != "proof":
             lines.append("modprobe br_netfilter")
+        if stage in _BEFORE:
+            lines.append(_BEFORE[stage])
         words = f"python -m pytest -q --durations=5 --junit-xml={vm.SHARED}/{stage}.xml"
         words += " -n 2" if stage in _IN_PARALLEL else ""
         lines.append(f"{words} {' '.join(STAGES[stage])} || failed=1")
