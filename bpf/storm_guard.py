@@ -36,10 +36,11 @@ _NO_PREALLOC = 1
 
 
 def attach(ifindex: int, limits: StormLimits) -> None:
-    """Guard a link, or replace its limits.
+    """Guard a link, or replace its limits; if that fails, a guard that it had stays.
 
     Raises OSError, CompileError and syscall.Rejected.
     """
+    was_guarded = any(one.ifindex == ifindex for one in STORM_GUARD.attached())
     macs = _senders(ifindex)
     descriptors = _create_maps(limits, macs or ())
     try:
@@ -49,7 +50,8 @@ def attach(ifindex: int, limits: StormLimits) -> None:
             STORM_GUARD.attach(descriptors["egress"], ifindex, str(limits), egress=True)
         STORM_GUARD.attach(descriptors["ingress"], ifindex, str(limits))
     except BaseException:
-        STORM_GUARD.detach(ifindex)
+        if not was_guarded:
+            STORM_GUARD.detach(ifindex)
         raise
     finally:
         for descriptor in descriptors.values():

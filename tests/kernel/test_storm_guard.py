@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -14,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from bpf import storm_guard
 from core import storms
-from core.model import GUARDED
+from core.model import GUARDED, StormLimits
 from core.netlink.netns import entered
 from tests.support.fastpath import FastPath, Talk
 from tests.support.guarded_network import (
@@ -292,6 +295,28 @@ def test_undo_and_a_second_undo_restore_it(net: Network) -> None:
     net.vnet("undo")
     assert filters(net.host) == {}
     assert "guard=" not in net.host.run("ip -d link show")
+
+
+@pytest.mark.parametrize("begins", [0, 1])
+def test_limits_that_cant_be_replaced_stay(
+    net: Network, monkeypatch: pytest.MonkeyPatch, begins: int
+) -> None:
+    """The kernel refuses the first or the second program."""
+    net.guard()
+    on, running = filters(net.host), programs(net.host)
+    loads = iter([storm_guard.load] * begins)
+
+    def load(*arguments: Any) -> int:
+        for real in loads:
+            return real(*arguments)
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(storm_guard, "load", load)
+    with entered(f"/run/netns/{net.host.name}"):
+        index = socket.if_nametoindex(next(iter(on)))
+        with pytest.raises(OSError, match="memory"):
+            storm_guard.attach(index, StormLimits(1, 1, 1))
+    assert (filters(net.host), programs(net.host)) == (on, running)
 
 
 def test_containers_that_come_and_go_are_guarded(net: Network) -> None:
