@@ -169,6 +169,7 @@ def bridge_settings(data: bytes, families: bytes = b"") -> BridgeSettings:
         root_id=_bridge_id(found.get(10, b"")),
         root_port=number(12, 0),
         mcast_snooping=number(23, 1) != 0,
+        mcast_querier=number(25, 0) != 0,
         group_fwd_mask=number(9, 0),
         nf_call_iptables=number(36, 0) != 0,
         nf_call_ip6tables=number(37, 0) != 0,

@@ -93,6 +93,7 @@ class BridgeSettings:
     root_id: str = ""
     root_port: int = 0
     mcast_snooping: bool = True
+    mcast_querier: bool = False
     group_fwd_mask: int = 0
     nf_call_iptables: bool = False
     nf_call_ip6tables: bool = False

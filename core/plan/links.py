@@ -28,6 +28,7 @@ BRIDGE_SETTINGS = {
     "max_age": ("max_age", 100, 600, 4000),
     "priority": ("priority", 1, 0, 65535),
     "mcast_snooping": ("mcast_snooping", 1, 0, 1),
+    "mcast_querier": ("mcast_querier", 1, 0, 1),
     "group_fwd_mask": ("group_fwd_mask", 1, 0, 65535),
     "nf_call_iptables": ("nf_call_iptables", 1, 0, 1),
     "nf_call_ip6tables": ("nf_call_ip6tables", 1, 0, 1),

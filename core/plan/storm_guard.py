@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from core.model import Link, StormLimits
-from core.operations import Operation, SetLink, SetStormGuard
+from core.operations import Operation, SetBridge, SetLink, SetStormGuard
 from core.plan.attachments import persist_guard
 from core.plan.builder import CannotPlan, PlanBuilder, plan_steps, require, when
 from core.plan.connectivity import is_critical_link
@@ -70,11 +70,25 @@ def _guard_network(network: VnetNetwork, request: GuardStorms, builder: PlanBuil
     for member in members:
         builder.add(*_switch_known(member, after, builder))
         persist_guard(member, after, builder)
+    builder.add(*_switch_querier(bridge, after))
     for port in builder.topology.ports_of(bridge.key):
         if port.name in ours or request.all_ports or not request.limits:
             _guard_port(port, request.limits, builder)
     if request.limits:
         _warn_of_unguarded(bridge, builder)
+
+
+def _switch_querier(bridge: Link, network: VnetNetwork) -> Iterator[Operation]:
+    """Yield the operation that begins or ends the bridge's group queries.
+
+    With a querier it forwards neighbour solicitations only to ports of the solicited-node group (RFC 4541).
+    Not in networks that share their segment with others, which may have a querier of their own.
+    """
+    has_ipv6 = any(":" in subnet for subnet in network.subnets)
+    is_alone = network.kind != "overlay" and not network.uplink
+    on = bool(network.guard)
+    if has_ipv6 and is_alone and bridge.bridge and bridge.bridge.mcast_querier != on:
+        yield SetBridge(bridge.name, "mcast_querier", int(on), int(not on))
 
 
 def _guard_others(request: GuardStorms, builder: PlanBuilder) -> None:

@@ -344,6 +344,7 @@ def _settings_to_defaults(name: str, settings: BridgeSettings, place: NetnsTarge
         ("priority", "priority"),
         ("vlan_default_pvid", "vlan_default_pvid"),
         ("mcast_snooping", "mcast_snooping"),
+        ("mcast_querier", "mcast_querier"),
         ("group_fwd_mask", "group_fwd_mask"),
         ("nf_call_iptables", "nf_call_iptables"),
         ("nf_call_ip6tables", "nf_call_ip6tables"),

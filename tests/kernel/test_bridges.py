@@ -33,6 +33,7 @@ def settings_from_ip(data: dict[str, Any]) -> dict[str, Any]:
         "root_id": short_octets(data["root_id"]),
         "root_port": data["root_port"],
         "mcast_snooping": bool(data["mcast_snooping"]),
+        "mcast_querier": bool(data["mcast_querier"]),
         "group_fwd_mask": int(str(data["group_fwd_mask"]), 16),
         "nf_call_iptables": bool(data["nf_call_iptables"]),
         "nf_call_ip6tables": bool(data["nf_call_ip6tables"]),
@@ -75,6 +76,7 @@ def port_of(link: Link) -> BridgePort:
         "",
         "stp_state 1 priority 4096 ageing_time 12300 forward_delay 400 hello_time 100 max_age 1000",
         "mcast_snooping 0 group_fwd_mask 8 nf_call_iptables 1",
+        "mcast_querier 1",
     ],
 )
 def test_settings_are_those_that_ip_prints(host: ThrowawayHost, options: str) -> None:

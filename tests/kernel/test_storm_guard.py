@@ -390,7 +390,7 @@ def test_arp_for_a_known_container_isnt_flooded(net: Network) -> None:
 def _seen(net: Network, watcher: str, expression: str, target: str) -> int:
     """Return whether the watcher sees web's ARP request for the target."""
     net.host.run("ip neigh flush dev eth0", inside="web")
-    with tcpdump(net, watcher, "eth0", expression) as captured:
+    with tcpdump(net.host, watcher, "eth0", expression) as captured:
         net.host.run(f"ping -c1 -W5 {net.address(target)}", inside="web")
         assert net.mac(target) in net.host.run(f"ip neigh show {net.address(target)}", inside="web")
         # A request that is always flooded, for an address that no container has, comes after it.
@@ -398,10 +398,76 @@ def _seen(net: Network, watcher: str, expression: str, target: str) -> int:
     return sum("who-has" in line for line in captured)
 
 
+def test_ipv6_solicitations_reach_only_the_container_they_ask_for(
+    host: ThrowawayHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VNET_STATE", str(tmp_path / "state"))
+
+    def vnet(*words: str) -> None:
+        done = host.vnet(*words)
+        assert done.returncode == 0, done.stderr
+
+    def solicit(source: str) -> set[str]:
+        """Let a container, or the host, ask for db; return which containers hear it."""
+        host.run("ip -6 neigh flush all", inside=source)
+        with heard(host, "db") as by_db, heard(host, "log") as by_log:
+            host.run(f"ping -c1 -W5 {address}", inside=source)
+            # All hear what is sent to all nodes after it.
+            link = "br-six" if source == "host" else "eth0"
+            host.run(f"ping -c1 -W5 ff02::1%{link}", inside=source)
+            found = {"db": by_db(), "log": by_log()}
+        wanted = socket.inet_pton(socket.AF_INET6, address)
+        return {name for name, targets in found.items() if wanted in targets}
+
+    vnet("network", "create", "six", "--subnet", "10.78.0.0/24", "--subnet", "fd78::/64")
+    for name in ("web", "db", "log"):
+        vnet("container", "create", host.full(name), "--network", "six")
+        host.names.append(host.full(name))
+    (found,) = host.json("ip -j -6 addr show eth0 scope global", inside="db")
+    address = found["addr_info"][0]["local"]
+    wait_until(lambda: host.run(f"ping -c1 -W1 {address}", inside="web", check=False).count("1 received"))
+    # The kernel's usual times, ten and thirty seconds.
+    quick = "mcast_query_response_interval 100 mcast_startup_query_interval 100"
+    host.run(f"ip link set br-six type bridge {quick}")
+    assert solicit("web") == solicit("host") == {"db", "log"}
+    vnet("storm", "guard", "six", "on")
+    wait_until(lambda: solicit("web") == {"db"}, "the bridge to know the members")
+    assert solicit("host") == {"db"}
+    vnet("container", "create", host.full("new"), "--network", "six")
+    host.names.append(host.full("new"))
+    (found,) = host.json("ip -j -6 addr show eth0 scope global", inside="new")
+    host.run(f"ping -c1 -W5 {found['addr_info'][0]['local']}", inside="web")
+    vnet("storm", "guard", "six", "off")
+    (link,) = host.json("ip -j -d link show br-six")
+    assert link["linkinfo"]["info_data"]["mcast_querier"] == 0
+    assert solicit("web") == {"db", "log"}
+
+
 @contextmanager
-def tcpdump(net: Network, inside: str, link: str, expression: str) -> Iterator[list[str]]:
+def heard(host: ThrowawayHost, inside: str) -> Iterator[Callable[[], set[bytes]]]:
+    """Listen at a container's link; the function returns who was asked for until an echo request."""
+    with entered(f"/run/netns/{host.full(inside)}"):
+        listening = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x86DD))
+        listening.bind(("eth0", 0x86DD))
+    listening.settimeout(10)
+
+    def targets() -> set[bytes]:
+        found = set()
+        while True:
+            frame = listening.recv(2048)
+            if frame[0] & 1 and frame[20] == socket.IPPROTO_ICMPV6 and frame[54] == 135:
+                found.add(frame[62:78])
+            elif frame[0] & 1 and frame[20] == socket.IPPROTO_ICMPV6 and frame[54] == 128:
+                return found
+
+    with listening:
+        yield targets
+
+
+@contextmanager
+def tcpdump(host: ThrowawayHost, inside: str, link: str, expression: str) -> Iterator[list[str]]:
     """Capture in the body; the list has a line for each packet afterwards."""
-    namespace = f"--net=/run/netns/{net.host.full(inside)}"
+    namespace = f"--net=/run/netns/{host.full(inside)}"
     words = ["nsenter", namespace, "tcpdump", "-Unli", link, expression]
     lines: list[str] = []
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
@@ -437,7 +503,7 @@ def test_loop_names_both_ports_and_blocks_one(net: Network) -> None:
     assert done.returncode == 0 and json.loads(done.stdout)["loops"] == []
     net.loop()
     before = net.host.run(f"bridge fdb show br br-{NET}").count("permanent")
-    with tcpdump(net, "host", "p1", "ether proto 0x88b5") as captured:
+    with tcpdump(net.host, "host", "p1", "ether proto 0x88b5") as captured:
         done = net.host.vnet("storm", "loop", NET, "--json")
     assert done.returncode == 1 and json.loads(done.stdout)["loops"] == [["p1", "p2"]]
     assert 2 <= sum("ethertype" in line for line in captured) <= 6, "the probes circulate"

@@ -161,6 +161,7 @@ def _settings(topology: Topology, bridge: Link) -> Iterator[Line]:
     yield "ageing", Cell(f"{settings.ageing_time:g} s"), None
     yield "forward delay", Cell(f"{settings.forward_delay:g} s"), None
     yield "multicast snooping", cells.on_off(settings.mcast_snooping), None
+    yield "multicast querier", cells.on_off(settings.mcast_querier), None
     yield "group forward mask", Cell(f"{settings.group_fwd_mask:#x}"), None
     yield "nf_call_iptables", cells.on_off(settings.nf_call_iptables), None
     yield "nf_call_ip6tables", cells.on_off(settings.nf_call_ip6tables), None
