@@ -16,7 +16,8 @@ from core.model.etcd import address_key, definition_key, host_key
 from core.plan.vxlan import range_of
 from tests.support.etcd import CREATE, TUNNEL, Cluster, cluster, whole_state
 from tests.support.killing import COUNTED, KILL_AT
-from tests.support.machine import Machine, machine_state, ok, refused
+from tests.support.machine import PROGRAM, Machine, machine_state, ok, refused
+from tests.support.terminal import Terminal
 from tests.support.underlay import addresses_of, connect_containers, container, flood_list, underlay
 from tests.support.waiting import wait_until
 
@@ -36,6 +37,30 @@ def test_the_url_is_all_that_another_host_needs() -> None:
                 own = range_of(subnet, found.under.address(host))
                 assert ip_address(address) in ip_network(own)
         assert set(found.leased()) == every
+
+
+def test_the_dashboards_form_creates_it_and_joins_it() -> None:
+    """The first host defines it, with a subnet of its own; the others take it from etcd."""
+    with cluster(2) as found:
+        for host, subnet in zip(found.hosts, ("10.9.0.0/24", ""), strict=True):
+            with Terminal(host.words(*PROGRAM, "--write"), **host.environment) as terminal:
+                terminal.wait_for("Network")
+                terminal.press("n")
+                terminal.wait_for("VLAN filtering")
+                terminal.press("blue\toverlay")
+                terminal.wait_for("2379 if it is used")
+                terminal.press(f"\t{found.url}")
+                terminal.wait_for("etcdctl")
+                terminal.press(f"\t\t{subnet}")
+                terminal.wait_for("10.9.0.1" if subnet else "etcdctl")
+                terminal.settle(1)
+                terminal.press("\r")
+                wait_until(lambda host=host: found.under.address(host) in found.joined(), "this host in etcd")
+        for host in found.hosts:
+            found.agent(host)
+        ends = connect_containers(found.hosts, "blue")
+        every = {address for host, name in ends for address in addresses_of(host, name)}
+        assert set(found.leased()) == every and all(one.startswith("10.9.0.") for one in every)
 
 
 @pytest.mark.parametrize(

@@ -50,10 +50,11 @@ def network_form() -> Form:
         Field("name", "name", "at most 15 bytes"),
         Field("kind", "kind", options=KINDS),
         Field("uplink", "uplink NIC", "the NIC that becomes its port", hidden=True),
-        Field("remotes", "other hosts", "their addresses; more can join later", hidden=True),
+        Field("etcd", "etcd", "http://ADDRESS:2379 if it is used", hidden=True),
+        Field("remotes", "other hosts", "addresses; more can join later", hidden=True),
         Field("evpn", "BGP EVPN", options=("no", "yes"), hidden=True),
         Field("vni", "VNI", "follows from the name", hidden=True),
-        Field("subnet", "subnet", "a free subnet"),
+        Field("subnet", "subnet", "a free subnet, or that of etcd"),
         Field("gateway", "gateway", "the first address"),
         Field("ipv6", "IPv6 subnet"),
         Field("nat66", "masquerade IPv6", options=("no", "yes"), hidden=True),
@@ -68,7 +69,10 @@ def network_form() -> Form:
 def _fill(topology: Topology, values: Values) -> FormState:
     kind, name = values.get("kind", "nat"), _name(topology)
     is_overlay, named = kind == "overlay", values.get("name", name)
-    subnet = values.get("subnet", subnet_by_name(named, 4) if is_overlay else _free(topology, 4))
+    # With etcd nothing is proposed: another host may have defined it otherwise.
+    with_etcd = is_overlay and bool(values.get("etcd"))
+    subnet = subnet_by_name(named, 4) if is_overlay else _free(topology, 4)
+    subnet = values.get("subnet", "" if with_etcd else subnet)
     free6 = subnet_by_name(named, 6) if is_overlay else _free(topology, 6)
     cards = tuple(link.name for link in _cards(topology))
     way = topology.uplink(topology.host)
@@ -77,7 +81,8 @@ def _fill(topology: Topology, values: Values) -> FormState:
     hidden = {"subnet", "gateway", "ipv6", "nat66"} if kind == "nic-bridged" else {"uplink"}
     translated = kind in ("nat", "ovs") and values.get("ipv6", "none") not in ("", "none")
     hidden |= set() if translated else {"nat66"}
-    hidden |= {"engine"} if is_overlay else {"remotes", "vni", "evpn"}
+    hidden |= {"engine"} if is_overlay else {"etcd", "remotes", "vni", "evpn"}
+    hidden |= {"remotes"} if with_etcd else set()
     hidden |= set() if topology.snapshot.frr.daemons else {"evpn"}
     hidden |= {"vlans"} if kind == "ovs" else {"datapath"}
     hidden |= set() if docker and docker.state == "ok" else {"engine"}
@@ -85,8 +90,9 @@ def _fill(topology: Topology, values: Values) -> FormState:
         {
             "name": name, "kind": "nat", "uplink": card, "subnet": subnet,
             "gateway": _gateway(subnet), "ipv6": "none", "nat66": "no", "vlans": "no", "engine": "vnet",
-            "remotes": "", "evpn": "yes" if topology.snapshot.frr.config.group else "no",
-            "vni": str(vni_by_name(named)) if is_overlay else "",
+            "etcd": "", "remotes": "",
+            "evpn": "yes" if topology.snapshot.frr.config.group and not with_etcd else "no",
+            "vni": str(vni_by_name(named)) if is_overlay and not with_etcd else "",
             "datapath": DATAPATHS[0],
         },
         {"uplink": cards, "ipv6": ("none", free6) if free6 else ("none",)},
@@ -145,6 +151,7 @@ def _request(values: Values) -> CreateNetwork:
         peers=hosts if evpn else (),
         evpn=evpn,
         datapath=values.get("datapath", ""),
+        etcd=values.get("etcd", ""),
     )
 
 
