@@ -1,4 +1,4 @@
-"""Attach the program to links: by tcx, or by clsact filters before Linux 6.6.
+"""Attach programs to links: by tcx, or by clsact filters before Linux 6.6.
 
 A tcx link ends with this process, however that ends.
 """
@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Iterable
 
 from bpf import syscall
-from core.netlink.clsact import FAST_PATH
+from core.netlink.clsact import FAST_PATH, FAST_PATH_OBSERVER, LinkFilter
 
 _WITHOUT_TCX = (errno.EINVAL, errno.EOPNOTSUPP)
 
@@ -36,13 +36,17 @@ def _has_other(ifindex: int, where: int, ours: Collection[int]) -> bool:
 
 
 class Attachments:
-    """Attach the program to interfaces; `tcx` is None until the first attachment."""
+    """Attach a program to the ingress or egress of interfaces.
 
-    def __init__(self, program: int, tcx: bool | None = None) -> None:
+    `tcx` is None until the first attachment.
+    """
+
+    def __init__(self, program: int, tcx: bool | None = None, egress: bool = False) -> None:
         self.program = program
         self.tcx = tcx
+        self._egress = egress
         self._links: dict[int, int | None] = {}
-        self._ids = {syscall.object_id(program)}
+        self.ids = {syscall.object_id(program)}
 
     def sync(self, wanted: Collection[int]) -> dict[int, str]:
         """Attach the program to exactly these interfaces.
@@ -66,39 +70,40 @@ class Attachments:
         """Attach the program; return the link's descriptor, None at clsact."""
         if self.tcx is not False:
             try:
-                link = syscall.attach_tcx(self.program, ifindex)
+                where = syscall.TCX_EGRESS if self._egress else syscall.TCX_INGRESS
+                link = syscall.attach_tcx(self.program, ifindex, where)
             except OSError as error:
                 if self.tcx or error.errno not in _WITHOUT_TCX:
                     raise
             else:
                 self.tcx = True
                 return link
-        FAST_PATH.attach(self.program, ifindex)
+        self._filter.attach(self.program, ifindex, egress=self._egress)
         self.tcx = False
         return None
+
+    @property
+    def _filter(self) -> LinkFilter:
+        return FAST_PATH_OBSERVER if self._egress else FAST_PATH
 
     def _detach(self, ifindex: int) -> None:
         link = self._links.pop(ifindex)
         if link is None:
-            FAST_PATH.detach(ifindex)
+            self._filter.detach(ifindex)
         else:
             os.close(link)
 
-    def foreign(self, ifindexes: Iterable[int]) -> Foreign:
-        """Return the interfaces that have other tcx programs."""
-        return foreign_programs(ifindexes, self._ids)
-
     def replace(self, program: int) -> None:
         """Replace the program everywhere; no packet passes without one."""
-        self._ids.add(syscall.object_id(program))
+        self.ids.add(syscall.object_id(program))
         for ifindex, link in self._links.items():
             if link is None:
-                FAST_PATH.attach(program, ifindex)
+                self._filter.attach(program, ifindex, egress=self._egress)
             else:
                 syscall.replace_program(link, program)
         os.close(self.program)
         self.program = program
-        self._ids = {syscall.object_id(program)}
+        self.ids = {syscall.object_id(program)}
 
     def close(self) -> None:
         """Detach the program from every interface."""

@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bpf import layout
 from bpf.btf import VMLINUX, Btf, BtfError, read_btf, types_of_module
@@ -32,7 +33,7 @@ from core.tools import python_command, python_environment
 
 HERE = Path(__file__).parent
 # Concatenated in this order: BCC finds maps only in its main text.
-PARTS = ("maps.c", "routes.c", "learning.c", "fastpath.c")
+PARTS = ("maps.c", "routes.c", "learning.c", "flows.c", "tunnels.c", "fastpath.c")
 UAPI = Path("/usr/include")
 CACHE = Path("/var/cache/vnet-tui")
 _COMPILE_SECONDS = 900  # usually 1; an emulated machine takes a hundred times as long
@@ -56,12 +57,14 @@ class CompiledProgram:
     `code` has zeros in place of map descriptors; `map_uses` has the index of each with the map's name.
     Kernel functions are already resolved, for the kernel that it was compiled on; `calls_module`: they are
     those of the module nf_conntrack. `names` are the kernel's names for numbers that the program reports.
+    `others` are further programs of the same text.
     """
 
     code: bytes
     map_uses: tuple[tuple[int, str], ...]
     calls_module: bool = False
     names: Mapping[int, str] = field(default_factory=dict)
+    others: tuple[CompiledProgram, ...] = ()
 
     def with_maps(self, descriptors: Mapping[str, int]) -> bytes:
         """Return the instructions with these map descriptors, ready to load."""
@@ -73,21 +76,28 @@ class CompiledProgram:
 
     def to_json(self) -> str:
         """Return the format of the cache file."""
+        return json.dumps(self._fields())
+
+    def _fields(self) -> dict[str, Any]:
         code = base64.b64encode(self.code).decode()
         fields = {"code": code, "map_uses": self.map_uses, "calls_module": self.calls_module}
-        return json.dumps(fields | {"names": self.names})
+        return fields | {"names": self.names, "others": [each._fields() for each in self.others]}
 
     @classmethod
     def from_json(cls, text: str) -> CompiledProgram:
         """Parse the format of the cache file; raises ValueError if it is malformed."""
         try:
-            found = json.loads(text)
-            uses = tuple((int(index), str(name)) for index, name in found["map_uses"])
-            names = {int(number): str(name) for number, name in found["names"].items()}
-            code = base64.b64decode(found["code"], validate=True)
-            return cls(code, uses, bool(found["calls_module"]), names)
+            return cls._from_fields(json.loads(text))
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError("not a compiled program") from error
+
+    @classmethod
+    def _from_fields(cls, found: dict[str, Any]) -> CompiledProgram:
+        uses = tuple((int(index), str(name)) for index, name in found["map_uses"])
+        names = {int(number): str(name) for number, name in found["names"].items()}
+        code = base64.b64decode(found["code"], validate=True)
+        others = tuple(cls._from_fields(each) for each in found["others"])
+        return cls(code, uses, bool(found["calls_module"]), names, others)
 
 
 def extract_program(dumped: bytes, names: Mapping[int, str], btf: Btf) -> CompiledProgram:
@@ -158,8 +168,10 @@ def compile_source(source: ProgramSource, text: str | None = None) -> CompiledPr
         compiled = BPF(text=text.encode(), cflags=["-Wno-everything", *source.flags(btf)])
     # BCC opens maps when asked for by name.
     names = {compiled[name.encode()].map_fd: name for name in source.maps}
-    program = extract_program(compiled.dump_func(source.function), names, btf)
-    return replace(program, names=source.names(btf))
+    program, *others = (
+        extract_program(compiled.dump_func(each), names, btf) for each in (source.function, *source.others)
+    )
+    return replace(program, names=source.names(btf), others=tuple(others))
 
 
 def source_text() -> str:
@@ -174,7 +186,7 @@ def part_text(name: str) -> str:
 
 
 MAPS = ("config", "counters", "scratch", "links", "owners", "macs", "captured",
-        "flows4", "flows6", "wanted", "young")  # fmt: skip
+        "flows4", "flows6", "wanted", "young", "tunnels", "outers", "inlets")  # fmt: skip
 
 
 _INCLUDES = ("-D__LINUX_BPF_H__", f"-I{HERE / 'include'}")
@@ -243,7 +255,7 @@ def kernel_tree() -> Iterator[Path]:
 class ProgramSource:
     """Describe a program in C: text, main function, maps, and what it needs of BTF.
 
-    `names` returns the kernel's names for numbers that the program reports.
+    `names` returns the kernel's names for numbers that the program reports; `others` are further functions.
     """
 
     function: str
@@ -251,6 +263,7 @@ class ProgramSource:
     maps: tuple[str, ...]
     flags: Callable[[Btf], Iterator[str]]
     names: Callable[[Btf], Mapping[int, str]] = lambda btf: {}
+    others: tuple[str, ...] = ()
 
 
 def drops_flags(btf: Btf) -> Iterator[str]:
@@ -319,7 +332,7 @@ _DROP_MAPS = ("drops", "uncounted", "owners", "packets")
 _DROPS, _FUNCTIONS = partial(part_text, "drops.c"), partial(part_text, "functions.c")
 _STORM_GUARD, _GUARD_MAPS = partial(part_text, "storm_guard.c"), ("buckets", "seen", "macs")
 SOURCES: Mapping[str, ProgramSource] = {
-    PROGRAM: ProgramSource(PROGRAM, source_text, MAPS, flags),
+    PROGRAM: ProgramSource(PROGRAM, source_text, MAPS, flags, others=("observe_sent",)),
     "drops": ProgramSource("count_drop", _DROPS, _DROP_MAPS, drops_flags, drop_reasons),
     "drop_packets": ProgramSource("report_drop", _DROPS, _DROP_MAPS, drops_flags),
     "storm_guard": ProgramSource("limit_storms", _STORM_GUARD, _GUARD_MAPS, storm_guard_flags),

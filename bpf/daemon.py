@@ -296,6 +296,7 @@ class Daemon:
         if self.reconciler.is_dirty:  # the kernel refused
             self.timers.once("read_rules", POLL_EVERY, self._read_rules, restart=True)
             return
+        self.maps.set_tunnel_reasons(preconditions.of_tunnels)
         self.generations.apply(preconditions)
 
     def _renew_lease(self) -> None:

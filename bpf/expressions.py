@@ -80,8 +80,8 @@ _META = frozenset({1, 3, *range(4, 12), 13, *range(15, 20), 21, 22, 23, *range(2
 _META_NFPROTO, _META_PROTOCOL, _META_L4PROTO = 15, 1, 16
 # Keys of meta for a packet's link: index and name, in and out.
 _META_LINKS = {4: "in #", 6: "in", 5: "out #", 7: "out"}
-_TCP = 6
-_FORWARDED_PROTOCOLS = (_TCP, 17)
+_TCP, _UDP = 6, 17
+_FORWARDED_PROTOCOLS = (_TCP, _UDP)
 _CT_STATE, _CT_STATUS, _CT_MARK = 0, 2, 3
 _CT_HELD = {_CT_STATE: "ct state", _CT_STATUS: "ct status", _CT_MARK: "ct mark"}
 _CT = frozenset({0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 17, 19, 20, 21, 22, 23})
@@ -321,6 +321,7 @@ class _RuleParser(RuleBuilder):
         if held.what == "protocol":
             self._protocol = _number(value)
             self.can_match &= self._protocol in _FORWARDED_PROTOCOLS
+            self.excludes_udp |= self._protocol != _UDP
         elif held.what == "family":
             self._family = 4 if value in _V4 else 6 if value in _V6 else self._family
             self.can_match &= len(value) != 2 or value in (*_V4, *_V6)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from bpf.rule_analysis import (
     ABSENT_MATCHES,
@@ -153,7 +153,11 @@ def saved_rule(text: str, ct_state: str, chains: frozenset[str], table: ChainNam
         per_packet = f"target {target}"
     per_packet = per_packet or _per_packet_option(words, flags)
     established = _has_state(ct_state, "established")
-    part = (established or translated) and not opening and not _excludes_tcp_and_udp(words)
+    part = (
+        (established or translated)
+        and not opening
+        and not _excludes(words, ("tcp", "udp", "all", "0", "6", "17"))
+    )
     part = part and (bool(per_packet) or ABSENT_MATCHES.isdisjoint(matches))
     rest = list(_other_words(words[2:]))
     simple = all(word in ("-m", "conntrack", "state") for word in rest) and rest.count("-m") < 2
@@ -173,6 +177,7 @@ def saved_rule(text: str, ct_state: str, chains: frozenset[str], table: ChainNam
         link_out=_named_link(words, "-o"),
         reads_mac="mac" in matches,
         reads_invalid=not established and _has_state(ct_state, "invalid"),
+        excludes_udp=_excludes(words, ("udp", "all", "0", "17")),
     )
 
 
@@ -236,12 +241,12 @@ def _flags(names: str) -> int:
     return sum(numbers[each] for each in names.split(","))
 
 
-def _excludes_tcp_and_udp(words: Sequence[str]) -> bool:
-    """Return whether `-p` excludes both TCP and UDP."""
+def _excludes(words: Sequence[str], protocols: Collection[str]) -> bool:
+    """Return whether `-p` excludes all of these protocols."""
     if "-p" not in words[2:]:
         return False
     at = words.index("-p", 2)
-    return words[at - 1] != "!" and words[at + 1] not in ("tcp", "udp", "all", "0", "6", "17")
+    return words[at - 1] != "!" and words[at + 1] not in protocols
 
 
 def _has_state(ct_state: str, which: str) -> bool:

@@ -232,7 +232,8 @@ class GenerationChain:
         return self._silent_state != before
 
     def _read_silent_state(self) -> tuple[object, ...]:
-        return legacy_fingerprint(), has_ipsec_policies(), hooks.foreign_hooks()
+        of_others = hooks.foreign_hooks(), hooks.foreign_hooks_of_tunnels()
+        return legacy_fingerprint(), has_ipsec_policies(), of_others
 
     def close(self) -> None:
         """Remove the nftables table."""

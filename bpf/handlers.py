@@ -6,11 +6,13 @@ The answer to "status":
 - `strict`, `tied`: as requested at the start
 - `targets`: names that were requested; `unknown`: those that match no bridge now; `bridges`: those they match
 - `refused`: links and bridges by name that the kernel forwards for, with the reason
+- `tunnels`: tunnels of accelerated containers to other hosts by name, with the reason why the kernel writes
+  and removes the outer headers of each of their packets, or ""
 - `generation` (0: nothing is forwarded), `mark_mask`, `epoch`: as the program has them
 - `captured`: addresses whose traffic the kernel forwards
 - `traced`: those of them for which only traces in progress want that
 - `program`, `maps`: BPF ids
-- `ports`: `ifindex`, `name`, `role` ("container", "uplink"), and packets by verdict without zeros
+- `ports`: `ifindex`, `name`, `role` ("container", "tunnel", "uplink"), and packets by verdict without zeros
 - `verdicts`: their sums
 - `flows_limit`: capacity of the flow cache
 - `flows`: number of flows in it, if requested
@@ -132,6 +134,7 @@ def status(daemon: DaemonState, measure: bool = False, flows: bool = False) -> d
             }
         ),
         "refused": reconciler.refused,
+        "tunnels": {_name(daemon, ifindex): "; ".join(maps.tunnel_reasons) for ifindex in maps.tunnels},
         "program": syscall.object_id(reconciler.attachments.program),
         "maps": {name: syscall.object_id(descriptor) for name, descriptor in descriptors.items()},
         "ports": links,
@@ -151,8 +154,7 @@ def _name(daemon: DaemonState, ifindex: int) -> str:
 
 
 def _link(counters: int, slot: int, link: LinkRow) -> dict[str, Any]:
-    role = "container" if link.flags & layout.LINK_CONTAINER else "uplink"
-    counted = verdicts(counters, slot)
+    role, counted = layout.role_of(link.flags), verdicts(counters, slot)
     return {"ifindex": link.ifindex, "name": link.name, "role": role, "verdicts": counted}
 
 
@@ -239,9 +241,10 @@ def _trace(daemon: DaemonState, request: dict[str, Any]) -> Answer:
 
 def _reload(daemon: DaemonState) -> Answer:
     try:
-        program = reload(daemon.loaded)
+        program, observer = reload(daemon.loaded)
     except (OSError, CompileError, syscall.Rejected) as error:
         return refusal("can't replace the program", error)
     daemon.reconciler.attachments.replace(program)
-    daemon.loaded.program = program
+    daemon.reconciler.observers.replace(observer)
+    daemon.loaded.program, daemon.loaded.observer = program, observer
     return {"ok": True, "program": syscall.object_id(program)}

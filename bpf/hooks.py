@@ -29,6 +29,7 @@ _IPV4, _NETDEV, _BRIDGE, _IPV6 = 2, 5, 7, 10  # NFPROTO_*
 _INGRESS, _EGRESS = 0, 1  # hooks of NFPROTO_NETDEV
 # Hooks that forwarded packets pass: prerouting, forward and postrouting; of a bridge also input, where
 # frames leave it to be routed, and output, where they enter it again.
+_OF_THE_HOST = {_IPV4: (1, 3)}  # input and output, which a tunnel's own packets pass
 _PASSED = {_IPV4: (0, 2, 4), _IPV6: (0, 2, 4), _BRIDGE: (0, 1, 2, 3, 4)}
 # Errors for a family or hook that the kernel doesn't have, and for a deleted link.
 _NO_SUCH_HOOK = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.ENODEV)
@@ -54,7 +55,12 @@ _DESCRIPTIONS = (
 
 def foreign_hooks() -> tuple[str, ...]:
     """Describe functions of other tools at hooks of forwarded packets."""
-    return tuple(dict.fromkeys(_listed() if can_list() else _without_list()))
+    return tuple(dict.fromkeys(_listed(_PASSED) if can_list() else _without_list(_PASSED)))
+
+
+def foreign_hooks_of_tunnels() -> tuple[str, ...]:
+    """Describe functions of other tools at hooks of the host's own packets."""
+    return tuple(dict.fromkeys(_listed(_OF_THE_HOST) if can_list() else _without_list(_OF_THE_HOST)))
 
 
 @cache
@@ -93,12 +99,12 @@ def _has_foreign_function(kernel: Netlink, hook: int, link: str) -> bool:
     return not all(_KNOWN_AT_LINKS.fullmatch(function) for function, _ in found)
 
 
-def _listed() -> Iterator[str]:
+def _listed(passed: Mapping[int, tuple[int, ...]]) -> Iterator[str]:
     try:
         with Netlink(NETFILTER) as kernel:
             found = [
                 each
-                for family, hooks in _PASSED.items()
+                for family, hooks in passed.items()
                 for hook in hooks
                 for each in _functions(kernel, family, hook)
             ]
@@ -131,13 +137,13 @@ def _is_known(function: str) -> bool:
     return bool(_KNOWN.fullmatch(function)) or (bool(_SELINUX.fullmatch(function)) and not _selinux_checks())
 
 
-def _without_list() -> Iterator[str]:
+def _without_list(passed: Mapping[int, tuple[int, ...]]) -> Iterator[str]:
     """Describe what can be detected without nfnetlink_hook.
 
     The network namespace of a BPF program isn't reported, so one in any namespace counts.
     """
     for number, family, hook in syscall.netfilter_links():
-        if hook in _PASSED.get(family, ()):
+        if hook in passed.get(family, ()):
             yield f"a BPF program at a netfilter hook (link {number}) may decide about each packet"
     with suppress(OSError):
         if len(_IPVS.read_text().splitlines()) > _IPVS_HEAD:

@@ -43,8 +43,8 @@ Key = tuple[int, int, bytes]  # family, ifindex, address
 class NeighbourChanges:
     """Report changes of neighbours and filters.
 
-    `moved`: a neighbour has another MAC or none. `filters`: a tc filter was added or deleted, a MAC was
-    pinned to a port, or is now known behind a tunnel, or no longer.
+    `moved`: a neighbour has another MAC or none, or a MAC is behind another host of a tunnel. `filters`: a tc
+    filter was added or deleted, a MAC was pinned to a port, or is now known behind a tunnel, or no longer.
     """
 
     moved: bool = False
@@ -64,6 +64,8 @@ class Neighbours:
         self._stale: set[Key] = set()
         self.pinned: dict[tuple[int, bytes], int] = {}
         self.tunnelled: dict[tuple[int, bytes], int] = {}
+        self._hosts: dict[tuple[int, bytes], set[bytes]] = {}
+        self._hosts_moved = False
         self._tunnels: frozenset[int] = frozenset()
         self._read_all()
 
@@ -84,12 +86,15 @@ class Neighbours:
                     found.filters = True
                 elif kind in (_NEW, _DEL) and payload[0] == _AF_BRIDGE:
                     found.filters |= self._update_fdb(payload, kind == _DEL)
+                    is_new, has_moved = self._update_hosts(payload, kind == _DEL)
+                    found.filters |= is_new or has_moved
+                    found.moved |= has_moved
                 elif kind in (_NEW, _DEL) and self._update(payload, kind == _DEL):
                     found.moved = True
         return found
 
     def _read_all(self) -> None:
-        self._macs, self._stale, self.pinned, self.tunnelled = {}, set(), {}, {}
+        self._macs, self._stale, self.pinned, self.tunnelled, self._hosts = {}, set(), {}, {}, {}
         self._read((0, _AF_BRIDGE))
 
     def _read(self, families: Iterable[int]) -> None:
@@ -97,17 +102,19 @@ class Neighbours:
             for family in families:
                 for message in kernel.dump(_GET, _NDMSG.pack(family, 0, 0, 0, 0)):
                     self._update(message.payload, False)
+        self._hosts_moved = False
 
     def watch_tunnels(self, ports: frozenset[int]) -> None:
         """Follow the MACs behind these bridge ports."""
         if ports != self._tunnels:
-            self._tunnels, self.tunnelled = ports, {}
+            self._tunnels, self.tunnelled, self._hosts = ports, {}, {}
             self._read((_AF_BRIDGE,))
 
     def _update(self, payload: bytes, is_gone: bool) -> bool:
         """Update one neighbour; return whether it was known with another MAC."""
         family, ifindex, state, _, _ = _NDMSG.unpack_from(payload)
         if family == _AF_BRIDGE:
+            self._update_hosts(payload, is_gone)
             return self._update_fdb(payload, is_gone)
         given = attributes(payload, _NDMSG.size)
         key = (family, ifindex, given.get(_NDA_DST, b""))
@@ -139,6 +146,34 @@ class Neighbours:
         elif before == port:
             del self.pinned[key]
         return self.pinned.get(key) != before or self.tunnelled.get(key) != tunnel
+
+    def _update_hosts(self, payload: bytes, is_gone: bool) -> tuple[bool, bool]:
+        """Update the hosts that a tunnel's own table has for a MAC.
+
+        Returns whether the MAC is new, and whether it moved. An entry that is replaced looks like one that
+        is added, so it is read again.
+        """
+        _, tunnel, _, _, _ = _NDMSG.unpack_from(payload)
+        given = attributes(payload, _NDMSG.size)
+        if tunnel not in self._tunnels or _NDA_MASTER in given:
+            return False, False
+        key, host = (tunnel, given.get(_NDA_LLADDR, b"")), given.get(_NDA_DST, b"")
+        known = self._hosts.pop(key, set())
+        if is_gone:
+            self._hosts_moved |= bool(known - {host})
+            return False, bool(known)
+        self._hosts[key] = known | {host}
+        has_moved = bool(known) and host not in known
+        self._hosts_moved |= has_moved
+        return not known, has_moved
+
+    def is_at_one_host(self, tunnel: int, mac: bytes) -> bool:
+        """Return whether a tunnel sends frames for this MAC to one host, without flooding."""
+        if self._hosts_moved:
+            self._hosts = {}
+            self._read((_AF_BRIDGE,))
+        hosts = self._hosts.get((tunnel, mac), set())
+        return len(hosts) == 1 and b"" not in hosts
 
     def has_stale(self, ifindexes: Collection[int]) -> bool:
         """Return whether the kernel could expire unused neighbours on these interfaces."""

@@ -34,6 +34,7 @@ CONFIG = np.dtype(
     ]
 )
 HAS_CAPTURES, HAS_MULTIPATH, READS_CT_MARKS, KEEP_PRIORITY, ROUTES_BY_PACKET = 1, 2, 4, 8, 16
+HAS_TUNNELS = 32
 
 LINK = np.dtype(
     [
@@ -47,7 +48,13 @@ LINK = np.dtype(
     ]
 )
 LINK_BRIDGED, LINK_CONTAINER, LINK_ISOLATED, LINK_L2, LINK_IPTABLES, LINK_PEER = 1, 2, 4, 8, 16, 32
-LINK_OUT, LINK_IN_ONLY, LINK_IP6TABLES = 64, 128, 256
+LINK_OUT, LINK_IN_ONLY, LINK_IP6TABLES, LINK_TUNNEL = 64, 128, 256, 512
+
+
+def role_of(flags: int) -> str:
+    """Return what a link leads to: a container, other hosts by a tunnel, or the outside."""
+    return "container" if flags & LINK_CONTAINER else "tunnel" if flags & LINK_TUNNEL else "uplink"
+
 
 # IPv4 addresses use the first four bytes.
 OWNER_KEY = np.dtype([("ifindex", "u4"), ("family", "u4"), ("address", "u1", (16,))])
@@ -55,7 +62,7 @@ OWNER = np.dtype([("mac", "u1", (6,)), ("pad", "u1", (2,))])
 
 MAC_KEY = np.dtype([("bridge", "u4"), ("mac", "u1", (6,)), ("pad", "u1", (2,))])
 MAC_VALUE = np.dtype([("ifindex", "u4"), ("flags", "u2"), ("mtu", "u2")])
-MAC_PEER, MAC_ISOLATED = 1, 2
+MAC_PEER, MAC_ISOLATED, MAC_TUNNEL = 1, 2, 4
 
 
 def _key(octets: int) -> list[Any]:
@@ -108,12 +115,48 @@ FLOW = np.dtype(
     ]
 )
 LEARNED = np.dtype([("flow", FLOW), ("back", FLOW), ("known", "u4"), ("pad", "u4")])
-ACTION_NONE, ACTION_RESET, ACTION_KERNEL, ACTION_PEER, ACTION_REDIRECT = 0, 1, 2, 3, 4
+ACTION_NONE, ACTION_RESET, ACTION_KERNEL, ACTION_PEER, ACTION_REDIRECT, ACTION_TUNNEL = 0, 1, 2, 3, 4, 5
 MARK_UNKNOWN, MARK_NOTED, MARK_CLEARED, MARK_SEEN = 0, 1, 2, 3
 REWRITE_L3, REWRITE_ADDRESS, REWRITE_PORT, REWRITE_MACS = 1, 2, 4, 8
 
 YOUNG = np.dtype([("tag", "u4"), ("asked", "u4")])
 YOUNG_ENTRIES = 8192
+
+# The VNI with the reserved byte behind it, and the UDP port, both in network order.
+TUNNEL_KEY = np.dtype([("vni", ">u4"), ("port", ">u2"), ("pad", "u2")])
+OUTER = np.dtype(
+    [
+        ("tag", "u4"),
+        ("checked", "u4"),
+        ("tunnel", "u4"),
+        ("uplink", "u4"),
+        ("epoch", "u2"),
+        ("size", "u2"),
+        ("fragment", "u2"),
+        ("generation", "u1"),
+        ("tos", "u1"),
+        ("ttl", "u1"),
+        ("pad", "u1", (7,)),
+        ("headers", "u1", (56,)),
+    ]
+)
+INLET = np.dtype(
+    [
+        ("tag", "u4"),
+        ("checked", "u4"),
+        ("tunnel", "u4"),
+        ("uplink", "u4"),
+        ("addresses", "u8"),
+        ("ports", "u4"),
+        ("vni", "u4"),
+        ("epoch", "u2"),
+        ("mark", "u2"),
+        ("generation", "u1"),
+        ("is_accepted", "u1"),
+        ("pad", "u1", (2,)),
+    ]
+)
+TUNNELS, OUTERS = 1024, 16384
 
 # A record of the ring buffer `wanted`.
 WANT = np.dtype([("what", "u4"), ("family", "u4"), *_key(16)])
@@ -131,6 +174,9 @@ _STRUCTURES = {
     "key6": KEY6,
     "flow": FLOW,
     "learned": LEARNED,
+    "tunnel_key": TUNNEL_KEY,
+    "outer": OUTER,
+    "inlet": INLET,
     "want": WANT,
     "young": YOUNG,
     "slot_counters": SLOT_COUNTERS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import struct
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -68,19 +69,26 @@ def map_specs(flows: int) -> dict[str, MapSpec]:
         "flows6": MapSpec(syscall.MAP_LRU_HASH, layout.KEY6, layout.FLOW, flows),
         "wanted": MapSpec(syscall.MAP_RINGBUF, _NO_TYPE, _NO_TYPE, layout.WANTED_BYTES),
         "young": MapSpec(syscall.MAP_ARRAY, _INDEX, layout.YOUNG, layout.YOUNG_ENTRIES),
+        "tunnels": MapSpec(syscall.MAP_HASH, layout.TUNNEL_KEY, _INDEX, layout.TUNNELS),
+        "outers": MapSpec(syscall.MAP_LRU_HASH, layout.KEY6, layout.OUTER, layout.OUTERS),
+        "inlets": MapSpec(syscall.MAP_LRU_HASH, layout.KEY6, layout.INLET, layout.OUTERS),
     }
 
 
 @dataclass(slots=True)
 class Loaded:
-    """Own the loaded program and its maps: descriptors, with which all of it ends."""
+    """Own the loaded programs and their maps: descriptors, with which all of it ends.
+
+    `observer` is the program for the egress of uplinks (program/tunnels.c).
+    """
 
     program: int
+    observer: int
     maps: dict[str, int]
 
     def close(self) -> None:
         """Close the descriptors; the kernel frees the program once no link has it."""
-        for descriptor in (self.program, *self.maps.values()):
+        for descriptor in (self.program, self.observer, *self.maps.values()):
             os.close(descriptor)
 
 
@@ -97,27 +105,36 @@ def load(flows: int, cache_dir: Path = CACHE) -> Loaded:
             made[name] = syscall.create_map(
                 each.kind, each.key.itemsize, each.value.itemsize, each.entries, name
             )
-        program = _load_program(code, made)
+        program, observer = _load_programs(code, made)
     except BaseException:
         for descriptor in made.values():
             os.close(descriptor)
         raise
-    return Loaded(program, made)
+    return Loaded(program, observer, made)
 
 
-def reload(loaded: Loaded, cache_dir: Path = CACHE) -> int:
-    """Load another copy of the program with the same maps (an upgrade).
+def reload(loaded: Loaded, cache_dir: Path = CACHE) -> tuple[int, int]:
+    """Load other copies of program and observer with the same maps (an upgrade).
 
-    Returns its descriptor.
+    Returns their descriptors.
     """
-    return _load_program(compiled_program(cache_dir), loaded.maps)
+    return _load_programs(compiled_program(cache_dir), loaded.maps)
 
 
-def _load_program(program: CompiledProgram, descriptors: dict[str, int]) -> int:
+def _load_programs(code: CompiledProgram, descriptors: dict[str, int]) -> tuple[int, int]:
+    program = _load_program(code, descriptors, "vnet_fastpath")
+    try:
+        return program, _load_program(code.others[0], descriptors, "vnet_observer")
+    except BaseException:
+        os.close(program)
+        raise
+
+
+def _load_program(program: CompiledProgram, descriptors: dict[str, int], name: str) -> int:
     module = open_module_btf() if program.calls_module else None
     try:
         code = program.with_maps(descriptors)
-        return syscall.load_program(syscall.PROG_SCHED_CLS, code, "vnet_fastpath", module)
+        return syscall.load_program(syscall.PROG_SCHED_CLS, code, name, module)
     finally:
         if module is not None:
             os.close(module)
@@ -135,7 +152,8 @@ class Maps:
     """Write the maps of one loaded program.
 
     `config` is the entry of the map `config`; changes take effect with write_config(). `slots` are rows of
-    the map `counters` by ifindex, `port_macs` MACs by port.
+    the map `counters` by ifindex, `port_macs` MACs by port, `tunnel_reasons` why the kernel writes and
+    removes the outer headers of every packet.
     """
 
     def __init__(self, loaded: Loaded, recheck: int = RECHECK) -> None:
@@ -148,6 +166,8 @@ class Maps:
         self._owners: dict[bytes, bytes] = {}
         self._macs: dict[bytes, bytes] = {}
         self._rows: dict[bytes, bytes] = {}
+        self._tunnels: dict[bytes, bytes] = {}
+        self.tunnel_reasons: tuple[str, ...] = ()
         self.captured: list[str] = []
         self.port_macs: list[tuple[int, bytes]] = []
         self.slots: dict[int, int] = {}
@@ -173,6 +193,16 @@ class Maps:
         self.set_flag(layout.HAS_MULTIPATH, facts.multipath)
         self.set_flag(layout.ROUTES_BY_PACKET, facts.by_packet)
         self._set("route_mtu", facts.mtu)
+
+    def set_tunnel_reasons(self, reasons: tuple[str, ...]) -> None:
+        """Set why outer headers of tunnels can't be remembered; nothing: they can."""
+        self.tunnel_reasons = reasons
+        self.set_flag(layout.HAS_TUNNELS, bool(self._tunnels) and not reasons)
+
+    @property
+    def tunnels(self) -> list[int]:
+        """The tunnels whose outer headers may be remembered, by ifindex."""
+        return [int.from_bytes(value, sys.byteorder) for value in self._tunnels.values()]
 
     def _set(self, name: str, value: int) -> None:
         if value != int(self.config[name]):
@@ -216,7 +246,10 @@ class Maps:
         changed = self._write("owners", self._owners, contents.owners)
         changed |= self._write("macs", self._macs, contents.macs)
         changed |= self._write("links", self._rows, rows)
+        changed |= self._write("tunnels", self._tunnels, contents.tunnels)
         self._owners, self._macs, self._rows = contents.owners, contents.macs, rows
+        self._tunnels = contents.tunnels
+        self.set_tunnel_reasons(self.tunnel_reasons)
         self.links = dict(contents.links)
         for deleted in [ifindex for ifindex in self.slots if ifindex not in self.links]:
             del self.slots[deleted]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import struct
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from bpf import layout
@@ -22,6 +22,8 @@ _LINK = struct.Struct("=III6sH8x")
 OWNER_KEY = struct.Struct("=II16s")
 _MAC_KEY = struct.Struct("=I8s")
 _MAC_VALUE = struct.Struct("=IHH")
+_TUNNEL_KEY = struct.Struct(">IHxx")
+_INDEX = struct.Struct("=I")
 _EGRESS_KINDS = ("tun", "wireguard", "dummy")
 _MAC_LETTERS = 17
 _UNSAFE_EGRESS = (
@@ -50,12 +52,14 @@ class MapContents:
     """Hold what the maps are to contain, keys and values in bytes.
 
     `links` and `egress` are by ifindex; packets may leave by the latter, but the program doesn't run there.
+    `tunnels`: VXLAN links of accelerated bridges, by VNI and port.
     `refused`: links by name that should be accelerated and aren't, with the reason. `port_macs`: ports with
     the MACs behind them.
     """
 
     links: dict[int, LinkRow] = field(default_factory=dict)
     egress: dict[int, LinkRow] = field(default_factory=dict)
+    tunnels: dict[bytes, bytes] = field(default_factory=dict)
     owners: dict[bytes, bytes] = field(default_factory=dict)
     macs: dict[bytes, bytes] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -80,6 +84,7 @@ def map_contents(link_state: LinkState, bridges: Collection[int], l2_allowed: bo
         if link.master not in bridges and link.ifindex not in bridges:
             _add_uplink(contents, link_state, link)
     _add_egress(contents, link_state)
+    _add_tunnels(contents, link_state)
     return contents
 
 
@@ -96,7 +101,7 @@ def _add_bridge(contents: MapContents, link_state: LinkState, bridge: Link, l2_a
         if why:
             contents.refused[port.name] = why
             continue
-        own = 0 if _is_card(port) or port.kind == "vxlan" else layout.LINK_CONTAINER
+        own = layout.LINK_TUNNEL if port.kind == "vxlan" else 0 if _is_card(port) else layout.LINK_CONTAINER
         own |= layout.LINK_ISOLATED if port.port and port.port.isolated else 0
         contents.links[port.ifindex] = LinkRow(
             port.ifindex, port.name, bridge.ifindex, flags | own, bridge.mac
@@ -226,11 +231,14 @@ def tunnels(links: Mapping[int, Link], bridges: Collection[int]) -> frozenset[in
 
 
 def add_tunnelled(
-    contents: MapContents, link_state: LinkState, tunnelled: Mapping[tuple[int, bytes], int]
+    contents: MapContents,
+    link_state: LinkState,
+    tunnelled: Mapping[tuple[int, bytes], int],
+    is_at_one_host: Callable[[int, bytes], bool],
 ) -> None:
     """Add the MACs of other hosts' containers: their tunnel is the port to send to.
 
-    The tunnel itself chooses the host, as for every frame.
+    The tunnel itself chooses the host; only if it is one are outer headers remembered.
     """
     for (bridge, mac), port in sorted(tunnelled.items())[: layout.MACS - len(contents.macs)]:
         tunnel, master = link_state.links.get(port), link_state.links.get(bridge)
@@ -246,10 +254,35 @@ def add_tunnelled(
         if key in contents.macs:
             contents.macs[key] = b""  # here as well: the kernel decides
             continue
-        isolated = layout.MAC_ISOLATED if tunnel.port and tunnel.port.isolated else 0
-        contents.macs[key] = _MAC_VALUE.pack(port, isolated, min(master.mtu, tunnel.mtu, 0xFFFF))
+        flags = layout.MAC_ISOLATED if tunnel.port and tunnel.port.isolated else 0
+        flags |= layout.MAC_TUNNEL if is_at_one_host(port, mac) else 0
+        contents.macs[key] = _MAC_VALUE.pack(port, flags, min(master.mtu, tunnel.mtu, 0xFFFF))
         contents.port_macs.append((port, mac))
     contents.macs = {key: value for key, value in contents.macs.items() if value}
+
+
+def _add_tunnels(contents: MapContents, link_state: LinkState) -> None:
+    """Add the tunnels whose outer headers may be remembered.
+
+    Two with the same VNI and port, for example at different addresses, can't be distinguished.
+    """
+    found: dict[bytes, list[int]] = {}
+    for link in link_state.links.values():
+        vni, port = link.details.get("vni"), link.details.get("port")
+        if link.kind == "vxlan" and isinstance(vni, int) and isinstance(port, int):
+            found.setdefault(_TUNNEL_KEY.pack(vni << 8, port), []).append(link.ifindex)
+    contents.tunnels = {
+        key: _INDEX.pack(ifindexes[0])
+        for key, ifindexes in found.items()
+        if len(ifindexes) == 1 and ifindexes[0] in contents.links
+    }
+
+
+def observed_links(contents: MapContents) -> list[int]:
+    """Return the links at whose egress the kernel's packets of tunnels may be seen."""
+    excluded = layout.LINK_CONTAINER | layout.LINK_TUNNEL | layout.LINK_BRIDGED | layout.LINK_IN_ONLY
+    links = contents.links.items() if contents.tunnels else ()
+    return [ifindex for ifindex, row in links if not row.flags & excluded]
 
 
 def _sends_by(contents: MapContents, link_state: LinkState, port: Link, bridge: Link) -> bool:

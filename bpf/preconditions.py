@@ -38,6 +38,7 @@ class Preconditions:
     - `reads_marks`: a rule matches the ct mark of such connections
     - `invalid`: rules about packets that conntrack calls invalid; in strict mode they are reasons to pause,
       as the fast path checks neither checksums nor TCP windows
+    - `of_tunnels`: why the kernel has to write and remove the outer headers of each packet of a tunnel
     """
 
     reasons: tuple[str, ...] = ()
@@ -49,6 +50,7 @@ class Preconditions:
     expiring: bool = False
     reads_marks: bool = False
     invalid: tuple[str, ...] = ()
+    of_tunnels: tuple[str, ...] = ()
 
     def needs_analysis(self, changes: RuleChanges) -> bool:
         """Return whether the rules must be read and analysed again after these changes.
@@ -100,6 +102,7 @@ def read_preconditions(
         bool(analysis.sets & rules.expiring),
         analysis.reads_marks,
         analysis.invalid[:_MAX_REASONS],
+        (*analysis.of_tunnels, *hooks.foreign_hooks_of_tunnels())[:_MAX_REASONS],
     )
 
 

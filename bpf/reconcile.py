@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from bpf import hooks, ports
-from bpf.attachments import NO_FOREIGN, Attachments, Foreign
+from bpf.attachments import NO_FOREIGN, Attachments, Foreign, foreign_programs
 from bpf.hooks import Filters, read_filters
 from bpf.hostwatch import bridge_calls_iptables
 from bpf.keepalive import Neighbours
@@ -226,6 +226,7 @@ class Reconciler:
     ) -> None:
         self.targets = targets
         self.attachments = Attachments(loaded.program)
+        self.observers = Attachments(loaded.observer, egress=True)
         self.refused: dict[str, str] = {}
         self.unknown: tuple[str, ...] = ()
         # Seconds of CPU time, as waiting for a core is no reason for longer delays.
@@ -272,7 +273,7 @@ class Reconciler:
         link_state = self._observer.link_state(bridges, self._foreign, dirty)
         contents = ports.map_contents(link_state, bridges, not self._bridge_rules)
         self._neighbours.watch_tunnels(ports.tunnels(self._observer.links, bridges))
-        ports.add_tunnelled(contents, link_state, self._neighbours.tunnelled)
+        ports.add_tunnelled(contents, link_state, self._neighbours.tunnelled, self._neighbours.is_at_one_host)
         ports.drop_pinned(contents, self._neighbours.pinned)
         ports.fit_to_maps(contents)
         self._bindings.drop_conflicts(contents)
@@ -286,6 +287,7 @@ class Reconciler:
             self._maps.raise_epoch()
         failed = self.attachments.sync(contents.links)
         self.refused = contents.refused | {contents.links[each].name: why for each, why in failed.items()}
+        self.observers.sync(ports.observed_links(contents))
         self._maps.port_macs = contents.port_macs
         self.duration = time.thread_time() - began
 
@@ -325,7 +327,7 @@ class Reconciler:
         At ingress, and at egress.
         """
         links = self._observer.links
-        programs_in, programs_out = self.attachments.foreign(links)
+        programs_in, programs_out = foreign_programs(links, self.attachments.ids | self.observers.ids)
         hooked_in, hooked_out = hooks.links_with_foreign_hooks(
             {each: link.name for each, link in links.items()}
         )
@@ -353,6 +355,7 @@ class Reconciler:
         return bool(self._dirty)
 
     def close(self) -> None:
-        """Detach the program from every link."""
+        """Detach the programs from every link."""
         self.attachments.close()
+        self.observers.close()
         self._observer.close()

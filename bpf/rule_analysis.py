@@ -14,6 +14,8 @@ from dataclasses import dataclass
 FORWARDED = frozenset({"prerouting", "forward", "postrouting", "ingress", "egress"})
 # Packets that a bridge passes to the host to be routed go through the bridge family's input.
 _ROUTED_BY_BRIDGE = ("bridge", "input")
+_TUNNEL_HOOKS = ("prerouting", "input", "output", "postrouting")
+_OUTER_FAMILIES = ("ip", "inet", "iptables-legacy ip")
 _ROUTED_FAMILIES = ("ip", "ip6", "inet", "iptables-legacy ip", "iptables-legacy ip6")
 _DEPTH = 32
 
@@ -37,6 +39,7 @@ class Rule:
       index; "" for any
     - `reads_mac`: it matches link-layer addresses, which are known of containers only
     - `reads_invalid`: it is about packets that conntrack calls invalid
+    - `excludes_udp`: no UDP packet matches
     """
 
     name: str
@@ -52,6 +55,7 @@ class Rule:
     link_out: str = ""
     reads_mac: bool = False
     reads_invalid: bool = False
+    excludes_udp: bool = False
 
     def may_match(self, links: PacketLinks | None) -> bool:
         """Return whether a packet that enters and leaves by some of these links can match.
@@ -113,13 +117,15 @@ class RuleAnalysis:
 
     `reasons`: why the rules forbid the fast path, without repetition. `sets`: those that packets of
     established connections are looked up in. `reads_marks`: a rule matches their ct mark. `invalid`: rules
-    about packets that conntrack calls invalid.
+    about packets that conntrack calls invalid. `of_tunnels`: why the kernel has to write and remove the outer
+    headers of each packet of a tunnel.
     """
 
     reasons: tuple[str, ...]
     sets: frozenset[SetName]
     reads_marks: bool = False
     invalid: tuple[str, ...] = ()
+    of_tunnels: tuple[str, ...] = ()
 
 
 def analyse(rules: RuleSet, links: PacketLinks | None = None) -> RuleAnalysis:
@@ -143,7 +149,33 @@ def analyse(rules: RuleSet, links: PacketLinks | None = None) -> RuleAnalysis:
             reads_marks |= walk.reads_marks
         if (_is_late(chain, hook) or chain in rules.late) and rules.chains.get(chain):
             found[f"{_chain_text(chain)}: processes packets after the chain of the fast path"] = None
-    return RuleAnalysis(tuple(found), frozenset(sets), reads_marks, tuple(invalid))
+    return RuleAnalysis(
+        tuple(found), frozenset(sets), reads_marks, tuple(invalid), tuple(_tunnel_reasons(rules, links))
+    )
+
+
+def _tunnel_reasons(rules: RuleSet, links: PacketLinks | None) -> Iterator[str]:
+    """Yield the rules that may match single packets of a tunnel.
+
+    The host sends and receives these itself, each in one direction of a connection that is never established.
+    """
+    for base, hook in rules.hooks.items():
+        if hook in _TUNNEL_HOOKS and base[0] in _OUTER_FAMILIES:
+            for chain, rule in _reachable(rules, base, links):
+                if rule.per_packet and not rule.excludes_udp:
+                    yield f"{_chain_text(chain)}, {rule.name}: {rule.per_packet}"
+
+
+def _reachable(
+    rules: RuleSet, base: ChainName, links: PacketLinks | None
+) -> Iterator[tuple[ChainName, Rule]]:
+    """Yield the rules in all chains reachable from a base chain, with their chains."""
+    chains = [base]
+    for chain in chains:
+        for rule in rules.chains.get(chain, ()):
+            if rule.may_match(links):
+                chains += [target for target in rule.targets if target not in chains]
+                yield chain, rule
 
 
 def _invalid_rules(rules: RuleSet, base: ChainName, links: PacketLinks | None) -> Iterator[str]:
@@ -151,13 +183,9 @@ def _invalid_rules(rules: RuleSet, base: ChainName, links: PacketLinks | None) -
 
     Such packets pass by rules that accept established ones.
     """
-    chains = [base]
-    for chain in chains:
-        for rule in rules.chains.get(chain, ()):
-            if rule.may_match(links):
-                chains += [target for target in rule.targets if target not in chains]
-                if rule.reads_invalid:
-                    yield f"{_chain_text(chain)}, {rule.name}"
+    for chain, rule in _reachable(rules, base, links):
+        if rule.reads_invalid:
+            yield f"{_chain_text(chain)}, {rule.name}"
 
 
 def _is_late(chain: ChainName, hook: str) -> bool:
@@ -306,6 +334,7 @@ class RuleBuilder:
         self.reads_mac = False
         self.reads_invalid = self.looks_up_state = False
         self.marks = False
+        self.excludes_udp = False
 
     def rule(self, name: str) -> Rule:
         """Build the rule."""
@@ -324,6 +353,7 @@ class RuleBuilder:
             self.links["out"],
             self.reads_mac,
             self.reads_invalid or (self.looks_up_state and self.verdict != "accept"),
+            self.excludes_udp,
         )
 
     def note_per_packet(self, what: str) -> None:

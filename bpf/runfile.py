@@ -15,7 +15,7 @@ from pathlib import Path
 from bpf.connections import clear_all_marks
 from core.files import write_whole
 from core.netlink import netns
-from core.netlink.clsact import FAST_PATH
+from core.netlink.clsact import FAST_PATH, FAST_PATH_OBSERVER
 from core.state import lock_shared
 
 DIRECTORY = Path("/run/vnet-tui")
@@ -204,6 +204,8 @@ def clean_up() -> int | None:
         return None
     for left in FAST_PATH.attached():
         FAST_PATH.detach(left.ifindex)
+    for left in FAST_PATH_OBSERVER.attached(egress=True):
+        FAST_PATH_OBSERVER.detach(left.ifindex)
     handed = clear_all_marks(state.mark_mask)
     remove_files()
     return handed

@@ -30,6 +30,7 @@ struct config {
 #define READS_CT_MARKS 4 /* rules match bits of the ct mark that are not ours */
 #define KEEP_PRIORITY 8  /* net.ipv4.ip_forward_update_priority is 0 */
 #define ROUTES_BY_PACKET 16 /* routes or rules depend on the type of service or similar: the kernel routes */
+#define HAS_TUNNELS 32   /* outer headers of the tunnels in the map `tunnels` may be remembered */
 
 /* A link on which the program runs: the map `links`, by ifindex. */
 struct link {
@@ -51,6 +52,7 @@ struct link {
 #define LINK_PEER 32     /* as MAC_PEER */
 #define LINK_OUT 64      /* the program doesn't run on it, packets may leave by it */
 #define LINK_IN_ONLY 128 /* nothing leaves by it: other programs process its egress */
+#define LINK_TUNNEL 512  /* leads to other hosts */
 
 /* Addresses that a port may send from: the map `owners`; the value is the MAC address. */
 struct owner_key {
@@ -72,6 +74,7 @@ struct mac_value {
 };
 #define MAC_PEER 1 /* a veth whose peer is in another namespace: redirect to the peer */
 #define MAC_ISOLATED 2
+#define MAC_TUNNEL 4 /* behind a tunnel, at one host that its table names: not flooded */
 
 /* Written in whole words, see struct packet. */
 struct key4 {
@@ -138,6 +141,7 @@ struct flow {
 #define ACTION_KERNEL 2   /* the kernel forwards: don't ask before `recheck` */
 #define ACTION_PEER 3     /* bpf_redirect_peer */
 #define ACTION_REDIRECT 4 /* bpf_redirect */
+#define ACTION_TUNNEL 5   /* the same, or with outer headers to the uplink: program/tunnels.c */
 /* Whether the rules saw `ct_mark`; these steps are needed only if rules match bits that are not ours. */
 #define MARK_UNKNOWN 0
 #define MARK_NOTED 1   /* read from the entry; the connection has to pass the rules once more */
@@ -179,6 +183,49 @@ struct want {
 #define WANT_RULES 2   /* clear its mark, so that it passes the rules once more */
 #define WANT_CLOSE 3   /* a RST ended it: see bpf/connections.py */
 #define WANT_RENEW 4   /* renew its timeout after a RST that can't have ended it: see bpf/connections.py */
+
+/* A VXLAN link: the map `tunnels`; the value is its ifindex. Both as in the headers (RFC 7348). */
+struct tunnel_key {
+	u32 vni; /* with the reserved byte */
+	u16 port;
+	u16 pad;
+};
+
+/* What the kernel wrote before a flow's packets when it sent one to another host: the map `outers`, by the tuple inside.
+ * The tag comes first: see is_same_flow(). */
+#define OUTER_SIZE 50 /* Ethernet, IPv4, UDP, VXLAN */
+struct outer {
+	u32 tag;
+	u32 checked; /* jiffies */
+	u32 tunnel;  /* ifindex */
+	u32 uplink;
+	u16 epoch;
+	u16 size; /* of the largest packet, from the inner IP header on */
+	u16 fragment; /* the inner IPv4 header's word with DF */
+	u8 generation;
+	u8 tos;
+	u8 ttl;
+	u8 pad[7];
+	u8 headers[OUTER_SIZE + 6];
+};
+
+/* The outer addresses with which the kernel accepts a flow's packets from another host: the map `inlets`, by the tuple
+ * inside. */
+struct inlet {
+	u32 tag;
+	u32 checked; /* jiffies */
+	u32 tunnel;  /* ifindex */
+	u32 uplink;
+	u64 addresses; /* as in the outer header, like the following */
+	u32 ports;
+	u32 vni;
+	u16 epoch;
+	u16 mark; /* tc_index of a packet that the kernel is deciding about */
+	u8 generation;
+	u8 is_accepted;
+	u8 pad[2];
+};
+#define OUTERS 16384
 
 struct slot_counters {
 	u64 packets[COUNTERS];

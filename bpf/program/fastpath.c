@@ -3,8 +3,6 @@
  * its answers. Packets that aren't found there, aren't plain, or aren't allowed go to the kernel unchanged, with a
  * counted verdict. */
 
-#define TO_KERNEL (-1) /* TCX_NEXT and TC_ACT_UNSPEC */
-
 #define ENDS_BEFORE (1U << 16) /* bytes: repeated or late */
 #define ENDS_AFTER (1U << 20)  /* bytes in flight */
 #define BEGIN_MOST 1024      /* untracked flows that a link may begin within `recheck` */
@@ -13,20 +11,6 @@
 #define JUST_ASKED 1 /* jiffies: short connections need no other request */
 #define HOP_LIMIT_DIFFERENCE 0xfeff /* one less in the low byte of a word, in network order */
 static s64 (*csum_update)(void *, u32) = (void *)BPF_FUNC_csum_update; /* BCC declares it with a 16-bit sum */
-
-/* Return the length of the largest packet of a frame on the wire, from the IP header on. */
-INLINE u32 wire_length(struct __sk_buff *skb, const struct packet *packet)
-{
-	return skb->gso_size ? skb->gso_size + packet->headers : packet->l3_length;
-}
-
-/* Return whether everything read from a flow belongs to this packet's flow: if the cache is full, the kernel may reuse
- * the memory of a flow at any moment. It writes the new flow from its start, the tag first, so the tag is read last. */
-INLINE bool is_same_flow(const struct flow *flow, const struct packet *packet)
-{
-	asm volatile("" ::: "memory");
-	return *(const volatile u32 *)&flow->tag == tag_of(packet);
-}
 
 INLINE int rewrite_and_redirect(
 	struct __sk_buff *skb, const struct packet *packet, const struct config *config, const struct flow *flow
@@ -38,6 +22,12 @@ INLINE int rewrite_and_redirect(
 	if (!rewrite) {
 		if (RARE(!is_same_flow(flow, packet)))
 			return TO_KERNEL;
+		if (action == ACTION_TUNNEL && config->flags & HAS_TUNNELS) {
+			int result = encapsulate(skb, packet, config, flow);
+			if (result != TO_KERNEL)
+				return result;
+			skb->tc_index = TO_TUNNEL;
+		}
 	} else {
 		struct flow read;
 		if (data + ETH_HLEN + sizeof(struct ipv6hdr) + sizeof(struct udphdr) > end &&
@@ -66,7 +56,7 @@ INLINE int rewrite_and_redirect(
 				return TO_KERNEL;
 			rewrite_ipv4(ip, &read);
 			*ports = read.new_ports;
-			if (action == ACTION_REDIRECT && !(config->flags & KEEP_PRIORITY))
+			if (action >= ACTION_REDIRECT && !(config->flags & KEEP_PRIORITY))
 				skb->priority = TOS_PRIORITIES >> ((packet->tos & 0x1e) * 2) & 15;
 		} else {
 			struct ipv6hdr *ip = data + ETH_HLEN;
@@ -87,65 +77,6 @@ INLINE int rewrite_and_redirect(
 	if (action == ACTION_PEER)
 		return bpf_redirect_peer(out, 0);
 	return bpf_redirect(out, 0);
-}
-
-INLINE u32 slot_of(u32 ifindex)
-{
-	struct link *link = links.lookup(&ifindex);
-	return link ? link->slot : 0;
-}
-
-/* Return whether this frame enters by the flow's link with its MAC addresses. */
-INLINE bool has_same_source(const struct flow *flow, struct __sk_buff *skb, const u32 *eth)
-{
-	return flow->in_ifindex == skb->ifindex &&
-		!((flow->eth_in[0] ^ eth[0]) | (flow->eth_in[1] ^ eth[1]) | (flow->eth_in[2] ^ eth[2]));
-}
-
-/* Return whether a flow is valid for this frame. No flow has generation 0, a pause. */
-INLINE bool is_valid(
-	const struct flow *flow, struct __sk_buff *skb, const struct config *config, const u32 *eth, u32 now
-)
-{
-	return flow->epoch == (u16)config->epoch && flow->generation == config->generation &&
-		now - flow->checked < config->recheck && flow->action >= ACTION_KERNEL && has_same_source(flow, skb, eth);
-}
-
-/* Compare with the MTU. When routing, the kernel counts the jumbo header, which is never sent
- * (skb_gso_validate_network_len). */
-INLINE bool is_too_large(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
-{
-	u32 length = wire_length(skb, packet);
-	if (RARE(packet->jumbo) && flow->rewrite & REWRITE_L3)
-		length += packet->jumbo;
-	return length > flow->mtu;
-}
-
-INLINE bool is_ttl_expired(const struct packet *packet, const struct flow *flow)
-{
-	return flow->rewrite & REWRITE_L3 && packet->ttl <= 1;
-}
-
-/* Store what a TCP packet acknowledges, and where its data ends. */
-INLINE void note_tcp_numbers(struct flow *flow, const struct packet *packet)
-{
-	flow->acked = packet->ack;
-	flow->end = end_of(packet);
-}
-
-INLINE void count_packet(struct flow *flow, const struct packet *packet, u32 now)
-{
-	flow->last_seen = now;
-	note_tcp_numbers(flow, packet);
-	lock_xadd(&flow->packets, 1);
-	lock_xadd(&flow->bytes, packet->l3_length);
-}
-
-/* Store the numbers of packets that the kernel forwards, too. */
-INLINE void note_kernel_packet(struct flow *flow, struct __sk_buff *skb, const struct packet *packet, const u32 *eth)
-{
-	if (flow && has_same_source(flow, skb, eth))
-		note_tcp_numbers(flow, packet);
 }
 
 /* Find a connection's entry in the array `young` by a hash. Each container has its own part, so that its packets don't
@@ -247,7 +178,7 @@ INLINE enum verdict decide(
 		note_kernel_packet(flow, skb, packet, eth);
 		return V_LEASE;
 	}
-	if (RARE(!flow || !is_valid(flow, skb, config, eth, now))) {
+	if (RARE(!flow || !is_valid(flow, skb->ifindex, config, eth, now))) {
 		u32 ifindex = skb->ifindex, generation = config->generation;
 		struct link *link = links.lookup(&ifindex);
 		if (!link)
@@ -343,10 +274,10 @@ INLINE enum verdict end_flow(
 	if (packet->ends && other && (flow->packets || other->packets) && is_outside(packet, other))
 		return V_OUTSIDE;
 	/* Conntrack doesn't accept invalid combinations of flags. */
-	if (flow->action < ACTION_PEER || !has_same_source(flow, skb, eth) || (!packet->ends && !packet->opens))
+	if (flow->action < ACTION_PEER || !has_same_source(flow, skb->ifindex, eth) || (!packet->ends && !packet->opens))
 		return V_TCP_FLAGS;
 	if (packet->ends && flow->rewrite & REWRITE_ADDRESS && (u32)now - flow->checked > JUST_ASKED &&
-	    now <= config->deadline && is_valid(flow, skb, config, eth, now) &&
+	    now <= config->deadline && is_valid(flow, skb->ifindex, config, eth, now) &&
 	    !is_too_large(skb, packet, flow) && !is_ttl_expired(packet, flow)) {
 		widen(packet);
 		if (!ct_knows(skb, packet)) {
@@ -405,6 +336,8 @@ INLINE int handle(struct __sk_buff *skb, const struct config *config, u8 family)
 	}
 	int result = RARE(verdict == V_OUTSIDE) ? TC_ACT_SHOT : TO_KERNEL;
 	if (flow) {
+		if (RARE(skb->tc_index))
+			accept_inlet(skb, &packet, config);
 		/* Frames are padded to 60 bytes: the kernel trims the padding before it forwards. */
 		if (RARE(skb->len > packet.l3_length + ETH_HLEN))
 			bpf_skb_change_tail(skb, packet.l3_length + ETH_HLEN, 0);
@@ -428,8 +361,12 @@ int fastpath(struct __sk_buff *skb)
 		count(slot_of(skb->ifindex), V_VLAN);
 		return TO_KERNEL;
 	}
-	if (skb->protocol == __builtin_bswap16(ETH_P_IP))
-		return handle(skb, now, AF_INET);
+	if (skb->protocol == __builtin_bswap16(ETH_P_IP)) {
+		int result = now->flags & HAS_TUNNELS ? decapsulate(skb, now) : NOT_TUNNELLED;
+		if (result == TO_KERNEL)
+			count(slot_of(skb->ifindex), V_TUNNELLED);
+		return result == NOT_TUNNELLED ? handle(skb, now, AF_INET) : result;
+	}
 	if (skb->protocol == __builtin_bswap16(ETH_P_IPV6))
 		return handle(skb, now, AF_INET6);
 	count(slot_of(skb->ifindex), V_NOT_IP);

@@ -17,6 +17,9 @@ BPF_TABLE("hash", struct mac_key, struct mac_value, macs, 1);
 BPF_TABLE("hash", struct owner_key, u32, captured, 1);
 BPF_TABLE("lru_hash", struct key4, struct flow, flows4, 1);
 BPF_TABLE("lru_hash", struct key6, struct flow, flows6, 1);
+BPF_TABLE("hash", struct tunnel_key, u32, tunnels, 1);
+BPF_TABLE("lru_hash", struct key6, struct outer, outers, 1);
+BPF_TABLE("lru_hash", struct key6, struct inlet, inlets, 1);
 #define PAGE_SIZE 4096 /* bpf/maps.py sets the sizes of the maps */
 BPF_RINGBUF_OUTPUT(wanted, 8);
 BPF_TABLE("array", u32, struct young, young, YOUNG);

@@ -52,7 +52,7 @@ INLINE bool set_port(struct flow *flow, u32 bridge, const u8 *mac, const struct 
 	if (!to)
 		return false;
 	flow->out_ifindex = to->ifindex;
-	flow->action = to->flags & MAC_PEER ? ACTION_PEER : ACTION_REDIRECT;
+	flow->action = to->flags & MAC_PEER ? ACTION_PEER : to->flags & MAC_TUNNEL ? ACTION_TUNNEL : ACTION_REDIRECT;
 	if (!flow->mtu || to->mtu < flow->mtu)
 		flow->mtu = to->mtu;
 	*isolated = from->flags & LINK_ISOLATED && to->flags & MAC_ISOLATED;

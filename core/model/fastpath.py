@@ -35,7 +35,7 @@ class Requirement:
 class FastPort:
     """A link with the program attached, and its packets by verdict.
 
-    `role` is "container" or "uplink"."""
+    `role` is "container", "tunnel" or "uplink"."""
 
     name: str
     ifindex: int
@@ -63,7 +63,8 @@ class FastPath:
     """State of the fast path in this network namespace.
 
     `targets` are names as given, `unknown` those without a bridge now, `bridges` the accelerated ones,
-    `refused` the links that can't be accelerated, with the reason. `verdicts` are packets by verdict over all
+    `refused` the links that can't be accelerated, with the reason, `tunnels` those to other hosts, with the
+    reason why each packet passes the kernel there, or "". `verdicts` are packets by verdict over all
     `ports`, `words` the meaning of each verdict. `ns_per_packet` is None until measured, `flows` until
     counted. `strict`: stay off if rules match invalid packets; `tied`: end with the dashboard or agent that
     started it. `pid` is the daemon's. `agent_targets` are those for which an agent tries to turn
@@ -75,6 +76,7 @@ class FastPath:
     bridges: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
+    tunnels: Mapping[str, str] = field(default_factory=dict)
     captured: tuple[str, ...] = ()
     ports: tuple[FastPort, ...] = ()
     verdicts: Mapping[str, int] = field(default_factory=dict)

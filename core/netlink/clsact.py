@@ -80,12 +80,13 @@ class LinkFilter:
                     body = self._body(ifindex, handle, parent)
                     kernel.request(_DEL_FILTER, body + attribute(_KIND, b"bpf\0"))
 
-    def attached(self) -> list[AttachedFilter]:
-        """Return the filters of this kind at ingress, in the thread's namespace."""
+    def attached(self, egress: bool = False) -> list[AttachedFilter]:
+        """Return the filters of this kind at ingress or egress, in the thread's namespace."""
+        parent = _EGRESS if egress else _INGRESS
         with Netlink(ROUTE) as kernel:
             listed = kernel.dump(_GET_QDISC, _TC.pack(0, 0, 0, 0, 0))
             links = {_TC.unpack_from(one.payload)[1] for one in listed if _is_clsact(one.payload)}
-            found = ((link, _list_filters(kernel, link, _INGRESS)) for link in sorted(links))
+            found = ((link, _list_filters(kernel, link, parent)) for link in sorted(links))
             return [_parsed(link, one) for link, each in found for one in each if self.is_own(one)]
 
     def is_own(self, payload: bytes) -> bool:
@@ -102,7 +103,8 @@ class LinkFilter:
 # Where the fast path is such a filter, too, the storm guard runs before it.
 STORM_GUARD = LinkFilter("vnet_storm_guard", 0x766D)
 FAST_PATH = LinkFilter("vnet_fastpath", 0x766E)
-_KINDS = (STORM_GUARD, FAST_PATH)
+FAST_PATH_OBSERVER = LinkFilter("vnet_observer", 0x766F)
+_KINDS = (STORM_GUARD, FAST_PATH, FAST_PATH_OBSERVER)
 
 
 def is_foreign_filter(payload: bytes) -> bool:

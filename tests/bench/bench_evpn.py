@@ -1,4 +1,4 @@
-"""Measure an overlay of 50 hosts and 1,000 containers that are announced by BGP EVPN."""
+"""Measure overlays of many hosts and containers that are announced by BGP EVPN."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.waiting import wait_until
 
 VNI = vni_by_name("blue")
 # Hosts, and containers of each.
-SIZES = sized(((50, 20), (200, 20)), ((3, 2),))
+SIZES = sized(((50, 20), (200, 20), (1000, 4)), ((3, 2),))
 _REPETITIONS = sized(5, 1)
 _MIB = 1 << 20
 
@@ -33,16 +33,17 @@ def run() -> list[Figure]:
 
 def measure(hosts: int, each: int) -> list[Figure]:
     """Announce that many hosts; return what reading and showing them takes."""
-    addresses = [f"192.0.2.{10 + number}" for number in range(hosts)]
+    addresses = [f"198.18.{number >> 8}.{number & 255}" for number in range(hosts)]
     containers = [
         (addresses[number % hosts], f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}",
          f"10.239.{225 + (number >> 8)}.{number & 255}")
         for number in range(hosts * each)
     ]  # fmt: skip
-    what = f"{hosts} hosts and {len(containers):,} containers"
+    what = f"{hosts:,} hosts and {len(containers):,} containers"
     with underlay(1) as under:
         (host,) = under.hosts
         frr = FrrDaemons(host)
+        host.run(f"ip route add 198.18.0.0/15 via {RouteGenerator.address}")
         ok(host, f"network join blue --peer {RouteGenerator.address}")
         with RouteGenerator(under, DEFAULT_ASN, VNI) as generator:
             wait_until(lambda: frr.established() == {generator.address}, "the session")

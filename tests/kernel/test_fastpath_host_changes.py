@@ -215,12 +215,13 @@ def test_without_tcx_the_program_is_a_clsact_filter(inside_host: ThrowawayHost) 
     held = Attachments(loaded.program, tcx=False)
     assert held.sync([ifindex]) == {}
     assert _filters(inside_host) == {5, 0x766E} and [one.ifindex for one in FAST_PATH.attached()] == [ifindex]
-    held.replace(maps.reload(loaded))
+    program, observer = maps.reload(loaded)
+    held.replace(program)
     assert _filters(inside_host) == {5, 0x766E}
     held.close()
     assert _filters(inside_host) == {5} and [one.ifindex for one in FAST_PATH.attached()] == []
     assert "clsact" in inside_host.run("tc qdisc show dev v-a"), "it was there before"
-    for descriptor in (held.program, *loaded.maps.values()):
+    for descriptor in (held.program, observer, loaded.observer, *loaded.maps.values()):
         os.close(descriptor)
 
 
@@ -276,13 +277,16 @@ def test_a_kernel_without_tcx(bridge_host: ThrowawayHost, tmp_path: Path) -> Non
     daemon.write_text(f'#!/bin/sh\nexec {sys.executable} -c {shlex.quote(code)} "$@"\n')
     daemon.chmod(0o755)
     supervisor = _WITHOUT_TCX.format(module="supervisor", more=f"sys.executable = {str(daemon)!r}", skipped=1)
+    bridge_host.run("ip link add vx7 type vxlan id 7 local 192.0.2.1 dstport 4789")
+    bridge_host.run("ip link set vx7 master br0 up")
     with (
         Talk(bridge_host, "a", "world", "192.0.2.2") as out,
         FastPath(bridge_host, "br0", run=["-c", supervisor]) as fast,
     ):
         out.say(3)
         assert eventually(lambda: fast.forwards(out)) and eventually(lambda: fast.forwards(out, "up0"))
-        assert _at_clsact(bridge_host) == {"v-a", "v-b", "up0"}
+        assert _at_clsact(bridge_host) == {"v-a", "v-b", "vx7", "up0"}
+        assert _observed(bridge_host) == {"up0"}
         assert fast.ask("reload")["ok"]
         out.say(20)
         assert eventually(lambda: fast.forwards(out))
@@ -295,22 +299,23 @@ def test_a_kernel_without_tcx(bridge_host: ThrowawayHost, tmp_path: Path) -> Non
             assert eventually(lambda: out.say(20) or map_count(counters, "LEASE"))
         finally:
             os.close(counters)
-        assert _at_clsact(bridge_host) == {"v-a", "up0"}
+        assert (_at_clsact(bridge_host), _observed(bridge_host)) == ({"v-a", "vx7", "up0"}, {"up0"})
         with FastPath(bridge_host, "br0") as again:
             assert eventually(lambda: again.forwards(out))
-            assert not _at_clsact(bridge_host)
+            assert not _at_clsact(bridge_host) | _observed(bridge_host)
         out.say(20)
-        assert not _at_clsact(bridge_host)
+        assert not _at_clsact(bridge_host) | _observed(bridge_host)
 
 
-def _at_clsact(host: ThrowawayHost) -> set[str]:
+def _at_clsact(host: ThrowawayHost, where: str = "ingress", program: str = "vnet_fastpath") -> set[str]:
     """Return the links with one of our filters, as tc(8) lists them."""
     names = [link["ifname"] for link in host.json("ip -j link show")]
-    return {
-        name
-        for name in names
-        if "vnet_fastpath" in host.run(f"tc filter show dev {name} ingress", check=False)
-    }
+    return {name for name in names if program in host.run(f"tc filter show dev {name} {where}", check=False)}
+
+
+def _observed(host: ThrowawayHost) -> set[str]:
+    """Return the links with the program for outer headers of tunnels."""
+    return _at_clsact(host, "egress", "vnet_observer")
 
 
 def _filters(host: ThrowawayHost) -> set[int]:

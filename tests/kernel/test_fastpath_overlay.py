@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -35,18 +35,22 @@ while True:
     data, sender = server.recvfrom(65536)
     server.sendto(data, sender)
 """
-# Each line is a number of messages to send; each message must come back unchanged.
+# Each line is a number of messages to send; each must come back unchanged. Fifty at a time have the next
+# type of service of those that are given.
 _CLIENT = """
 import os, socket, sys
 kind, address = getattr(socket, sys.argv[1]), sys.argv[2]
 client = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
 client.settimeout(float(sys.argv[3]))
+largest, *services = [int(each) for each in sys.argv[4:]]
 client.connect((address, 7000))
 print("ready", flush=True)
 for line in sys.stdin:
     try:
         for number in range(int(line)):
-            sent = os.urandom(1 + number * 7919 % 1200)
+            if services and number % 50 == 0:
+                client.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, services[number // 50 % len(services)])
+            sent = os.urandom(1 + number * 7919 % largest)
             client.sendall(sent)
             back = b""
             while len(back) < len(sent):
@@ -61,9 +65,13 @@ for line in sys.stdin:
 class Talk:
     """Send messages from a container to one of another host, which echoes them."""
 
-    def __init__(self, one: Machine, name: str, other: Machine, far: str, address: str, kind: str) -> None:
+    def __init__(
+        self, one: Machine, name: str, other: Machine, far: str, address: str, kind: str,
+        services: Sequence[int] = (), largest: int = 1200,
+    ) -> None:  # fmt: skip
         self._server = self._start(other, far, _SERVER, kind, address)
-        self._client = self._start(one, name, _CLIENT, kind, address, "2")
+        options = map(str, (largest, *services))
+        self._client = self._start(one, name, _CLIENT, kind, address, "2", *options)
 
     def _start(self, host: Machine, name: str, *script: str) -> subprocess.Popen[str]:
         words = host.words("setpriv", "--pdeathsig", "KILL", sys.executable, "-c", *script, inside=name)

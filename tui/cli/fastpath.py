@@ -173,6 +173,7 @@ def document(fast: FastPath) -> dict[str, Any]:
         "unknown": list(fast.unknown),
         "bridges": list(fast.bridges),
         "refused": dict(fast.refused),
+        "tunnels": dict(fast.tunnels),
         "captured": list(fast.captured),
         "pid": fast.pid or None,
         "generation": fast.generation,
@@ -194,6 +195,11 @@ def document(fast: FastPath) -> dict[str, Any]:
     }
 
 
+def tunnel_text(why: str) -> str:
+    """Say who writes the outer headers of a tunnel's packets."""
+    return safe(f"each packet passes the kernel: {why}") if why else "outer headers are remembered"
+
+
 def lines(fast: FastPath) -> Iterator[str]:
     """Yield the fast path's state as text."""
     yield f"fast path: {_STATES[fast.state]}"
@@ -211,6 +217,8 @@ def lines(fast: FastPath) -> Iterator[str]:
         yield f"captured:  {_listed(fast.captured)} (left to the kernel, so that tcpdump sees all packets)"
     for name, why in fast.refused.items():
         yield f"left out:  {safe(name)}: {safe(why)}"
+    for name, why in fast.tunnels.items():
+        yield f"tunnel:    {safe(name)}: {tunnel_text(why)}"
     if fast.strict:
         yield "strict:    yes (paused while rules match on `ct state invalid`)"
     if fast.tied:

@@ -99,6 +99,7 @@ def fast_path_of(answer: dict[str, Any]) -> FastPath:
         bridges=tuple(answer["bridges"]),
         reasons=tuple(answer["reasons"]),
         refused=answer["refused"],
+        tunnels=answer.get("tunnels", {}),
         captured=tuple(answer["captured"]),
         ports=tuple(ports),
         verdicts=answer["verdicts"],

@@ -18,7 +18,7 @@ from bpf.client import start
 from bpf.connections import field_mask
 from bpf.hostwatch import read_sysctl
 from bpf.link_state import engine_networks, find_bridges
-from bpf.ports import MapContents, map_contents
+from bpf.ports import MapContents, map_contents, observed_links
 from bpf.preconditions import Preconditions, read_preconditions
 from bpf.reconcile import Observer
 from bpf.requirements import requirements, unmet
@@ -104,6 +104,8 @@ def _preview_links(
         changes = [_change_sentence(len(more), len(fewer))]
     else:
         changes = [_attach_sentence(len(more)), *_start_sentences(tied)]
+    if observed_links(then) and not observed_links(before):
+        changes.append(_observer_sentence(then))
     if after and strict != fast.strict:
         changes.append(_strict_sentence(strict))
     refused = [f"{safe(name)} is left to the kernel: {why}" for name, why in then.refused.items()]
@@ -136,10 +138,7 @@ def _by_role(found: MapContents, without: Iterable[int]) -> tuple[str, ...]:
     left = set(without)
     links = [link for ifindex, link in found.links.items() if ifindex not in left]
     links.sort(key=lambda link: (not link.flags & layout.LINK_CONTAINER, link.name))
-    return tuple(
-        safe(f"{link.name} ({'container' if link.flags & layout.LINK_CONTAINER else 'uplink'})")
-        for link in links
-    )
+    return tuple(safe(f"{link.name} ({layout.role_of(link.flags)})") for link in links)
 
 
 def _attach_sentence(count: int) -> str:
@@ -147,6 +146,14 @@ def _attach_sentence(count: int) -> str:
         f"A BPF program is attached to the ingress of {_links(count)}{' (below)' if count else ''}, and to "
         "links that are added later. Packets that it doesn't forward go to the kernel unchanged, except for "
         "FINs and RSTs far outside the acknowledged range of their connection, which are dropped."
+    )
+
+
+def _observer_sentence(contents: MapContents) -> str:
+    uplinks = ", ".join(safe(contents.links[ifindex].name) for ifindex in observed_links(contents))
+    return (
+        f"A second program at the egress of {uplinks} sees which outer headers the kernel gives a "
+        "connection's packets to other hosts; they are repeated for at most a second."
     )
 
 

@@ -18,7 +18,7 @@ _NOTHING = {
     "ipvlan": "ipvlan connects containers to the NIC without a bridge: nothing to accelerate",
     "host": "its containers use the host's network: nothing is forwarded, so nothing to accelerate",
     "none": "its containers have no network: nothing to accelerate",
-    "overlay": "an overlay sends through tunnels, which the fast path leaves to the kernel",
+    "overlay": "its bridge is in a namespace of its engine: nothing to accelerate on this host",
 }
 _NO_NETWORK = {
     "joined": "it shares another container's network: accelerate that container",

@@ -225,6 +225,9 @@ def _state_lines(fast: FastPath) -> Iterator[Line]:
     cost = f"{fast.ns_per_packet:.0f} ns a packet" if fast.ns_per_packet else "being measured"
     yield "cost", Cell(cost), None
     yield "", Cell(COST_IS, "dim"), None
+    for tunnel, why in fast.tunnels.items():
+        words = f"{tunnel}: each packet passes the kernel: {why}" if why else f"{tunnel}: headers remembered"
+        yield "tunnel", cells.text(words), None
     for address in fast.captured:
         yield "captured", cells.text(address), None
     yield "generation", cells.text(f"{fast.generation} of 15"), None
