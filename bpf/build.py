@@ -336,6 +336,7 @@ SOURCES: Mapping[str, ProgramSource] = {
     "drops": ProgramSource("count_drop", _DROPS, _DROP_MAPS, drops_flags, drop_reasons),
     "drop_packets": ProgramSource("report_drop", _DROPS, _DROP_MAPS, drops_flags),
     "storm_guard": ProgramSource("limit_storms", _STORM_GUARD, _GUARD_MAPS, storm_guard_flags),
+    "storm_guard_xdp": ProgramSource("limit_in_driver", _STORM_GUARD, _GUARD_MAPS, storm_guard_flags),
     "storm_guard_egress": ProgramSource("limit_unknown", _STORM_GUARD, _GUARD_MAPS, storm_guard_flags),
     "functions": ProgramSource("report_call", _FUNCTIONS, ("wanted", "probe", "calls"), functions_flags),
 }

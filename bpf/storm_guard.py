@@ -4,7 +4,8 @@
 
 guards a port of the current network namespace, or gives its guard these limits (see StormLimits). The
 programs (program/storm_guard.c) are filters at the port's ingress and egress, with maps of their own: these
-stay until the filters or the port are deleted, need no process, and nothing is pinned to a file.
+stay until the filters or the port are deleted, need no process, and nothing is pinned to a file. With "/xdp"
+after the limits a third one limits in the NIC's driver what enters; "" removes all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from bpf import syscall
+from bpf import syscall, xdp
 from bpf.build import CACHE, CompileError, compiled_program
 from core.collect.link_kinds import read_fdb
 from core.collect.links import read_links
@@ -30,7 +31,7 @@ from core.text import failure_sentence, safe
 
 BUCKET = np.dtype([(name, "u8") for name in ("interval", "burst", "start", "passed", "dropped", "last_drop")])
 _SECOND = 1_000_000_000
-_SEEN = 24  # bytes of struct seen
+SEEN = np.dtype([(name, "u8") for name in ("source", "receiver", "is_full", "in_driver")])
 _MACS = 8192
 _NO_PREALLOC = 1
 
@@ -38,29 +39,43 @@ _NO_PREALLOC = 1
 def attach(ifindex: int, limits: StormLimits) -> None:
     """Guard a link, or replace its limits; if that fails, a guard that it had stays.
 
-    Raises OSError, CompileError and syscall.Rejected.
+    Raises OSError, CompileError and syscall.Rejected; xdp.NotNative if the driver can't limit.
     """
     was_guarded = any(one.ifindex == ifindex for one in STORM_GUARD.attached())
     macs = _senders(ifindex)
     descriptors = _create_maps(limits, macs or ())
     try:
+        if limits.xdp:
+            descriptors["xdp"] = load("storm_guard_xdp", descriptors)
+            xdp.attach(descriptors["xdp"], ifindex, STORM_GUARD.name)
         descriptors["ingress"] = load("storm_guard", descriptors)
         if macs is not None:
             descriptors["egress"] = load("storm_guard_egress", descriptors)
             STORM_GUARD.attach(descriptors["egress"], ifindex, str(limits), egress=True)
         STORM_GUARD.attach(descriptors["ingress"], ifindex, str(limits))
+        if not limits.xdp:
+            xdp.detach(ifindex, STORM_GUARD.name)
     except BaseException:
         if not was_guarded:
-            STORM_GUARD.detach(ifindex)
+            detach(ifindex)
         raise
     finally:
         for descriptor in descriptors.values():
             os.close(descriptor)
 
 
+def detach(ifindex: int) -> None:
+    """End the guard of a link, if there is one. Raises OSError."""
+    xdp.detach(ifindex, STORM_GUARD.name)
+    STORM_GUARD.detach(ifindex)
+
+
 def load(name: str, maps: Mapping[str, int]) -> int:
     """Load a program; raises as `attach` does."""
     code = compiled_program(CACHE, name).with_maps(maps)
+    if name == "storm_guard_xdp":
+        flags = syscall.XDP_HAS_FRAGS
+        return syscall.load_program(syscall.PROG_XDP, code, STORM_GUARD.name, flags=flags)
     return syscall.load_program(syscall.PROG_SCHED_CLS, code, STORM_GUARD.name)
 
 
@@ -85,8 +100,10 @@ def _create_maps(limits: StormLimits, senders: Sequence[bytes]) -> dict[str, int
         maps["buckets"] = syscall.create_map(
             syscall.MAP_ARRAY, 4, BUCKET.itemsize, len(GUARDED), "storm_buckets"
         )
-        maps["seen"] = syscall.create_map(syscall.MAP_ARRAY, 4, _SEEN, 1, "storm_seen")
+        maps["seen"] = syscall.create_map(syscall.MAP_ARRAY, 4, SEEN.itemsize, 1, "storm_seen")
         maps["macs"] = syscall.create_map(syscall.MAP_HASH, 8, 1, _MACS, "storm_macs", _NO_PREALLOC)
+        seen = np.array([(0, 0, 0, limits.xdp)], SEEN)
+        syscall.update(maps["seen"], struct.pack("=I", 0), seen.tobytes())
         for number, rate in enumerate(limits.rates):
             interval = max(1, _SECOND // rate)
             syscall.update(maps["buckets"], struct.pack("=I", number), _bucket(interval, limits.burst))
@@ -163,9 +180,14 @@ def _counters(ifindex: int, limits: StormLimits, buckets: np.ndarray) -> GuardCo
 
 
 def main(port: str, limits: str) -> int:
-    """Guard a port; print the reason if that isn't possible."""
+    """Guard a port, or stop that; print the reason if it isn't possible."""
     try:
-        attach(socket.if_nametoindex(port), StormLimits.parse(limits))
+        ifindex = socket.if_nametoindex(port)
+        attach(ifindex, StormLimits.parse(limits)) if limits else detach(ifindex)
+    except xdp.NotNative as error:
+        remedy = f"vnet-tui storm guard {safe(port)} on, without --xdp"
+        print(failure_sentence(f"can't guard {safe(port)}", str(error), remedy), file=sys.stderr)
+        return 1
     except (OSError, CompileError, syscall.Rejected) as error:
         why = getattr(error, "strerror", None) or str(error)
         print(failure_sentence(f"can't guard {safe(port)}", why, ""), file=sys.stderr)

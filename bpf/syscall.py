@@ -19,7 +19,8 @@ import numpy as np
 
 MAP_HASH, MAP_ARRAY, MAP_PERCPU_HASH, MAP_PERCPU_ARRAY, MAP_LRU_HASH = 1, 2, 5, 6, 9
 MAP_RINGBUF = 27
-PROG_KPROBE, PROG_SCHED_CLS, PROG_RAW_TRACEPOINT = 2, 3, 17
+PROG_KPROBE, PROG_SCHED_CLS, PROG_XDP, PROG_RAW_TRACEPOINT = 2, 3, 6, 17
+XDP_HAS_FRAGS = 1 << 5  # it reads only the start of a frame in several parts
 KPROBE_MULTI, TCX_INGRESS, TCX_EGRESS = 42, 46, 47
 STATS_RUN_TIME = 0
 
@@ -29,6 +30,7 @@ _MAP_NEXT_KEY = 4
 _PROG_FD_BY_ID, _MAP_FD_BY_ID, _INFO_BY_FD = 13, 14, 15
 # nr_map_ids and map_ids of struct bpf_prog_info
 _MAPS_OF_PROGRAM = struct.Struct("=52xIQ")
+_NAME_AT = 64  # in struct bpf_prog_info
 _BTF_FD_BY_ID, _BTF_NEXT_ID = 19, 23
 _LINK_FD_BY_ID, _LINK_NEXT_ID, _LINK_NETFILTER = 30, 31, 10
 _MAP_LOOKUP_BATCH = 24
@@ -161,11 +163,17 @@ class Rejected(Exception):
 
 
 def load_program(
-    kind: int, instructions: bytes, name: str, module_btf: int | None = None, attach_type: int = 0
+    kind: int,
+    instructions: bytes,
+    name: str,
+    module_btf: int | None = None,
+    attach_type: int = 0,
+    flags: int = 0,
 ) -> int:
     """Load a program (GPL-compatible, as its helpers need).
 
-    `attach_type` is where it will be attached, for the kinds that need this at loading.
+    `attach_type` is where it will be attached, for the kinds that need this at loading; `flags` are
+    BPF_F_* of BPF_PROG_LOAD.
 
     `module_btf` is a descriptor of the BTF of the kernel module whose functions it calls: calls with 1 in
     the instruction's offset are looked up there (`fd_array` of union bpf_attr; 0 is the kernel itself).
@@ -180,7 +188,7 @@ def load_program(
         return struct.pack(
             "<IIQQIIQII16sIIIIQIIQIIIIQ",
             kind, len(instructions) // 8, code_at, license_at,
-            level, len(log) if level else 0, _pointer(log) if level else 0, 0, 0,
+            level, len(log) if level else 0, _pointer(log) if level else 0, 0, flags,
             name.encode()[:15], 0, attach_type, 0, 0, 0, 0, 0, 0, 0, 0,
             0, 0, 0 if module_btf is None else _pointer(modules),
         )  # fmt: skip
@@ -301,6 +309,11 @@ def maps_of_program(prog_fd: int) -> list[int]:
     bpf(_INFO_BY_FD, struct.pack("<IIQ", prog_fd, len(answer), _pointer(info)))
     count, _ = _MAPS_OF_PROGRAM.unpack(answer)
     return [int(one) for one in ids[:count]]
+
+
+def program_name(prog_fd: int) -> str:
+    """Return a program's name, 15 bytes at most (struct bpf_prog_info)."""
+    return object_info(prog_fd, _NAME_AT + 16)[_NAME_AT:].split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
 def map_by_id(map_id: int) -> int:

@@ -1,16 +1,21 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Limit broadcast, multicast and ARP frames that enter one bridge port, and frames to unknown receivers that leave by
- * it: a token bucket for each class. The two programs are filters at the port's ingress and egress, for as long as
- * these exist, and need no process. bpf/storm_guard.py has the same structures. */
+ * it: a token bucket for each class. Two programs are filters at the port's ingress and egress, a third may take over the
+ * limits at ingress in the NIC's driver (XDP). They stay for as long as the port exists, and need no process. bpf/storm_guard.py has the same structures. */
 #include <uapi/linux/bpf.h>
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ /* as in the packet */
 #define ETH_P_ARP 0x0608
+#define ETH_P_8021Q 0x0081
+#define ETH_P_8021AD 0xa888
 #else
 #define ETH_P_ARP 0x0806
+#define ETH_P_8021Q 0x8100
+#define ETH_P_8021AD 0x88a8
 #endif
 #define PACKET_BROADCAST 1 /* linux/if_packet.h */
 #define PACKET_MULTICAST 2
+#define BROADCAST_MAC 0xffffffffffffULL /* as_number() */
 #define NEXT -1 /* TC_ACT_UNSPEC: further filters decide */
 #define DROP 2 /* TC_ACT_SHOT */
 
@@ -28,11 +33,13 @@ struct bucket {
 	u64 last_drop; /* ns since boot, without suspended time */
 };
 
-/* The addresses that were seen last, which need no look-up; `is_full`: `macs` has room for no other one. */
+/* The addresses that were seen last, which need no look-up; `is_full`: `macs` has room for no other one; `in_driver`:
+ * limit_in_driver() limits what enters. */
 struct seen {
 	u64 source;
 	u64 receiver;
 	u64 is_full;
+	u64 in_driver;
 };
 
 BPF_TABLE("array", u32, struct bucket, buckets, CLASSES);
@@ -42,6 +49,7 @@ BPF_TABLE("hash", u64, u8, macs, 1); /* senders behind the port; bpf/storm_guard
 struct frame {
 	u8 receiver[6];
 	u8 source[6];
+	u16 protocol;
 };
 
 static u64 as_number(const u8 *mac)
@@ -77,6 +85,14 @@ static int is_link_local(const u8 *mac)
 	return mac[0] == 0x01 && mac[1] == 0x80 && mac[2] == 0xc2 && !mac[3] && !mac[4] && mac[5] < 0x10;
 }
 
+static int is_limited_by_driver(void)
+{
+	u32 first = 0;
+	struct seen *last = seen.lookup(&first);
+
+	return last && last->in_driver;
+}
+
 static void learn(u64 source)
 {
 	struct seen *last;
@@ -98,13 +114,34 @@ int limit_storms(struct __sk_buff *skb)
 
 	if ((void *)(frame + 1) > (void *)(unsigned long)skb->data_end)
 		return NEXT;
-	if (skb->pkt_type == PACKET_BROADCAST)
+	if (skb->pkt_type == PACKET_BROADCAST && !is_limited_by_driver())
 		decided = take(skb->protocol == ETH_P_ARP ? ARP : BROADCAST);
-	else if (skb->pkt_type == PACKET_MULTICAST && !is_link_local(frame->receiver))
+	else if (skb->pkt_type == PACKET_MULTICAST && !is_link_local(frame->receiver) && !is_limited_by_driver())
 		decided = take(MULTICAST);
 	if (decided != DROP)
 		learn(as_number(frame->source));
 	return decided;
+}
+
+/* The same limits for frames in the driver, before the kernel allocates anything for them. */
+int limit_in_driver(struct xdp_md *ctx)
+{
+	struct frame *frame = (struct frame *)(unsigned long)ctx->data;
+	void *end = (void *)(unsigned long)ctx->data_end;
+	u16 protocol;
+	int decided;
+
+	if ((void *)(frame + 1) > end || !(frame->receiver[0] & 1) || is_link_local(frame->receiver))
+		return XDP_PASS;
+	protocol = frame->protocol;
+	if (as_number(frame->receiver) != BROADCAST_MAC) {
+		decided = take(MULTICAST);
+	} else {
+		if ((protocol == ETH_P_8021Q || protocol == ETH_P_8021AD) && (void *)(frame + 1) + 4 <= end)
+			protocol = *(u16 *)((void *)(frame + 1) + 2);
+		decided = take(protocol == ETH_P_ARP ? ARP : BROADCAST);
+	}
+	return decided == DROP ? XDP_DROP : XDP_PASS;
 }
 
 /* The bridge sends a frame by this port to a receiver that never sent anything from there: it floods it to all ports,

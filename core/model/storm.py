@@ -29,22 +29,25 @@ class Storm:
 class StormLimits:
     """The limits of a bridge port in frames a second, and `burst`, frames at once.
 
-    `broadcast` is the limit of ARP and of unknown unicast, too, which have buckets of their own."""
+    `broadcast` is the limit of ARP and of unknown unicast, too, which have buckets of their own. `xdp`: the
+    NIC's driver limits what enters."""
 
     broadcast: int
     multicast: int
     burst: int
+    xdp: bool = False
 
     def __str__(self) -> str:
-        return f"{self.broadcast}/{self.multicast}/{self.burst}"
+        return f"{self.broadcast}/{self.multicast}/{self.burst}{'/xdp' if self.xdp else ''}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Parse the form of __str__. Raises ValueError."""
-        broadcast, multicast, burst = map(int, text.split("/"))
+        rates = text.removesuffix("/xdp")
+        broadcast, multicast, burst = map(int, rates.split("/"))
         if min(broadcast, multicast, burst) < 1:
             raise ValueError(text)
-        return cls(broadcast, multicast, burst)
+        return cls(broadcast, multicast, burst, rates != text)
 
     @property
     def rates(self) -> tuple[int, ...]:

@@ -32,9 +32,8 @@ class SetStormGuard(LinkOperation):
         if not self.limits:
             return self.place.inside(f"{words} off")
         limits = StormLimits.parse(self.limits)
-        return self.place.inside(
-            f"{words} on --rate {limits.broadcast} --multicast {limits.multicast} --burst {limits.burst}"
-        )
+        rates = f"--rate {limits.broadcast} --multicast {limits.multicast} --burst {limits.burst}"
+        return self.place.inside(f"{words} on {rates}{' --xdp' if limits.xdp else ''}")
 
     def inverse(self) -> tuple[SetStormGuard, ...]:
         return (replace(self, limits=self.before, before=self.limits),)
@@ -43,14 +42,14 @@ class SetStormGuard(LinkOperation):
         if not self.limits:
             return f"stop limiting broadcast and multicast of {self.name}"
         limits = StormLimits.parse(self.limits)
-        return (
-            f"limit broadcast of {self.name} to {limits.broadcast} frames/s, multicast to {limits.multicast}"
-        )
+        where = " in its driver (XDP)" if limits.xdp else ""
+        rates = f"{limits.broadcast} frames/s, multicast to {limits.multicast}"
+        return f"limit broadcast, ARP and unknown unicast of {self.name} to {rates}{where}"
 
     def execute(self, executor: Executor) -> None:
         index = executor.index(self.place, self.name)
         with inside(self.place):
-            if not self.limits:
+            if not self.limits and not StormLimits.parse(self.before or "1/1/1").xdp:
                 STORM_GUARD.detach(index)
                 return
             # A process of its own, as for tc(8): core doesn't load BPF programs.

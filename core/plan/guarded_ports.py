@@ -9,8 +9,9 @@ the container itself, from its neighbour table, and doesn't forward them to port
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from core.model import Link
+from core.model import Link, StormLimits
 from core.operations import (
     AddFdb,
     AddNeighbour,
@@ -34,12 +35,17 @@ def limits_of(port: Link, builder: PlanBuilder) -> str:
     return next((str(one.limits) for one in found), "")
 
 
+def without_xdp(limits: str) -> str:
+    """Return limits as text for a port that isn't a NIC."""
+    return str(replace(StormLimits.parse(limits), xdp=False)) if limits else ""
+
+
 def guard_new_port(member: VnetMember, network: VnetNetwork, mac: str) -> Iterator[Operation]:
     """Yield the operations that guard a new port, before it is set up."""
     if network.guard:
         yield from know(member, network, mac)
         # It takes over which MAC addresses the bridge knows there.
-        yield SetStormGuard(member.port, network.guard, "")
+        yield SetStormGuard(member.port, without_xdp(network.guard), "")
 
 
 def know(member: VnetMember, network: VnetNetwork, mac: str) -> Iterator[Operation]:

@@ -289,7 +289,8 @@ class Separate:
 class GuardStorms:
     """Limit the broadcast and multicast frames of a network, bridge or port.
 
-    `limits` are StormLimits as text, "" ends it. `all_ports`: also ports that vnet-tui didn't attach.
+    `limits` are StormLimits as text, "" ends it; with XDP only the NICs among the ports have it. `all_ports`:
+    also ports that vnet-tui didn't attach.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from core.model import Link, StormLimits
@@ -10,7 +10,7 @@ from core.operations import Operation, SetBridge, SetLink, SetStormGuard
 from core.plan.attachments import persist_guard
 from core.plan.builder import CannotPlan, PlanBuilder, plan_steps, require, when
 from core.plan.connectivity import is_critical_link
-from core.plan.guarded_ports import forget, know, limits_of
+from core.plan.guarded_ports import forget, know, limits_of, without_xdp
 from core.plan.requests import BlockPorts, GuardStorms
 from core.plan.tags import ALIAS_BYTES, VnetMember, VnetNetwork
 from core.text import quoted, safe
@@ -71,9 +71,13 @@ def _guard_network(network: VnetNetwork, request: GuardStorms, builder: PlanBuil
         builder.add(*_switch_known(member, after, builder))
         persist_guard(member, after, builder)
     builder.add(*_switch_querier(bridge, after))
-    for port in builder.topology.ports_of(bridge.key):
-        if port.name in ours or request.all_ports or not request.limits:
-            _guard_port(port, request.limits, builder)
+    ports = builder.topology.ports_of(bridge.key)
+    _guard_ports(
+        [one for one in ports if one.name in ours or request.all_ports or not request.limits],
+        request.limits,
+        network.uplink,
+        builder,
+    )
     if request.limits:
         _warn_of_unguarded(bridge, builder)
 
@@ -103,8 +107,7 @@ def _guard_others(request: GuardStorms, builder: PlanBuilder) -> None:
         name = quoted(request.name)
         remedy = f"vnet-tui storm guard {name} on --all-ports, or the name of one port"
         raise CannotPlan([f"vnet-tui didn't make its ports. Try: {remedy}"])
-    for port in builder.topology.ports_of(link.key):
-        _guard_port(port, request.limits, builder)
+    _guard_ports(builder.topology.ports_of(link.key), request.limits, "", builder)
     if request.limits:
         builder.warn("containers that join it later aren't guarded, as vnet-tui didn't make it")
 
@@ -118,8 +121,20 @@ def _bridge_of_network(name: str, builder: PlanBuilder) -> Link:
     return found[0]
 
 
+def _guard_ports(ports: Sequence[Link], limits: str, uplink: str, builder: PlanBuilder) -> None:
+    """Guard ports, only NICs with XDP: on a veth pair it would copy each frame."""
+    nics = {one.name for one in ports if not one.kind} | {uplink}
+    is_xdp = bool(limits) and StormLimits.parse(limits).xdp
+    absent = "none of its ports is a NIC, and only their drivers run XDP. Try: without --xdp"
+    require(when(is_xdp and not any(one.name in nics for one in ports), absent))
+    for port in ports:
+        _guard_port(port, limits if port.name in nics else without_xdp(limits), builder)
+
+
 def _guard_port(port: Link, limits: str, builder: PlanBuilder) -> None:
     before = limits_of(port, builder)
+    if limits.endswith("/xdp") and before != limits:
+        builder.warn(f"the driver of {safe(port.name)} may interrupt the link for a moment")
     if before != limits:
         builder.add(SetStormGuard(port.name, limits, before))
 

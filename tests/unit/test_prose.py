@@ -117,6 +117,7 @@ FRAMED = {
     "LimitExceeded": "core/collect/namespaces.py problems",
     "LostAnswer": "core/apply/run.py _sentence",
     "NamespaceGone": "core/apply/run.py _sentence",
+    "NotNative": "bpf/storm_guard.py main",
     "NotRunning": "tui/cli/fastpath_session.py ask",
     "NftError": "core/apply/run.py _sentence",
     "RefusedByEngine": "core/collect/engines.py _malformed",

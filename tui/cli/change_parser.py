@@ -329,6 +329,11 @@ def add_storm(actions: Commands) -> None:
     guard.add_argument(
         "--all-ports", action="store_true", help="also ports that vnet-tui didn't attach to the bridge"
     )
+    guard.add_argument(
+        "--xdp", action="store_true",
+        help="limit in the driver of NICs what enters by them, if it runs XDP programs; many drivers "
+        "interrupt the link for a moment",
+    )  # fmt: skip
     text = "send a probe out of each port of a bridge, and name the ports that it comes back on"
     loop = _add_change_command(actions, "loop", text, as_json="print JSON")
     loop.add_argument("network", metavar="NETWORK", help="a network or bridge")

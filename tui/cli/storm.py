@@ -38,7 +38,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _limits(options: argparse.Namespace) -> str:
     multicast = options.rate * MULTICAST_TIMES if options.multicast is None else options.multicast
-    return str(StormLimits(options.rate, multicast, options.rate if options.burst is None else options.burst))
+    burst = options.rate if options.burst is None else options.burst
+    return str(StormLimits(options.rate, multicast, burst, options.xdp))
 
 
 def _compile(options: argparse.Namespace) -> None:
@@ -48,7 +49,7 @@ def _compile(options: argparse.Namespace) -> None:
     """
     require_rights()
     try:
-        for name in ("storm_guard", "storm_guard_egress"):
+        for name in ("storm_guard", "storm_guard_egress", *(["storm_guard_xdp"] if options.xdp else [])):
             compiled_program(CACHE, name)
     except CompileError as error:
         raise CommandError(safe(f"can't guard {options.network}: {error}")) from error
@@ -90,11 +91,16 @@ def _rows(port: Link, found: GuardCounters | None) -> list[tuple[str, ...]]:
         return [(safe(port.name), "-", "off", "", "", "")]
     return [
         (
-            safe(port.name), kind, f"{rate:,}/s", f"{found.passed[place]:,}", f"{found.dropped[place]:,}",
+            safe(port.name), kind, f"{rate:,}/s{_place(found, kind)}",
+            f"{found.passed[place]:,}", f"{found.dropped[place]:,}",
             "dropping" if is_dropping(found, place) else "",
         )
         for place, (kind, rate) in enumerate(zip(GUARDED, found.limits.rates, strict=True))
     ]  # fmt: skip
+
+
+def _place(found: GuardCounters, kind: str) -> str:
+    return " in the driver" if found.limits.xdp and kind != GUARDED[-1] else ""
 
 
 def _object(port: Link, found: GuardCounters | None) -> dict[str, Any]:
@@ -107,4 +113,7 @@ def _object(port: Link, found: GuardCounters | None) -> dict[str, Any]:
         }
         for place, (kind, rate) in enumerate(zip(GUARDED, found.limits.rates, strict=True))
     }  # fmt: skip
-    return {"port": port.name, "guarded": True, "burst": found.limits.burst, "classes": classes}
+    limits = found.limits
+    return {
+        "port": port.name, "guarded": True, "burst": limits.burst, "xdp": limits.xdp, "classes": classes,
+    }  # fmt: skip

@@ -186,6 +186,7 @@ def _guard_lines(topology: Topology, bridge: Link) -> Iterator[Line]:
 def _guard_cell(guard: StormGuard) -> Cell:
     limits = guard.limits
     words = [f"broadcast {limits.broadcast:,}/s, multicast {limits.multicast:,}/s"]
+    words[0] += " in the driver" if limits.xdp else ""
     words += [f"dropping {one.kind}, {one.rate:,.0f}/s" for one in guard.drops]
     dropped = [f"{count:,} {kind}" for kind, count in zip(GUARDED, guard.dropped, strict=False) if count]
     words += [f"dropped so far: {', '.join(dropped)}"] if dropped else []
