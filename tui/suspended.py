@@ -20,16 +20,16 @@ def open_shell(target: str) -> None:
     began = time.monotonic()
     if os.getpgrp() == 0:  # outside this PID namespace: a shell couldn't give the terminal back to it
         os.setpgid(0, 0)
-    _take_terminal()
+    take_terminal()
     with _interrupts_ignored():
         command = python_command("tui.cli", "shell", target)
         code = subprocess.run(command, env=python_environment(), check=False).returncode
-        _take_terminal()
+        take_terminal()
         if code and time.monotonic() - began < _SOON:
             _wait_for_enter()
 
 
-def _take_terminal() -> None:
+def take_terminal() -> None:
     """Make this process group the foreground one of the terminal.
 
     A shell that was killed hasn't done so. A background process that does so gets SIGTTOU (tcsetpgrp(3))."""

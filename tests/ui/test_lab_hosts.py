@@ -162,6 +162,29 @@ def test_h_goes_round_the_hosts_of_a_real_lab() -> None:
 
 
 @pytest.mark.root
+def test_h_works_after_a_shell_in_a_container() -> None:
+    """The dashboard's process group has the terminal then, and the launcher is in another one."""
+    with Terminal([*PROGRAM, "demo", "--hosts", "2", "--no-traffic"], columns=100) as terminal:
+        terminal.wait_for("proxy1")
+        terminal.press(":proxy1\r")
+        terminal.settle(1)
+        terminal.press("x")
+        terminal.settle()
+        seen = len(terminal.output)
+        terminal.press("echo inside-$((20 + 3))\r")
+        terminal.wait_for("inside-23", since=seen)
+        terminal.press("exit\r")
+        terminal.wait_for("Help", since=seen)
+        terminal.settle()
+        seen = len(terminal.output)
+        terminal.press("H")
+        terminal.wait_for(" demo-2 ", since=seen)
+        terminal.wait_for("Help", since=seen)
+        terminal.press("q")
+        assert terminal.read_to_the_end() == 0
+
+
+@pytest.mark.root
 def test_a_killed_dashboard_ends_the_lab() -> None:
     with Terminal([*PROGRAM, "demo", "--hosts", "2", "--no-traffic"], columns=100) as terminal:
         terminal.wait_for("proxy1")

@@ -17,6 +17,7 @@ from core.lab.lab import print_progress, shell_code
 from core.tools import python_command, python_environment
 from tui.command import CommandError, require_terminal
 from tui.services import LAB_HOSTS, LabHosts
+from tui.suspended import take_terminal
 
 if TYPE_CHECKING:
     from core.lab.hosts_lab import HostsLab
@@ -65,6 +66,7 @@ def _run_dashboards(lab: HostsLab, flags: list[str]) -> int:
                 )
             finally:
                 os.close(report)
+                take_terminal()  # after a shell in a container the dashboard's own group had it
             asked = stream.read(_LONGEST_REQUEST).decode().split()
         if code or not asked:
             return shell_code(code)
