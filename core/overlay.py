@@ -200,7 +200,14 @@ def _overlay(topology: Topology, tables: _Tables, link: Link) -> Overlay:
     own = OverlayHost(local, "local", macs=tuple(_local_macs(topology, tables, link, bridge, ends, known)))
     gateway = bridge.mac if bridge else ""
     sessions = _sessions(topology, link)
-    hosts = {address: _Host() for address, one in sessions.items() if one.group == GROUP}
+    # Peers announce the overlays that they have joined. Of those without a session that is unknown, and
+    # those that have joined none pass on what others announce.
+    elsewhere = {one for vni in topology.snapshot.frr.vnis for one in vni.remotes}
+    hosts = {
+        address: _Host()
+        for address, one in sessions.items()
+        if one.group == GROUP and (one.state != "Established" or address not in elsewhere)
+    }
     hosts |= _remote_hosts(tables, link)
     announced = {one for vni in _vnis(topology, link) for one in vni.remotes} | sessions.keys()
     remotes = (

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from core.diff import changes
+from core.plan.vxlan import vni_by_name
 from core.serialize import unpack
 from tests.kernel.test_frr import FLOOD, add_neighbour, destinations, execute, join, operation, with_network
 from tests.kernel.test_overlay_evpn import TUNNEL, Fabric
@@ -146,3 +147,21 @@ def test_an_address_that_frr_does_not_announce(three: list[EvpnHost]) -> None:
     first.run(found["advice"].partition("run: ")[2])
     wait_until(lambda: state() == "active", "the announced address")
     assert about() == []
+
+
+def test_hosts_that_have_not_joined_an_overlay_are_none_of_its_hosts() -> None:
+    """A session belongs to all overlays; each host announces those that it has joined."""
+    with underlay(2) as under:
+        fabric = Fabric(under)
+        fabric.join()
+        one, other = fabric.hosts
+        ok(one, f"network create green --kind overlay {under.peers()}")
+
+        def hosts(name: str) -> list[str]:
+            listed = {each["vni"]: each["hosts"] for each in read_json(one, "show overlay")["overlay"]}
+            return [each["address"] for each in listed[vni_by_name(name)] if not each["local"]]
+
+        wait_until(lambda: fabric.frr[one].established() == {under.address(other)}, "the session")
+        assert (hosts("blue"), hosts("green")) == ([under.address(other)], [])
+        ok(other, f"network join green {under.peers()}")
+        wait_until(lambda: hosts("green") == [under.address(other)], "the other host")
