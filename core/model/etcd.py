@@ -145,10 +145,15 @@ def hosts_and_ports(endpoints: str) -> Iterator[tuple[str, str, int]]:
 
 def _normal(url: str) -> str:
     parts = urlsplit(url)
-    port = parts.port or _PORT  # ValueError for an invalid one
+    if any(one.isspace() for one in url):
+        raise ValueError("it has a space; several are separated by commas")
+    try:
+        port = parts.port or _PORT
+    except ValueError:
+        raise ValueError("its port isn't a number up to 65535") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("it isn't a URL such as http://192.0.2.9:2379")
-    if not url.isascii() or not url.isprintable() or " " in url:
+    if not url.isascii() or not url.isprintable():
         raise ValueError("it contains characters that a URL can't have")
     if parts.username or parts.password:
         raise ValueError("it contains a user name: every user of this host could read it")

@@ -36,7 +36,9 @@ def plan_create_network(request: CreateNetwork, builder: PlanBuilder) -> str:
     require(when(request.etcd and request.kind != "overlay", only))
     if request.engine == "docker":
         return create_docker_network(request, builder)
+    joins = False
     if request.kind == "overlay":
+        joins = bool(request.etcd and request.name in builder.etcd and builder.etcd[request.name].definition)
         request = overlay.complete(request, builder)
     ovs.check_request(request, builder)
     network = design(request, builder)
@@ -51,7 +53,7 @@ def plan_create_network(request: CreateNetwork, builder: PlanBuilder) -> str:
         builder.warn(f"on each other host, run: {overlay.join_command(network, hosts, request.etcd)}")
     kinds: tuple[Kind, ...] = () if network.kind == "internal" else ("out", "answers")
     warn_of_filters(builder, network.bridge, kinds, network.subnets)
-    return f"create the {network.kind} network {network.name}"
+    return f"{'join' if joins else 'create'} the {network.kind} network {network.name}"
 
 
 def design(request: CreateNetwork, builder: PlanBuilder) -> VnetNetwork:

@@ -46,9 +46,10 @@ def complete(request: CreateNetwork, builder: PlanBuilder) -> CreateNetwork:
     group = builder.frr.config.group
     others = [one for one in builder.vnet.networks.values() if one.kind == "overlay"]
     static = next((one.name for one in others if not one.evpn), "")
+    with_frr = "--evpn" if request.etcd else _WITH_PEERS
     require(
         when(with_evpn and static, f"FRRouting would manage {static} too, which is joined without EVPN"),
-        when(not with_evpn and group, f"FRRouting manages all overlays of this host. Try: {_WITH_PEERS}"),
+        when(not with_evpn and group, f"FRRouting manages all overlays of this host. Try: {with_frr}"),
     )
     if builder.frr.config.evpn:
         builder.warn("FRRouting announces all overlays of this host, and may change this one's hosts as well")

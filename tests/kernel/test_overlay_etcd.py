@@ -49,7 +49,7 @@ def test_the_dashboards_form_creates_it_and_joins_it() -> None:
                 terminal.wait_for("VLAN filtering")
                 terminal.press("blue\toverlay")
                 terminal.wait_for("2379 if it is used")
-                terminal.press(f"\t{found.url}")
+                terminal.press(f"\t\t{found.url}")
                 terminal.wait_for("etcdctl")
                 terminal.press(f"\t\t{subnet}")
                 terminal.wait_for("10.9.0.1" if subnet else "etcdctl")

@@ -11,7 +11,11 @@ import pytest
 from core.apply import guard, journal, run
 from core.collect.snapshot import read_snapshot
 from core.operations import AddAddress, CreateBridge
+from core.plan.requests import CreateNetwork
+from core.plan.vxlan import subnet_by_name
+from core.topology import Topology
 from tests.support.host import ThrowawayHost
+from tests.support.snapshots import small_host
 from tests.support.state import state
 from tests.support.waiting import eventually
 from tests.ui.change_forms import (
@@ -29,6 +33,8 @@ from tests.ui.change_forms import (
 )
 from tests.ui.driver import FedSource, dashboard
 from tui.cli.session import ChangeSession
+from tui.command import CommandError
+from tui.screens.forms.network import network_form
 from tui.services import Services
 
 pytestmark = pytest.mark.root
@@ -153,6 +159,19 @@ async def test_a_missing_capability_is_named(
     async with host_dashboard() as person:
         await shows(person, "CAP_NET_ADMIN")
         assert "read-only" in person.lines[0]
+
+
+def test_an_ipv6_subnet_alone_keeps_the_ipv4_subnet_of_an_overlay() -> None:
+    form, topology = network_form(), Topology(small_host())
+    values = {"name": "blue", "kind": "overlay", "etcd": "http://192.0.2.9:2379", "subnet": "", "mtu": ""}
+    (by_name,) = form.requests(values | {"ipv6": subnet_by_name("blue", 6)}, topology)
+    (own,) = form.requests(values | {"ipv6": "fd77::/64"}, topology)
+    (none,) = form.requests(values | {"ipv6": "none"}, topology)
+    assert isinstance(by_name, CreateNetwork) and (by_name.subnets, by_name.ipv6) == ((), True)
+    assert isinstance(own, CreateNetwork) and own.subnets == (subnet_by_name("blue", 4), "fd77::/64")
+    assert isinstance(none, CreateNetwork) and (none.subnets, none.ipv6) == ((), False)
+    with pytest.raises(CommandError, match="out of range"):
+        form.requests(values | {"ipv6": "none", "vni": "0"}, topology)
 
 
 async def test_a_file_cannot_be_changed() -> None:

@@ -199,7 +199,7 @@ async def test_editing_a_bridge_and_its_port(inside_host: ThrowawayHost) -> None
         for field, typed in (("bridge.stp_state", ("right",)), ("bridge.ageing_time", tuple("6000"))):
             await keys(person, *_to(person, field))
             await keys(person, *typed)
-        await shows(person, "ageing_time", "↓ 5 more")
+        await shows(person, "ageing_time", "↓ 6 more")
         await keys(person, "up", *["up"] * len(values(person)), *_to(person, "bridge.nf_call_iptables"))
         await shows(person, "nf_call_iptables", "↑", "more")
         await apply_form(person)

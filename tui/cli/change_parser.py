@@ -137,7 +137,9 @@ def _overlay(command: argparse.ArgumentParser) -> None:
         "--reflector", action="store_true",
         help="pass on what one peer announces to the others, which then need no sessions with each other",
     )  # fmt: skip
-    command.add_argument("--vni", type=int, default=0, help="an overlay's number (default: from its name)")
+    command.add_argument(
+        "--vni", type=count_of, default=0, help="an overlay's number (default: from its name)"
+    )
     command.add_argument(
         "--local", metavar="ADDRESS", default="",
         help="this host's address for the tunnels (default: the one by which it reaches the others)",

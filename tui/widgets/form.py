@@ -142,7 +142,7 @@ class FormPane(Painted):
 
     def __init__(self, fields: Sequence[Field]) -> None:
         super().__init__()
-        self._fields, self._place, self._top = tuple(fields), 0, 0
+        self._fields, self._current, self._top = tuple(fields), 0, 0
         self.notes: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -157,12 +157,13 @@ class FormPane(Painted):
 
     @property
     def place(self) -> int:
-        """Its place among those in sight."""
-        return min(self._place, len(self.shown) - 1)
+        """Its place among those in sight; it stays at its field when others come or go."""
+        before = sum(not one.hidden for one in self._fields[: self._current])
+        return min(before, len(self.shown) - 1)
 
     def move(self, step: int) -> None:
         """Go to another field."""
-        self._place = (self.place + step) % len(self.shown)
+        self._current = self._fields.index(self.shown[(self.place + step) % len(self.shown)])
         self.repaint()
 
     def set_notes(self, notes: Sequence[tuple[str, str]]) -> None:

@@ -50,8 +50,8 @@ def network_form() -> Form:
         Field("name", "name", "at most 15 bytes"),
         Field("kind", "kind", options=KINDS),
         Field("uplink", "uplink NIC", "the NIC that becomes its port", hidden=True),
-        Field("etcd", "etcd", "http://ADDRESS:2379 if it is used", hidden=True),
         Field("remotes", "other hosts", "addresses; more can join later", hidden=True),
+        Field("etcd", "etcd", "http://ADDRESS:2379 if it is used", hidden=True),
         Field("evpn", "BGP EVPN", options=("no", "yes"), hidden=True),
         Field("vni", "VNI", "follows from the name", hidden=True),
         Field("subnet", "subnet", "a free subnet, or that of etcd"),
@@ -91,7 +91,7 @@ def _fill(topology: Topology, values: Values) -> FormState:
             "name": name, "kind": "nat", "uplink": card, "subnet": subnet,
             "gateway": _gateway(subnet), "ipv6": "none", "nat66": "no", "vlans": "no", "engine": "vnet",
             "etcd": "", "remotes": "",
-            "evpn": "yes" if topology.snapshot.frr.config.group and not with_etcd else "no",
+            "evpn": "yes" if topology.snapshot.frr.config.group else "no",
             "vni": str(vni_by_name(named)) if is_overlay and not with_etcd else "",
             "datapath": DATAPATHS[0],
         },
@@ -136,11 +136,19 @@ def _cards(topology: Topology) -> list[Link]:
 def _request(values: Values) -> CreateNetwork:
     ipv6, evpn = values.get("ipv6", "none"), values.get("evpn") == "yes"
     hosts = words(values.get("remotes", ""))
+    if values.get("vni") == "0":
+        raise CommandError('can\'t use "0" as VNI: it is out of range. Try: 100')
+    subnets = words(values.get("subnet", ""))
+    # Without an IPv4 subnet both follow from the name, or from etcd.
+    by_name = values["kind"] == "overlay" and not subnets and ipv6 == subnet_by_name(values["name"], 6)
+    if values["kind"] == "overlay" and not subnets and ipv6 not in ("", "none") and not by_name:
+        subnets = (subnet_by_name(values["name"], 4),)
     return CreateNetwork(
         values["name"],
         values["kind"],
-        words(values.get("subnet", "")) + (() if ipv6 == "none" else words(ipv6)),
+        subnets + (() if by_name or ipv6 == "none" else words(ipv6)),
         words(values.get("gateway", "")),
+        ipv6=by_name,
         mtu=number(values["mtu"], "MTU", 1400),
         uplink=values.get("uplink", ""),
         nat66=values.get("nat66") == "yes",
