@@ -52,7 +52,7 @@ LINK_OUT, LINK_IN_ONLY, LINK_IP6TABLES, LINK_TUNNEL = 64, 128, 256, 512
 
 
 def role_of(flags: int) -> str:
-    """Return what a link leads to: a container, other hosts by a tunnel, or the outside."""
+    """Return what a link leads to, by its LINK_* flags."""
     return "container" if flags & LINK_CONTAINER else "tunnel" if flags & LINK_TUNNEL else "uplink"
 
 
