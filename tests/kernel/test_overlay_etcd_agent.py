@@ -6,11 +6,13 @@ import json
 import os
 import signal
 import sys
+import time
 
 import pytest
 
 from core.collect.etcd import SAVED
 from core.model.etcd import definition_key, host_key
+from tests.kernel.test_overlay_evpn import lost
 from tests.support.etcd import CREATE, TUNNEL, cluster, container_at, lines_of, whole_state
 from tests.support.machine import Machine, machine_state, ok, refused
 from tests.support.underlay import (
@@ -227,6 +229,39 @@ def test_hosts_with_evpn_find_each_other() -> None:
         wait_until(lambda: frr[found.hosts[0]].established() == {"192.0.2.2"}, "the closed session")
         config = lambda: frr[found.hosts[0]].vtysh("show running-config")  # noqa: E731
         wait_until(lambda: "192.0.2.3" not in config(), "the configuration")
+
+
+@pytest.mark.needs("frr")
+def test_traffic_goes_on_if_all_services_are_killed_at_once() -> None:
+    """What the kernels have stays until zebra and bgpd run again; then the agents configure them."""
+    with cluster(2) as found:
+        one, other = found.hosts
+        frr = {host: FrrDaemons(host) for host in found.hosts}
+        found.join("--evpn")
+        agents = [found.agent(host) for host in found.hosts]
+        container(one, "a", "blue")
+        address = container(other, "b", "blue")
+        wait_for_ping(one, "a", address)
+
+        def kill() -> None:
+            found.etcd.kill()
+            for each in agents:
+                each.kill()
+            for daemons in frr.values():
+                daemons.kill("zebra", "bgpd")
+            time.sleep(2)
+
+        def restart() -> None:
+            found.etcd.start()
+            for host, daemons in frr.items():
+                daemons.start("zebra", "bgpd")
+                found.agent(host)
+            wait_until(lambda: frr[one].established() == {found.under.address(other)}, "the session")
+
+        assert lost(one, "a", address, kill) == 0
+        assert lost(one, "a", address, restart) < 250  # of 50 a second; none on an idle machine
+        wait_for_ping(one, "a", address)
+        assert lost(one, "a", address, lambda: time.sleep(3)) == 0
 
 
 def test_the_lease_of_a_host_with_the_same_address_is_not_renewed() -> None:
