@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Limit broadcast, multicast and ARP frames that enter one bridge port, and frames to unknown receivers that leave by
- * it: a token bucket for each class. Two programs are filters at the port's ingress and egress, a third may take over the
- * limits at ingress in the NIC's driver (XDP). They stay for as long as the port exists, and need no process. bpf/storm_guard.py has the same structures. */
+ * it: a token bucket for each class. Two programs are filters at the port's ingress and egress, a third may take
+ * over the limits at ingress in the NIC's driver (XDP). They stay until they or the port are deleted, and need no
+ * process. bpf/storm_guard.py has the same structures. */
 #include <uapi/linux/bpf.h>
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ /* as in the packet */

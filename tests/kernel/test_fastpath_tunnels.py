@@ -128,6 +128,13 @@ def captured(host: Machine, link: str = "up0") -> Iterator[Callable[[], list[Out
         yield read
 
 
+def sample(talk: Talk, host: Machine) -> Outer:
+    """Exchange messages; return a packet that the host sent."""
+    with captured(host) as sent:
+        assert talk.say(10) == "equal"
+        return sent()[-1]
+
+
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("kind", KINDS)
 def test_packets_pass_without_the_tunnels_link(pair: Underlay, kind: str, family: int) -> None:
@@ -309,9 +316,7 @@ def test_another_sender_of_a_flows_packets_needs_the_kernels_consent() -> None:
         del under.hosts[2]
         with accelerated(under), Talk(one, "a", other, "b", address, "SOCK_DGRAM") as talk:
             wait_until(lambda: bypasses_tunnel(talk, other), "the remembered headers")
-            with captured(one) as sent:
-                assert talk.say(10) == "equal"
-                payload = sent()[-1]
+            payload = sample(talk, one)
             # The container leaves its checksum to the NIC, and zero stands for none (RFC 768).
             spoofed = payload.vxlan + payload.inner[:40] + bytes(2) + payload.inner[42:]
             with (
@@ -338,9 +343,7 @@ def test_users_of_the_host_cant_send_a_flow_elsewhere(pair: Underlay) -> None:
     address = ends(pair)[0]
     with accelerated(pair), Talk(one, "a", other, "b", address, "SOCK_DGRAM") as talk:
         wait_until(lambda: bypasses_tunnel(talk, one), "the remembered headers")
-        with captured(one) as sent:
-            assert talk.say(10) == "equal"
-            payload = sent()[-1]
+        payload = sample(talk, one)
         one.run("ip neigh add 192.0.2.99 lladdr 02:00:00:00:00:99 dev up0")
         with entered(f"/proc/{one.pid}/ns/net"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
@@ -364,9 +367,7 @@ def test_a_damaged_packet_is_noticed(pair: Underlay) -> None:
     address = ends(pair)[0]
     with accelerated(pair), Talk(one, "a", other, "b", address, "SOCK_DGRAM") as talk:
         wait_until(lambda: bypasses_tunnel(talk, other), "the remembered headers")
-        with captured(one) as sent:
-            assert talk.say(10) == "equal"
-            payload = sent()[-1]
+        payload = sample(talk, one)
         damaged = payload.vxlan + payload.inner[:40] + b"\x12\x34" + payload.inner[42:]
         frame = headers_of(other, payload, len(damaged)) + damaged
         program = syscall.load_program(syscall.PROG_SCHED_CLS, CORRECT, "correct")

@@ -21,7 +21,7 @@ from tui.cli.fastpath_session import FastPathSession, ask
 from tui.command import CommandError
 from tui.services import FastPathPreview
 from tui.views.fast_targets import BridgeChoice, all_choices, choice_named
-from tui.views.fastpath import COST_IS, ENDS_WITH, ranked
+from tui.views.fastpath import COST_IS, ENDS_WITH, ranked, tunnel_text
 
 
 def run(options: argparse.Namespace) -> int:
@@ -195,11 +195,6 @@ def document(fast: FastPath) -> dict[str, Any]:
     }
 
 
-def tunnel_text(why: str) -> str:
-    """Say who writes the outer headers of a tunnel's packets."""
-    return safe(f"each packet passes the kernel: {why}") if why else "outer headers are remembered"
-
-
 def lines(fast: FastPath) -> Iterator[str]:
     """Yield the fast path's state as text."""
     yield f"fast path: {_STATES[fast.state]}"
@@ -218,7 +213,7 @@ def lines(fast: FastPath) -> Iterator[str]:
     for name, why in fast.refused.items():
         yield f"left out:  {safe(name)}: {safe(why)}"
     for name, why in fast.tunnels.items():
-        yield f"tunnel:    {safe(name)}: {tunnel_text(why)}"
+        yield f"tunnel:    {safe(name)}: {safe(tunnel_text(why))}"
     if fast.strict:
         yield "strict:    yes (paused while rules match on `ct state invalid`)"
     if fast.tied:

@@ -226,8 +226,7 @@ def _state_lines(fast: FastPath) -> Iterator[Line]:
     yield "cost", Cell(cost), None
     yield "", Cell(COST_IS, "dim"), None
     for tunnel, why in fast.tunnels.items():
-        words = f"{tunnel}: each packet passes the kernel: {why}" if why else f"{tunnel}: headers remembered"
-        yield "tunnel", cells.text(words), None
+        yield "tunnel", cells.text(f"{tunnel}: {tunnel_text(why)}"), None
     for address in fast.captured:
         yield "captured", cells.text(address), None
     yield "generation", cells.text(f"{fast.generation} of 15"), None
@@ -313,6 +312,11 @@ VIEW = ListView(
     stays_on_top=True,
     is_recorded=False,
 )  # fmt: skip
+
+
+def tunnel_text(why: str) -> str:
+    """Say who writes the outer headers of a tunnel's packets."""
+    return f"each packet passes the kernel: {why}" if why else "outer headers are remembered"
 
 
 MARK = "»"

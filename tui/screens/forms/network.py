@@ -136,13 +136,14 @@ def _cards(topology: Topology) -> list[Link]:
 def _request(values: Values) -> CreateNetwork:
     ipv6, evpn = values.get("ipv6", "none"), values.get("evpn") == "yes"
     hosts = words(values.get("remotes", ""))
-    if values.get("vni") == "0":
+    vni = number(values.get("vni", ""), "VNI", 100)
+    if values.get("vni") and not vni:
         raise CommandError('can\'t use "0" as VNI: it is out of range. Try: 100')
-    subnets = words(values.get("subnet", ""))
-    # Without an IPv4 subnet both follow from the name, or from etcd.
-    by_name = values["kind"] == "overlay" and not subnets and ipv6 == subnet_by_name(values["name"], 6)
-    if values["kind"] == "overlay" and not subnets and ipv6 not in ("", "none") and not by_name:
-        subnets = (subnet_by_name(values["name"], 4),)
+    subnets, by_name = words(values.get("subnet", "")), False
+    if values["kind"] == "overlay" and not subnets and ipv6 not in ("", "none"):
+        # The IPv4 subnet follows from the name, or both from etcd.
+        by_name = ipv6 == subnet_by_name(values["name"], 6)
+        subnets = () if by_name else (subnet_by_name(values["name"], 4),)
     return CreateNetwork(
         values["name"],
         values["kind"],
@@ -154,7 +155,7 @@ def _request(values: Values) -> CreateNetwork:
         nat66=values.get("nat66") == "yes",
         vlan_filtering=values.get("vlans") == "yes",
         engine=values.get("engine", "vnet"),
-        vni=number(values.get("vni", ""), "VNI", 100),
+        vni=vni,
         remotes=() if evpn else hosts,
         peers=hosts if evpn else (),
         evpn=evpn,
