@@ -53,6 +53,8 @@ def test_the_dashboards_form_creates_it_and_joins_it() -> None:
                 terminal.wait_for("etcdctl")
                 terminal.press(f"\t\t{subnet}")
                 terminal.wait_for("10.9.0.1" if subnet else "etcdctl")
+                title = "create the overlay network blue" if subnet else "join the overlay network blue"
+                terminal.wait_for(title)
                 terminal.settle(1)
                 terminal.press("\r")
                 wait_until(lambda host=host: found.under.address(host) in found.joined(), "this host in etcd")

@@ -225,6 +225,8 @@ def test_hosts_with_evpn_find_each_other() -> None:
         for host in found.hosts:
             others = {found.under.address(one) for one in found.hosts if one is not host}
             wait_until(lambda host=host, others=others: frr[host].established() == others, "the sessions")  # type: ignore[misc]
+        error = refused(found.hosts[0], *CREATE.replace("blue", "green").split(), found.url)
+        assert error.strip().endswith("FRRouting manages all overlays of this host. Try: --evpn")
         ok(found.hosts[2], "network leave blue")
         wait_until(lambda: frr[found.hosts[0]].established() == {"192.0.2.2"}, "the closed session")
         config = lambda: frr[found.hosts[0]].vtysh("show running-config")  # noqa: E731

@@ -121,6 +121,9 @@ def test_control_frames_and_unicast_pass(lan: Lan) -> None:
 def test_only_the_nic_has_it_and_off_and_undo_remove_it(lan: Lan) -> None:
     lan.vnet("container", "create", lan.host.full("web"), "--network", lan.name)
     lan.host.names.append(lan.host.full("web"))
+    preview = lan.host.vnet("storm", "guard", lan.name, "on", "--xdp", *LIMITS, "--dry-run")
+    assert preview.stdout.count("--xdp") == 1 and "nic0 may interrupt the link" in preview.stderr
+    assert lan.mode() == 0
     lan.vnet("storm", "guard", lan.name, "on", "--xdp", *LIMITS)
     lan.vnet("container", "create", lan.host.full("db"), "--network", lan.name)
     lan.host.names.append(lan.host.full("db"))

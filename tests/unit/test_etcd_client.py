@@ -162,6 +162,15 @@ def test_endpoints_that_are_refused(text: str) -> None:
         normal_endpoints(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("http://a:1 http://b:1", "separated by commas"), ("http://a:70000", "port"), ("http://a:1;x", "port")],
+)
+def test_mistyped_endpoints_say_what_is_wrong(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        normal_endpoints(text)
+
+
 def test_endpoints_in_their_usual_form() -> None:
     assert normal_endpoints("http://A/, https://[2001:db8::1]:1") == "http://a:2379,https://[2001:db8::1]:1"
 
