@@ -85,7 +85,7 @@ def test_each_host_is_separate(lab: HostsLab) -> None:
         names = {f"proxy{number}", f"web{number}", ("api", "db", "cache")[number - 1]}
         assert set(Inside(host).run("ls", "/run/netns").split()) == names
         assert "lab" in Inside(host).run("cat", "/proc/1/comm")
-        commands = Inside(host).run("sh", "-c", "cat /proc/[0-9]*/comm").split()
+        commands = [process["comm"] for process in Inside(host).all_processes()]
         assert commands.count("nginx") == 1 and "pytest" not in commands
     inodes = {Inside(host).run("stat", "-Lc", "%i", f"/proc/self/ns/{kind}") for host in lab.hosts
               for kind in ("net", "mnt", "pid", "uts", "ipc")}  # fmt: skip
@@ -137,7 +137,7 @@ def test_the_local_network_is_published_and_reaches_the_internet(lab: HostsLab) 
 
 def test_sessions_are_established_where_frr_runs(lab: HostsLab) -> None:
     for number, host in enumerate(lab.hosts, 1):
-        daemons = set(Inside(host).run("sh", "-c", "cat /proc/[0-9]*/comm").split()) & {"zebra", "bgpd"}
+        daemons = Inside(host).processes().keys() & {"zebra", "bgpd"}
         if not host.settings.frr:
             assert not daemons and not Inside(host).run("sh", "-c", "ls -d /run/frr || true")
             continue
@@ -156,7 +156,7 @@ def test_sessions_are_established_where_frr_runs(lab: HostsLab) -> None:
 def test_hosts_and_addresses_are_in_etcd(lab: HostsLab) -> None:
     assert lab.underlay is not None
     if not lab.underlay.settings.etcd:
-        assert "etcd" not in Inside(lab.underlay).run("sh", "-c", "cat /proc/[0-9]*/comm").split()
+        assert "etcd" not in Inside(lab.underlay).processes()
         return
     start = "/vnet-tui/1/networks/shop/"
     words = ("etcdctl", "--endpoints", hosts.ETCD, "get", "--prefix", start)
@@ -172,8 +172,8 @@ def test_hosts_and_addresses_are_in_etcd(lab: HostsLab) -> None:
         *(f"addresses/{address}" for address in leased),
     }
     for host in lab.hosts:  # whose agents renew the leases
-        commands = Inside(host).run("sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
-        assert commands.count("-m tui.cli agent") == 1
+        commands = [" ".join(process["words"]) for process in Inside(host).all_processes()]
+        assert sum("-m tui.cli agent" in command for command in commands) == 1
 
 
 def test_without_frr_a_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

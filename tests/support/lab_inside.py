@@ -10,7 +10,7 @@ from typing import Any
 from core.lab import Lab
 from tests.support.waiting import PATIENCE
 
-# Every visible process: its name, namespaces and initial environment.
+# Every visible process: its name, command line, namespaces and initial environment.
 _PROCESSES = """
 import json, os
 KINDS = ("net", "pid", "mnt", "uts", "ipc")
@@ -19,6 +19,7 @@ for pid in (name for name in os.listdir("/proc") if name.isdigit()):
     try:
         found.append({
             "comm": open(f"/proc/{pid}/comm").read().strip(), "pid": int(pid),
+            "words": open(f"/proc/{pid}/cmdline").read().split(chr(0))[:-1],
             "environ": open(f"/proc/{pid}/environ").read().split(chr(0)),
             **{kind: os.stat(f"/proc/{pid}/ns/{kind}").st_ino for kind in KINDS},
         })
@@ -55,11 +56,14 @@ class Inside:
         command = (*enter, sys.executable, "-I", "-S", "-c", _FETCH, url)
         return int(self.run(*command, check=False) or -1)
 
+    def all_processes(self) -> list[dict[str, Any]]:
+        """Return the processes of the lab that last as long as the question, of any name."""
+        found: list[dict[str, Any]] = self.json(sys.executable, "-I", "-S", "-c", _PROCESSES)
+        return found
+
     def processes(self) -> dict[str, dict[str, Any]]:
         """Return the processes of the lab by name; any of several with the same name."""
-        return {
-            process["comm"]: process for process in self.json(sys.executable, "-I", "-S", "-c", _PROCESSES)
-        }
+        return {process["comm"]: process for process in self.all_processes()}
 
     def netns(self, name: str) -> int:
         """Return the inode of a named namespace."""
