@@ -263,11 +263,14 @@ class NavigationController:
             self._caught_up.set()
 
     def schedule_update(self) -> None:
-        """Request the rows of a new update, not sooner than the presenter's pace allows."""
+        """Request the rows of a new update, not sooner than the presenter's pace allows.
+
+        Textual's `set_timer` never calls back if its task is held up for longer than the delay while it
+        starts (`Timer._run`), and no later update would be shown.
+        """
         if not self._presenter.paused and not self._is_scheduled:
             self._is_scheduled = True
-            delay = self._presenter.delay  # once: it runs down to 0 meanwhile, and a timer of 0 seconds fails
-            self._screen.set_timer(delay, self._request_update) if delay else self._request_update()
+            asyncio.get_running_loop().call_later(self._presenter.delay, self._request_update)
 
     def _request_update(self) -> None:
         self._is_scheduled = False
