@@ -86,6 +86,7 @@ class Watcher:
         self._overruns = 0
         self._events: EventSocket | None = None
         self._stopped = threading.Event()
+        self._failures: dict[Part, Problem] = {}
         self._nets = self._poller(Part.LINKS, self._poll_nets, _SCAN_EVERY)
         self._rules = self._poller(Part.FIREWALL, self._poll_rules, _RULES_EVERY, debounce=0.1)
         self._containers = self._poller(Part.CONTAINERS, self._poll_engines, _ENGINES_EVERY, debounce=0.1)
@@ -169,17 +170,37 @@ class Watcher:
         debounce: float = 0.02,
         share: float = 0.1,
     ) -> Poller:
-        return Poller(part, poll, self._failed, every, debounce, share)
+        def poll_and_clear() -> None:
+            poll()
+            failure = self._failures.pop(part, None)
+            if failure and self.store.snapshot.part_problems.get(part) == (failure,):
+                self.store.put(part, problems=())
+
+        return Poller(part, poll_and_clear, self._failed, every, debounce, share)
 
     def _failed(self, name: str, error: Exception) -> None:
+        """Report why a part couldn't be read, until it can; all of it is read then."""
         why = f"{type(error).__name__}: {error}"
         part = Part(name)
-        problem = Problem(part, f"can't read {part}", why, "press r to read again")
-        self.store.put(part, problems=(problem,))
+        self._failures[part] = Problem(part, f"can't read {part}", why, "press r to read again")
+        with self._lock:
+            if part == Part.LINKS:
+                self._dirty_nets = None
+            elif part == Part.FIREWALL:
+                self._dirty_rules = None
+        self.store.put(part, problems=(self._failures[part],))
 
     def _poll_nets(self) -> None:
-        """Namespaces, then the links of those that are new or dirty."""
+        """Namespaces, then links; the other parts begin after the first time, even if it fails."""
         first = Part.LINKS in self.store.snapshot.pending
+        try:
+            self._read_nets(first)
+        finally:
+            if first:
+                self._start_other_pollers()
+
+    def _read_nets(self, first: bool) -> None:
+        """Read namespaces, then the links of those that are new or dirty."""
         with self._lock:
             dirty, self._dirty_nets = self._dirty_nets, set()
             deep = not first and time.monotonic() >= self._deep_due
@@ -197,8 +218,6 @@ class Watcher:
         read = links.read_nets(wanted, known.values()) if wanted else {}
         kept = {inode: net for inode, net in nets.items() if inode in known}
         self.store.put(Part.LINKS, nets=_keep_equal_parts(kept, read))
-        if first:
-            self._start_other_pollers()
 
     def _poll_namespaces(self, deep: bool) -> Mapping[int, Namespace]:
         """Read namespaces; results of a deep scan stay until the next, while accessible."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from core.model import RECORDING_DEMAND, Demand, FastFlows, Snapshot
+from core.model import RECORDING_DEMAND, Demand, FastFlows, Namespace, Part, Snapshot
 from core.watch import watcher
 from tests.support.host import ThrowawayHost
 from tests.support.waiting import wait_until
@@ -175,3 +175,25 @@ def test_fast_counters_are_published_with_earlier_conntrack_entries(inside_host:
         for table in update.snapshot.conntracks.values()
     ]
     assert pairs and all(fast >= table for fast, table in pairs)
+
+
+def test_after_a_failed_first_read_everything_is_read(
+    inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched()
+    read, failures = watched.watcher._poll_namespaces, [OSError("no answer"), OSError("still none")]
+
+    def poll_namespaces(deep: bool) -> Mapping[int, Namespace]:
+        if failures:
+            raise failures.pop(0)
+        return read(deep)
+
+    monkeypatch.setattr(watched.watcher, "_poll_namespaces", poll_namespaces)
+    watched.watcher.start()
+    try:
+        failed = watched.until(lambda s: Part.LINKS in s.part_problems)
+        assert failed.part_problems[Part.LINKS][0].why == "OSError: no answer"
+        watched.until(lambda s: names(s, inside_host.inode) == {"lo"} and not s.part_problems[Part.LINKS])
+        watched.until(lambda s: inside_host.inode in s.firewalls and "plain" in s.engines)
+    finally:
+        watched.watcher.stop()
