@@ -83,7 +83,7 @@ class Shop:
     def tracks(self, name: str) -> bool:
         """Return whether packets of the container pass conntrack."""
         inside(self.engine, name, "conntrack", "-F")
-        assert resolves_and_reaches(self.engine)
+        assert eventually(lambda: resolves_and_reaches(self.engine))
         return bool(inside(self.engine, name, "conntrack", "-L"))
 
     def close(self) -> None:
