@@ -191,7 +191,7 @@ class Watcher:
         self.store.put(part, problems=(self._failures[part],))
 
     def _poll_nets(self) -> None:
-        """Namespaces, then links; the other parts begin after the first time, even if it fails."""
+        """Read links; the other parts begin after the first time, even if it fails."""
         first = Part.LINKS in self.store.snapshot.pending
         try:
             self._read_nets(first)
