@@ -204,16 +204,20 @@ def test_without_frr_static_tunnels_are_offered() -> None:
 
 
 def lost(host: Machine, name: str, address: str, act: Callable[[], object]) -> int:
-    """Return how many of the pings that are sent while `act` runs are lost."""
+    """Return how many of the pings that are sent while `act` runs are lost.
+
+    The last one isn't counted: it may still be under way.
+    """
     words = host.words("ping", "-i", "0.02", "-W", "1", address, inside=name)
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as pings:
         assert pings.stdout is not None
-        pings.stdout.readline(), pings.stdout.readline()
+        shown = [pings.stdout.readline(), pings.stdout.readline()]
         act()
         host.run("pkill -INT -x ping")
-        summary = pings.stdout.read()
-    (sent, received) = re.findall(r"(\d+) packets transmitted, (\d+) received", summary)[0]
-    return int(sent) - int(received)
+        shown += pings.stdout.readlines()
+    answered = {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl=", "".join(shown))}
+    sent = int(re.findall(r"(\d+) packets transmitted", "".join(shown))[0])
+    return len(set(range(1, sent)) - answered)
 
 
 def test_traffic_goes_on_without_zebra_and_without_vnet_tui(pair: Fabric) -> None:

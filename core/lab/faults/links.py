@@ -183,7 +183,11 @@ LINKS = (
     Fault(
         "duplicate-mac", "web2 has web1's MAC address",
         (
+            # With new neighbour entries neither asks for the other's during the next seconds: web1's packets
+            # make the bridge learn its port again.
+            "ip -n api neigh flush dev eth0",
             "ip netns exec api ping -c 1 -W 1 -q 172.18.0.2",
+            "ip -n web1 neigh flush dev eth0",
             f"ip -n web2 link set eth0 address {_WEB1_MAC}",
             "ip netns exec web2 ping -c 1 -W 1 -q 172.18.0.1",  # the bridge learns the wrong port
         ),
