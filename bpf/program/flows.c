@@ -24,11 +24,16 @@ INLINE u32 slot_of(u32 ifindex)
 	return link ? link->slot : 0;
 }
 
+/* Return whether a frame has the MAC addresses of the flow's. */
+INLINE bool has_same_macs(const struct flow *flow, const u32 *eth)
+{
+	return !((flow->eth_in[0] ^ eth[0]) | (flow->eth_in[1] ^ eth[1]) | (flow->eth_in[2] ^ eth[2]));
+}
+
 /* Return whether a frame of this link is from the flow's, with its MAC addresses. */
 INLINE bool has_same_source(const struct flow *flow, u32 ifindex, const u32 *eth)
 {
-	return flow->in_ifindex == ifindex &&
-		!((flow->eth_in[0] ^ eth[0]) | (flow->eth_in[1] ^ eth[1]) | (flow->eth_in[2] ^ eth[2]));
+	return flow->in_ifindex == ifindex && has_same_macs(flow, eth);
 }
 
 /* Return whether a flow is valid for this frame. No flow has generation 0, a pause. */

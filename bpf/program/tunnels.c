@@ -155,9 +155,8 @@ int observe_sent(struct __sk_buff *skb)
 		return TO_KERNEL;
 	u32 tunnel = tunnel_of(data + ETH_HLEN);
 	struct flow *flow = find(&packet);
-	const u32 *eth = data + OUTER_SIZE;
 	if (!flow || !tunnel || flow->action != ACTION_TUNNEL || flow->rewrite || flow->out_ifindex != tunnel ||
-	    (flow->eth_in[0] ^ eth[0]) | (flow->eth_in[1] ^ eth[1]) | (flow->eth_in[2] ^ eth[2]) ||
+	    !has_same_macs(flow, data + OUTER_SIZE) ||
 	    !is_current(flow->checked, flow->epoch, flow->generation, config_now, now) || !is_same_flow(flow, &packet))
 		return TO_KERNEL;
 	struct key6 key = inner_key(&packet);
