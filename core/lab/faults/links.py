@@ -183,8 +183,8 @@ LINKS = (
     Fault(
         "duplicate-mac", "web2 has web1's MAC address",
         (
-            # With new neighbour entries neither asks for the other's during the next seconds: web1's packets
-            # make the bridge learn its port again.
+            # New neighbour entries aren't probed during the next seconds: any packet of web1, an answer too,
+            # makes the bridge learn its port again.
             "ip -n api neigh flush dev eth0",
             "ip netns exec api ping -c 1 -W 1 -q 172.18.0.2",
             "ip -n web1 neigh flush dev eth0",
