@@ -13,7 +13,7 @@ import pytest
 
 from core.plan.vxlan import vni_by_name
 from tests.support.machine import Machine, ok
-from tests.support.underlay import FrrDaemons, Underlay, container, underlay, wait_for_ping
+from tests.support.underlay import FrrDaemons, Underlay, container, joined, underlay, wait_for_ping
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("fastpath")]
@@ -127,10 +127,8 @@ def is_fast(talk: Talk, host: Machine, *links: str) -> bool:
 
 @pytest.fixture
 def pair() -> Iterator[Underlay]:
-    """Start two hosts with the static overlay `blue`, and a container on each."""
-    with underlay(2) as under:
-        for host in under.hosts:
-            ok(host, f"network join blue --ipv6 {under.remotes()}")
+    """Start two hosts with the static overlay `blue`."""
+    with joined(options="--ipv6") as under:
         yield under
 
 
@@ -188,9 +186,7 @@ def test_a_forgotten_mac_is_left_to_the_kernel(pair: Underlay) -> None:
 
 
 def test_a_container_that_moves_to_another_host_is_followed() -> None:
-    with underlay(3) as under:
-        for host in under.hosts:
-            ok(host, f"network join blue {under.remotes()}")
+    with joined(3) as under:
         one, other, third = under.hosts
         address = ends(under)[0]
         (inner,) = other.json("ip -j link show eth0", "b")

@@ -18,7 +18,7 @@ from core.netlink.clsact import LinkFilter
 from core.netlink.netns import entered
 from tests.kernel.test_fastpath_overlay import TUNNEL, Talk, accelerated, ends, is_fast
 from tests.support.machine import Machine, ok
-from tests.support.underlay import Underlay, underlay
+from tests.support.underlay import Underlay, joined, underlay
 from tests.support.waiting import scaled, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("fastpath")]
@@ -31,10 +31,8 @@ KINDS = {"SOCK_STREAM": socket.IPPROTO_TCP, "SOCK_DGRAM": socket.IPPROTO_UDP}
 
 @pytest.fixture
 def pair() -> Iterator[Underlay]:
-    """Start two hosts with the static overlay `blue`, and a container on each."""
-    with underlay(2) as under:
-        for host in under.hosts:
-            ok(host, f"network join blue --ipv6 {under.remotes()}")
+    """Start two hosts with the static overlay `blue`."""
+    with joined(options="--ipv6") as under:
         yield under
 
 

@@ -19,6 +19,7 @@ from tests.support.underlay import (
     addresses_of,
     container,
     flood_list,
+    joined,
     overlay_state,
     reaches,
     underlay,
@@ -35,9 +36,7 @@ CREATE = "network create blue --kind overlay --remote 192.0.2.2"
 @pytest.fixture
 def three() -> Iterator[Underlay]:
     """Start three hosts that have joined the overlay `blue`."""
-    with underlay(3) as found:
-        for host in found.hosts:
-            ok(host, f"network join blue {found.remotes()}")
+    with joined(3) as found:
         yield found
 
 

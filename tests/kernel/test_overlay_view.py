@@ -11,7 +11,7 @@ from core.diff import changes
 from core.plan.vxlan import vni_by_name
 from core.serialize import unpack
 from tests.support.machine import Machine, link, ok, read_json
-from tests.support.underlay import Underlay, addresses_of, container, underlay, wait_for_ping
+from tests.support.underlay import Underlay, addresses_of, container, joined, underlay, wait_for_ping
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.root
@@ -25,9 +25,8 @@ SOURCES = {"": "learned", "permanent": "static", "static": "static"}
 @pytest.fixture(scope="module")
 def three() -> Iterator[Underlay]:
     """Start three hosts of the overlay `blue`, each with a container that reached the others."""
-    with underlay(3) as found:
+    with joined(3) as found:
         for number, host in enumerate(found.hosts):
-            ok(host, f"network join blue {found.remotes()}")
             container(host, f"c{number}", "blue")
         for number, host in enumerate(found.hosts):
             for other, there in enumerate(found.hosts):

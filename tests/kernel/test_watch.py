@@ -177,6 +177,42 @@ def test_fast_counters_are_published_with_earlier_conntrack_entries(inside_host:
     assert pairs and all(fast >= table for fast, table in pairs)
 
 
+def fail_for_a_second(monkeypatch: pytest.MonkeyPatch, owner: object, method: str) -> None:
+    """Make a method of that object raise, until events about one change have come."""
+    call, end = getattr(owner, method), time.monotonic() + 1.0
+
+    def fail_or_call(*arguments: object) -> object:
+        if time.monotonic() < end:
+            raise OSError("no answer")
+        return call(*arguments)
+
+    monkeypatch.setattr(owner, method, fail_or_call)
+
+
+def test_a_link_that_a_failed_read_missed_is_read_later(
+    watched: Watched, host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_for_a_second(monkeypatch, watched.watcher, "_poll_namespaces")
+    host.run("ip link add br7 type bridge")
+    watched.until(lambda s: s.part_problems.get(Part.LINKS))
+    watched.until(lambda s: "br7" in names(s, host.inode) and not s.part_problems[Part.LINKS])
+
+
+def test_rules_that_a_failed_read_missed_are_read_with_the_next(
+    watched: Watched, host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.namespace("web")
+    web = host.inode_of("web")
+    watched.until(lambda s: web in s.firewalls)
+    fail_for_a_second(monkeypatch, watched.watcher._rule_meter, "feed")
+    host.run("nft table ip here { chain post { ; } ; }")
+    watched.until(lambda s: s.part_problems.get(Part.FIREWALL))
+    time.sleep(1.0)
+    host.run("nft table ip there { chain post { ; } ; }", inside="web")
+    watched.until(lambda s: not s.part_problems[Part.FIREWALL])
+    assert [chain.table for chain in watched.snapshot.firewalls[host.inode].chains] == ["here"]
+
+
 def test_after_a_failed_first_read_everything_is_read(
     inside_host: ThrowawayHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

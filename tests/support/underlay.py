@@ -108,6 +108,15 @@ def underlay(count: int = 2, family: int = 4, mtu: int = 1500, **environment: st
         yield found
 
 
+@contextmanager
+def joined(count: int = 2, options: str = "") -> Iterator[Underlay]:
+    """Start `count` hosts that have joined the static overlay `blue`, with those options."""
+    with underlay(count) as found:
+        for host in found.hosts:
+            ok(host, f"network join blue {options} {found.remotes()}")
+        yield found
+
+
 def container(host: Machine, name: str, network: str) -> str:
     """Create a container on a network; return its address."""
     ok(host, f"container create {name} --network {network}")
